@@ -7,10 +7,13 @@ In: ``config.json`` of a ``llava-hf/…-hf`` (``model_type: llava_onevision``) o
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Literal
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
+from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_json, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,3 +82,270 @@ class ModelConfig:
     image_token_id: int | None  # None: the checkpoint's tokenizer has no such token
     video_token_id: int | None
     dtype: str | None  # as the config says; the tensors decide
+
+
+# <|im_end|> of every Qwen2 tokenizer: the training format closes each turn with it.
+IM_END_ID = 151645
+
+_MOST_LAYERS = 1000
+_MOST_PINPOINTS = 4096
+
+
+def _siglip(image_size: int, patch_size: int, size: Literal["base", "large", "so400m"]) -> VisionConfig:
+    hidden, intermediate, layers, heads = {
+        "base": (768, 3072, 12, 12),
+        "large": (1024, 4096, 24, 16),
+        "so400m": (1152, 4304, 27, 16),
+    }[size]
+    return VisionConfig(image_size, patch_size, hidden, intermediate, layers, heads, layer_norm_eps=1e-6)
+
+
+# The towers that an lmms-lab config can name, as published: all their layers counted.
+SIGLIP_TOWERS = {
+    "google/siglip-so400m-patch14-384": _siglip(384, 14, "so400m"),
+    "google/siglip-so400m-patch14-224": _siglip(224, 14, "so400m"),
+    "google/siglip-base-patch16-224": _siglip(224, 16, "base"),
+    "google/siglip-base-patch16-256": _siglip(256, 16, "base"),
+    "google/siglip-base-patch16-384": _siglip(384, 16, "base"),
+    "google/siglip-base-patch16-512": _siglip(512, 16, "base"),
+    "google/siglip-large-patch16-256": _siglip(256, 16, "large"),
+    "google/siglip-large-patch16-384": _siglip(384, 16, "large"),
+}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read the shape of a checkpoint from ``config.json`` and, when it is there, ``generation_config.json``.
+
+    A key that is left out has the value that the reference implementation gives it (transformers 4.57 for
+    ``llava_onevision``, LLaVA-NeXT for ``llava``).
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        One description, whichever the format.
+
+    Raises:
+        UnsupportedCheckpointError: Another architecture, or something in it that is not exported.
+        CheckpointError: A file is missing or not JSON, a key is missing, or a value makes no sense.
+    """
+    root = Section(read_json(folder / "config.json"), "config.json: ")
+    if root.get("quantization_config") is not None:
+        raise UnsupportedCheckpointError(
+            "config.json: quantization_config is set, and a quantised checkpoint cannot be exported",
+            hint="export the original checkpoint and choose the precision of the bundle",
+        )
+    generation = folder / "generation_config.json"
+    stops = [Section(read_json(generation), f"{generation.name}: ")] if generation.is_file() else []
+    model_type = root.get("model_type")
+    if model_type == "llava_onevision":
+        return _read_hf(root, stops)
+    if model_type in ("llava", "llava_qwen"):
+        return _read_lmms_lab(root, stops, folder)
+    raise UnsupportedCheckpointError(f"config.json: model_type is {show(model_type)}", hint=SCOPE_HINT)
+
+
+def _read_hf(root: Section, stops: list[Section]) -> ModelConfig:
+    """``LlavaOnevisionConfig``, its defaults included."""
+    root.expect("architectures", ["LlavaOnevisionForConditionalGeneration"])
+    root.expect("projector_hidden_act", "gelu")
+    root.expect("multimodal_projector_bias", True)
+    root.expect("vision_feature_layer", -1)
+    root.expect("vision_feature_select_strategy", "full")
+    root.expect("use_image_newline_parameter", True)
+    so400m = SIGLIP_TOWERS["google/siglip-so400m-patch14-384"]
+    no_tower = root.get("vision_config") is None
+    vision = replace(so400m, layers=26) if no_tower else _read_vision(root.section("vision_config"))
+    text_section = root.section("text_config")
+    text_section.expect("model_type", "qwen2")
+    # transformers 4 obeys the flag of the text section, 5 that of the top level, and each saves the other
+    # as it comes. A head of its own beside a set flag is found out when the tensors are checked.
+    flags = [section.flag("tie_word_embeddings") for section in (text_section, root)]
+    text = _read_text(text_section, [*stops, text_section, root], tied=any(flags))
+    sides = [so400m.image_size * n for n in range(1, 7)]
+    pinpoints = root.get("image_grid_pinpoints", [[height, width] for height in sides for width in sides])
+    return ModelConfig(
+        format="hf",
+        vision=vision,
+        text=text,
+        aspect_ratio=_aspect_ratio(root, "vision_aspect_ratio", absent="anyres_max_9"),
+        grid_pinpoints=_pinpoints(pinpoints, vision.image_size),
+        image_token_id=_token_id(root, "image_token", 151646, text.vocab_size),
+        video_token_id=_token_id(root, "video_token", 151647, text.vocab_size),
+        dtype=_dtype(root),
+    )
+
+
+def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelConfig:
+    """``LlavaQwenConfig`` of LLaVA-NeXT; what is left out is what the ``getattr`` calls there fall back to.
+
+    ``mm_vision_select_layer`` is not looked at, as it is not there: the original's SigLIP class always drops
+    the tower's last layer and takes the output of the one before.
+    """
+    root.expect("architectures", ["LlavaQwenForCausalLM"])
+    root.expect("mm_projector_type", "mlp2x_gelu", absent="linear")
+    root.expect("mm_patch_merge_type", "spatial_unpad", absent="flat")
+    root.expect("mm_spatial_pool_mode", "bilinear")
+    root.expect("mm_spatial_pool_stride", 2)
+    root.expect("mm_newline_position", "one_token")
+    root.expect("mm_resampler_type", None)
+    root.expect("mm_use_im_start_end", False)
+    tower = _read_tower(root, folder)
+    root.expect("mm_hidden_size", tower.hidden_size)
+    if tower.layers < 2:
+        raise CheckpointError(
+            "the vision tower has one layer, and lmms-lab runs one less than there are", hint=DAMAGED_HINT
+        )
+    pinpoints = _pinpoints(_listed(root.get("image_grid_pinpoints"), tower.image_size), tower.image_size)
+    return ModelConfig(
+        format="lmms-lab",
+        vision=replace(tower, layers=tower.layers - 1),
+        text=_read_text(root, [*stops, root], tied=root.flag("tie_word_embeddings")),
+        aspect_ratio=_aspect_ratio(root, "image_aspect_ratio", absent="square"),
+        grid_pinpoints=tuple((height, width) for width, height in pinpoints),
+        image_token_id=None,
+        video_token_id=None,
+        dtype=_dtype(root),
+    )
+
+
+def _read_tower(root: Section, folder: Path) -> VisionConfig:
+    """The tower by its published name, or by a folder inside the checkpoint with a SigLIP ``config.json``."""
+    name = root.get("mm_vision_tower")
+    if not isinstance(name, str) or not name:
+        raise root.bad("mm_vision_tower", "the name of a SigLIP tower")
+    if name in SIGLIP_TOWERS:
+        return SIGLIP_TOWERS[name]
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    inside = not posix.is_absolute() and not windows.anchor and ".." not in windows.parts
+    if not inside or not (folder / name / "config.json").is_file():
+        raise UnsupportedCheckpointError(
+            f"config.json: mm_vision_tower is {show(name)}, no SigLIP tower that is known here",
+            hint=f"known are {', '.join(SIGLIP_TOWERS)}, or a folder inside the checkpoint",
+        )
+    section = Section(read_json(folder / name / "config.json"), f"{name}/config.json: ")
+    return _read_vision(
+        section.section("vision_config") if section.get("model_type") == "siglip" else section
+    )
+
+
+def _read_vision(section: Section) -> VisionConfig:
+    """``SiglipVisionConfig``, its defaults included."""
+    section.expect("model_type", "siglip_vision_model")
+    section.expect("hidden_act", "gelu_pytorch_tanh")
+    section.expect("num_channels", 3)
+    hidden, heads = section.integer("hidden_size", 768), section.integer("num_attention_heads", 12)
+    _check_heads(section, "hidden_size", hidden, "num_attention_heads", heads)
+    image_size = section.integer("image_size", 224)
+    return VisionConfig(
+        image_size=image_size,
+        patch_size=section.integer("patch_size", 16, most=image_size),
+        hidden_size=hidden,
+        intermediate_size=section.integer("intermediate_size", 3072),
+        layers=section.integer("num_hidden_layers", 12, most=_MOST_LAYERS),
+        heads=heads,
+        layer_norm_eps=section.number("layer_norm_eps", 1e-6),
+    )
+
+
+def _read_text(section: Section, stops: list[Section], *, tied: bool) -> TextConfig:
+    """``Qwen2Config``, its defaults included; ``stops`` are asked for bos and eos in their order."""
+    section.expect("hidden_act", "silu")
+    section.expect("use_sliding_window", False)
+    layers = section.integer("num_hidden_layers", 32, most=_MOST_LAYERS)
+    section.expect("layer_types", ["full_attention"] * layers)
+    hidden, heads = section.integer("hidden_size", 4096), section.integer("num_attention_heads", 32)
+    # Qwen2Config: left out means 32, null means as many as there are heads.
+    kv_heads = heads if section.is_null("num_key_value_heads") else section.integer("num_key_value_heads", 32)
+    _check_heads(section, "hidden_size", hidden, "num_attention_heads", heads)
+    _check_heads(section, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
+    section.expect("head_dim", hidden // heads)
+    vocab_size = section.integer("vocab_size", 151936)
+    last = vocab_size - 1
+    bos = [i for stop in stops for i in stop.integers("bos_token_id", least=0, most=last)]
+    eos = [i for stop in stops for i in stop.integers("eos_token_id", least=0, most=last)]
+    eos += [IM_END_ID] if last >= IM_END_ID else []
+    return TextConfig(
+        hidden_size=hidden,
+        intermediate_size=section.integer("intermediate_size", 22016),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        vocab_size=vocab_size,
+        context_length=section.integer("max_position_embeddings", 32768),
+        rope_theta=_rope_theta(section),
+        rms_norm_eps=section.number("rms_norm_eps", 1e-6),
+        tied=tied,
+        bos_id=bos[0] if bos else None,
+        eos_ids=tuple(dict.fromkeys(eos)),
+    )
+
+
+def _check_heads(section: Section, key: str, value: int, by_key: str, by: int) -> None:
+    if value % by:
+        raise UnsupportedCheckpointError(
+            f"{section.where}{key} is {value}, not divisible by {by_key} {by}", hint=DAMAGED_HINT
+        )
+
+
+def _rope_theta(section: Section) -> float:
+    """The base: in ``rope_theta`` from transformers 4, in ``rope_parameters`` from 5; never scaled."""
+    scaling, parameters = section.section("rope_scaling"), section.section("rope_parameters")
+    for rope in (scaling, parameters):
+        rope.expect("rope_type", "default")
+        rope.expect("type", "default")
+        rope.expect("factor", None)
+    return parameters.number("rope_theta", section.number("rope_theta", 10000.0))
+
+
+def _aspect_ratio(root: Section, key: str, *, absent: str) -> str:
+    value = root.get(key, absent)
+    if not isinstance(value, str) or not re.fullmatch(r"anyres(_max_[1-9]\d{0,3})?", value):
+        message = f"{root.where}{key} is {show(value)}, must be anyres or anyres_max_N"
+        raise UnsupportedCheckpointError(message, hint=SCOPE_HINT)
+    return value
+
+
+def _listed(value: object, image_size: int) -> object:
+    """The two written forms that LLaVA-NeXT's ``process_anyres_image`` takes, as a list of pairs.
+
+    ``"(1x1),...,(6x6)"`` is every grid from the first to the last, counted in tiles; anything else is a list
+    or tuple of Python's.
+    """
+    if not isinstance(value, str):
+        return value
+    corners = [(int(width), int(height)) for width, height in re.findall(r"\((\d{1,4})x(\d{1,4})\)", value)]
+    if not corners:
+        try:
+            return json.loads(value.replace("(", "[").replace(")", "]"))
+        except (ValueError, RecursionError):
+            return value
+    (width_from, height_from), (width_to, height_to) = corners[0], corners[-1]
+    widths, heights = range(width_from, width_to + 1), range(height_from, height_to + 1)
+    if len(widths) * len(heights) > _MOST_PINPOINTS:
+        return value
+    return [[width * image_size, height * image_size] for width in widths for height in heights]
+
+
+def _pinpoints(value: object, image_size: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of pixels in the order in which they are written, each a multiple of the tile's side."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_PINPOINTS:
+        message = f"config.json: image_grid_pinpoints is {show(value)}, must be a list of pairs"
+        raise CheckpointError(message, hint=DAMAGED_HINT)
+    for pair in value:
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(type(n) is int and n > 0 and n % image_size == 0 for n in pair):
+            message = f"config.json: image_grid_pinpoints has {show(pair)}, must be multiples of {image_size}"
+            raise CheckpointError(message, hint=DAMAGED_HINT)
+    return tuple((first, second) for first, second in value)
+
+
+def _token_id(root: Section, name: str, absent: int, vocab_size: int) -> int:
+    """An id that transformers 4 writes as ``image_token_index`` and 5 as ``image_token_id``."""
+    key = f"{name}_id" if root.get(f"{name}_id") is not None else f"{name}_index"
+    return root.integer(key, absent, least=0, most=vocab_size - 1)
+
+
+def _dtype(root: Section) -> str | None:
+    value = root.get("dtype", root.get("torch_dtype"))
+    return value if isinstance(value, str) else None

@@ -1,0 +1,364 @@
+"""A bundle: the folder that is copied to a device, and its manifest ``onevision.json``.
+
+In: a folder. Out: a :class:`Bundle` whose files are known to be there and of the right size (and, with
+``check=True``, of the right contents). Writing goes through :func:`write_bundle`: everything is made in a
+temporary folder beside the target, which takes the target's name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from onevision.errors import BundleError, OneVisionError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+SCHEMA_VERSION = 1
+#: Release of this package that first read a schema version: what an old installation is told to update to.
+READABLE_SINCE = {1: "0.1.0"}
+
+MANIFEST = "onevision.json"
+VISION = "vision.onnx"
+BACKBONE = "backbone.gguf"
+NEWLINE = "image_newline.npy"
+GOLDEN = "golden.npz"
+CARD = "README.md"
+REQUIRED = (VISION, BACKBONE, NEWLINE)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a bundle. ``precision`` is None for files that hold no weights."""
+
+    sha256: str
+    bytes: int
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where the weights come from. ``revision`` is the commit of a Hub repository, else None."""
+
+    repo: str
+    revision: str | None
+    format: str
+
+
+@dataclass(frozen=True)
+class VisionInfo:
+    """What the runtime needs to cut tiles. ``grid_pinpoints`` are (height, width) in pixels."""
+
+    image_size: int
+    patch_size: int
+    hidden: int
+    intermediate: int
+    layers: int
+    grid_pinpoints: tuple[tuple[int, int], ...]
+    aspect_ratio: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """Shape of the language model. ``bits_per_weight`` is measured on the file."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    context_length: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """Prompt format. ``template`` is a name of :data:`onevision.runtime.prompt.TEMPLATES`."""
+
+    template: str
+    system: str
+    image_token: str
+    video_token: str
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Frames sampled by default, and features per side of a frame after pooling."""
+
+    frames: int
+    pooled_side: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``onevision.json``. See :data:`SCHEMA_VERSION`."""
+
+    schema_version: int
+    name: str
+    size: str | None
+    variant: str | None
+    source: SourceInfo
+    created_by: dict[str, str]
+    vision: VisionInfo
+    backbone: BackboneInfo
+    prompt: PromptInfo
+    video: VideoInfo
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Text of the manifest: sorted, so that the same bundle gives the same bytes."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises:
+            BundleError: Not JSON, an unknown schema version, or keys missing or of another type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(
+                f"{where} is not valid JSON: {error}", hint="copy or export the bundle again"
+            ) from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise BundleError(f"{where} is not a bundle manifest: it has no schema_version")
+        if version not in READABLE_SINCE:
+            newer = version > SCHEMA_VERSION
+            raise BundleError(
+                f"{where} has schema version {version}, this onevision reads {SCHEMA_VERSION}",
+                hint="update onevision: pip install -U onevision" if newer else "export the bundle again",
+            )
+        return _build(cls, data, where)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest was read and whose files were found."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.folder / name
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files, in bytes."""
+        return sum(info.bytes for info in self.manifest.files.values())
+
+    def damage(self, *, checksums: bool) -> list[str]:
+        """What is wrong with the files, a line each; empty if nothing is.
+
+        Args:
+            checksums: Read every file and compare its sha256; otherwise compare sizes only.
+        """
+        found = []
+        for name, info in sorted(self.manifest.files.items()):
+            path = self.path(name)
+            if not path.is_file():
+                found.append(f"{name} is missing")
+            elif (size := path.stat().st_size) != info.bytes:
+                found.append(f"{name} has {size:,} bytes, the manifest says {info.bytes:,}")
+            elif checksums and sha256_of(path) != info.sha256:
+                found.append(f"{name} has changed: its sha256 is not the manifest's")
+        return found
+
+
+def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundle:
+    """Read a bundle's manifest and check its files: sizes always, checksums with ``check``.
+
+    Raises:
+        BundleError: No bundle there, or files that are missing, truncated or (``check``) changed.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise BundleError(
+            f"no bundle at {root}: there is no such folder",
+            hint="make one with: onevision export --size 0.5b -o FOLDER",
+        )
+    if not root.is_dir():
+        raise BundleError(f"{root} is a file, not a bundle folder", hint="give the folder that holds it")
+    path = root / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        hint = "give the folder that holds onevision.json"
+        if (root / "config.json").exists():
+            hint = f"this looks like a checkpoint: onevision export --source {root}"
+        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}", hint=hint) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {path}: {error}") from error
+    bundle = Bundle(root, Manifest.from_json(text, where=str(path)))
+    absent = [name for name in REQUIRED if name not in bundle.manifest.files]
+    if absent:
+        raise BundleError(f"{path} lists no {' and no '.join(absent)}", hint="export the bundle again")
+    if damage := bundle.damage(checksums=check):
+        raise BundleError(
+            f"bundle {root} is damaged: {'; '.join(damage)}", hint="copy or export the bundle again"
+        )
+    return bundle
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_of(paths: Iterable[Path], precisions: Mapping[str, str]) -> dict[str, FileInfo]:
+    """Sizes and checksums of finished files, by name.
+
+    Args:
+        paths: Files of a bundle, the manifest not among them.
+        precisions: Precision by file name, for the files that hold weights.
+    """
+    return {
+        path.name: FileInfo(sha256_of(path), path.stat().st_size, precisions.get(path.name))
+        for path in sorted(paths)
+    }
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse a place where no bundle should be written, before any work is done.
+
+    Raises:
+        UsageError: Something is there; with ``force``, something that is not a bundle.
+    """
+    if target.is_dir():
+        occupied = any(target.iterdir())
+        if occupied and not force:
+            raise UsageError(f"{target} exists", hint="choose another -o/--output, or --force to replace it")
+        if occupied and not (target / MANIFEST).is_file():
+            raise UsageError(f"{target} is not a bundle, so --force does not replace it")
+    elif target.exists() or target.is_symlink():
+        raise UsageError(f"{target} exists and is not a folder")
+
+
+@contextmanager
+def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes ``target`` if the body ends well.
+
+    Yields:
+        The folder to fill. On any exception, Ctrl-C included, it is removed and ``target`` is untouched.
+
+    Raises:
+        UsageError: See :func:`check_target`, or the parent folder cannot be written.
+        BundleError: The operating system refused a write: the disk is full, say.
+    """
+    check_target(target, force=force)
+    parent = target.absolute().parent
+    made = _make_parents(parent)
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))
+    except OSError as error:
+        _remove_empty(made)
+        raise UsageError(f"cannot write in {parent}: {error.strerror}") from error
+    try:
+        work.chmod(0o777 & ~_umask())
+        yield work
+        _swap(work, target)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        _remove_empty(made)
+        if isinstance(error, OSError) and not isinstance(error, OneVisionError):
+            raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
+        raise
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Make the missing parents; returns them, deepest first, so that a failure can take them away again."""
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove_empty(missing)
+        raise UsageError(f"cannot make the folder {parent}: {error.strerror}") from error
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _umask() -> int:
+    """The process's umask: mkdtemp makes private folders, a bundle is as readable as any other folder."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Rename ``work`` to ``target``; an old bundle there steps aside first and is deleted after."""
+    if not target.exists():
+        work.rename(target)
+        return
+    old = work.with_suffix(".old")
+    target.rename(old)
+    try:
+        work.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _build(kind: type[T], data: object, where: str, key: str = "") -> T:
+    """Make dataclass ``kind`` from parsed JSON, checking that each key is there and of its type."""
+    if not isinstance(data, dict):
+        raise BundleError(f"{where}: {key or 'the manifest'} is not an object")
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        name = f"{key}.{item.name}" if key else item.name
+        if item.name not in data:
+            raise BundleError(f"{where}: {name} is missing", hint="export the bundle again")
+        values[item.name] = _convert(hints[item.name], data[item.name], where, name)
+    return kind(**values)
+
+
+def _convert(hint: Any, value: object, where: str, key: str) -> Any:  # noqa: ANN401
+    """Convert one JSON value to an annotated type: tuples for lists, dataclasses for objects."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return _build(hint, value, where, key)  # type: ignore[arg-type]
+    if hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        return None if value is None else _convert(arguments[0], value, where, key)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_convert(kind, item, where, f"{key}[]") for kind, item in pairs)
+    elif origin is dict and isinstance(value, dict):
+        return {name: _convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif origin is None and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    raise BundleError(f"{where}: {key} has a value of the wrong type", hint="export the bundle again")

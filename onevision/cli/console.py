@@ -1,0 +1,103 @@
+"""What the commands share: options, errors, JSON, and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onevision.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
+Model = Annotated[
+    Path | None,
+    typer.Option("-m", "--model", envvar="ONEVISION_MODEL", help="The bundle's folder.", show_default=False),
+]
+Device = Annotated[
+    str, typer.Option(help="[bold]cpu[/], [bold]cuda[/], or [bold]auto[/]: the best there is.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [dim]default: all cores[/]")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+CheckSums = Annotated[bool, typer.Option("--check", help="Compare checksums of all files, not only sizes.")]
+
+
+def bundle_folder(model: Path | None) -> Path:
+    """The bundle that ``-m`` names.
+
+    Raises:
+        UsageError: None was named.
+    """
+    if model is None:
+        raise UsageError(
+            "no bundle was given", hint="-m FOLDER; make one with: onevision export --size 0.5b -o FOLDER"
+        )
+    return model
+
+
+def one_of(value: str, known: tuple[str, ...], option: str) -> Any:  # noqa: ANN401
+    """``value`` if it is one of the names of a Literal.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if value not in known:
+        raise UsageError(f"{option} is {value!r}", hint=f"one of {', '.join(known)}")
+    return value
+
+
+def print_error(message: str, hint: str | None) -> None:
+    """An error as the user sees it, on stderr."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def print_warning(message: str) -> None:
+    """Something unexpected that is no error, on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(data, ensure_ascii=False))
+
+
+def stderr() -> Console:
+    """A rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+class ConsoleSteps:
+    """Long work, step by step: bars on a terminal, a line when a step ends elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = stderr()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Show a step while the body runs, and how long it took."""
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        started = time.perf_counter()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        ) as bars:
+            task = bars.add_task(name, total=None)
+            yield lambda fraction: bars.update(task, total=1.0, completed=fraction)
+        self._console.print(f"[green]✓[/] {name} [dim]{time.perf_counter() - started:.1f} s[/]")
+
+    def note(self, text: str) -> None:
+        """A line between steps."""
+        self._console.print(f"  {text}", style="dim", markup=False)

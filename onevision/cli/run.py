@@ -1,0 +1,192 @@
+"""``onevision run``: one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from onevision.cli.console import (
+    CheckSums,
+    Device,
+    Json,
+    Model,
+    Threads,
+    bundle_folder,
+    one_of,
+    print_json,
+    print_warning,
+    stderr,
+)
+from onevision.errors import PromptError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onevision.runtime.answer import Answer, Progress
+
+EXAMPLES = """
+Ask about a picture, several pictures or a video.
+
+[dim]onevision run "What is on the table?" --image photo.jpg -m bundle[/]
+[dim]onevision run "Which one is newer?" -i a.png -i b.png -m bundle[/]
+[dim]onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle[/]
+[dim]cat question.txt | onevision run - --image scan.tiff --json -m bundle[/]
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run", help=EXAMPLES)(run)
+
+
+def run(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The question; [bold]-[/] reads it from stdin.", show_default=False)
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("-i", "--image", help="A picture; repeat it for several.", show_default=False),
+    ] = None,
+    video: Annotated[Path | None, typer.Option("-v", "--video", help="A video.", show_default=False)] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a prompt: a JSON file with a conversation, OpenAI style.", show_default=False
+        ),
+    ] = None,
+    model: Model = None,
+    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy: the same answer every time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End the answer before this text; repeatable.", show_default=False),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames taken from a video. [dim]default: the bundle's, 32[/]")
+    ] = None,
+    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as EXIF says.")] = True,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Prompt format: [bold]training[/] or [bold]hf[/] (the Hub's).", show_default=False),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.", show_default=False)] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    check: CheckSums = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no statistics.")] = False,
+) -> None:
+    """Ask about a picture, several pictures or a video."""
+    from onevision.runtime import device as devices
+    from onevision.runtime.engine import OneVision
+
+    question: dict[str, Any] = _question(prompt, image or [], video, messages)
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "frames": frames,
+        "exif": exif,
+        "template": template,
+        "system": system,
+    }
+    where = one_of(device, get_args(devices.Device), "--device")
+    with (
+        OneVision.load(bundle_folder(model), device=where, threads=threads, check=check) as loaded,
+        _progress(shown=not quiet) as on_progress,
+    ):
+        stream = loaded.stream(**question, on_progress=on_progress, **options)
+        for piece in stream:
+            if not as_json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        answer = stream.answer
+    if as_json:
+        print_json(answer.to_dict())
+    else:
+        sys.stdout.write("\n")
+    if not quiet:
+        for warning in answer.warnings:
+            print_warning(warning)
+        if not as_json:
+            _print_statistics(answer)
+
+
+def _question(
+    prompt: str | None, images: list[Path], video: Path | None, messages: Path | None
+) -> dict[str, Any]:
+    """Arguments of :meth:`OneVision.stream`."""
+    if messages is None:
+        if prompt is None:
+            raise UsageError("there is no prompt", hint='onevision run "What is in the picture?" --image P')
+        if prompt == "-":
+            prompt = sys.stdin.read().strip()
+        return {"prompt": prompt, "images": images, "video": video}
+    if prompt is not None or images or video is not None:
+        raise UsageError("--messages stands alone: no prompt, --image or --video beside it")
+    try:
+        return {"messages": json.loads(messages.read_text(encoding="utf-8"))}
+    except OSError as error:
+        raise PromptError(f"cannot read {messages}: {error.strerror}") from error
+    except ValueError as error:
+        raise PromptError(f"{messages} is not valid JSON: {error}") from error
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Progress | None]:
+    """A bar for the tiles and for the prompt, gone when the first word comes; on a terminal only."""
+    console = stderr()
+    if not shown or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Bars(*columns, console=console, transient=True)
+    names = {"encode": "encoding tiles", "prefill": "reading the prompt"}
+    tasks: dict[str, Any] = {}
+
+    def update(stage: str, done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(names.get(stage, stage), total=total)
+        bars.update(tasks[stage], completed=done)
+        if stage == "prefill" and done == total:
+            bars.stop()
+
+    try:
+        yield update
+    finally:
+        bars.stop()
+
+
+def _print_statistics(answer: Answer) -> None:
+    usage, times = answer.usage, answer.timings
+    console = stderr()
+    if not console.is_terminal:
+        return
+    steps = usage.completion_tokens - 1
+    speed = f", {steps / (times.total - times.ttft) * 1e3:.1f} tokens/s" if steps > 0 else ""
+    pictures = f"{usage.tiles} tiles, {usage.image_tokens:,} of " if usage.tiles else ""
+    console.print(
+        f"{pictures}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
+        f"{speed}; loaded in {times.load / 1e3:.2f} s",
+        style="dim",
+    )

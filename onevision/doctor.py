@@ -1,0 +1,122 @@
+"""What this machine can do for a bundle, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from onevision import __version__
+from onevision.runtime.device import default_threads
+
+#: Modules by the extra that brings them.
+EXTRAS = {
+    "export": ("torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub"),
+    "video": ("av",),
+}
+#: Instruction sets that the quantised kernels of llama.cpp and ONNX Runtime gain from, as Linux names them.
+_CPU_FLAGS = (
+    "avx", "avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Health:
+    """Facts by name, and advice a sentence each."""
+
+    facts: dict[str, Any]
+    advice: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``onevision doctor --json`` prints."""
+        return {**self.facts, "advice": list(self.advice)}
+
+
+def examine() -> Health:
+    """Look at the processor, memory, libraries and devices."""
+    import llama_cpp
+    import onnxruntime
+
+    from onevision.runtime.llama_log import silence_llama
+
+    silence_llama()
+    memory = psutil.virtual_memory()
+    build = llama_cpp.llama_print_system_info().decode(errors="replace")
+    offload = bool(llama_cpp.llama_supports_gpu_offload())
+    providers = onnxruntime.get_available_providers()
+    missing = {extra: [name for name in names if find_spec(name) is None] for extra, names in EXTRAS.items()}
+    facts = {
+        "onevision": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpu_flags": _cpu_flags(),
+        "cores": {
+            "physical": psutil.cpu_count(logical=False),
+            "logical": os.cpu_count(),
+            "used": default_threads(),
+        },
+        "memory_bytes": {"total": memory.total, "available": memory.available},
+        "onnxruntime": {"version": onnxruntime.__version__, "providers": providers},
+        "llama_cpp": {
+            "version": llama_cpp.__version__,
+            "build": [part.strip() for part in build.replace(":", "|").split("|") if part.strip()],
+            "gpu_offload": offload,
+        },
+        "packages": {name: _version(name) for name in ("numpy", "pillow", "av", "torch", "transformers")},
+    }
+    return Health(facts, tuple(_advice(build, missing, facts)))
+
+
+def _advice(build: str, missing: dict[str, list[str]], facts: dict[str, Any]) -> list[str]:
+    advice = []
+    for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX512")):
+        if flag in facts["cpu_flags"] and f"{name} = 1" not in build:
+            advice.append(
+                f"llama.cpp was built without {name}, which this processor has: reinstall llama-cpp-python"
+            )
+    if facts["memory_bytes"]["available"] < 4 * 2**30:
+        advice.append("less than 4 GiB of memory are free: use a quantised backbone and fewer tiles")
+    for extra, names in missing.items():
+        if names:
+            advice.append(f"{extra} is not installed ({', '.join(names)}): pip install 'onevision[{extra}]'")
+    gpu = "CUDAExecutionProvider" in facts["onnxruntime"]["providers"]
+    if gpu != facts["llama_cpp"]["gpu_offload"] and sys.platform != "darwin":
+        has, lacks = ("ONNX Runtime", "llama.cpp") if gpu else ("llama.cpp", "ONNX Runtime")
+        advice.append(f"{has} can use a GPU and {lacks} cannot: half of the work stays on the CPU")
+    return advice
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model", "Hardware")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    """Those of :data:`_CPU_FLAGS` that the processor has; empty where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return []
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(("flags", "Features")):
+            there = set(line.split(":", 1)[1].split())
+            return [flag for flag in _CPU_FLAGS if flag in there]
+    return []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

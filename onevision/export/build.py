@@ -1,0 +1,227 @@
+"""The export, from a checkpoint to a proven bundle.
+
+``checkpoint -> vision.onnx -> backbone.gguf -> image_newline.npy -> golden.npz -> verify -> README.md``.
+Everything is made in a temporary folder that becomes the bundle only after its own verification passed.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from onevision.bundle import (
+    BACKBONE,
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    NEWLINE,
+    SCHEMA_VERSION,
+    VISION,
+    BackboneInfo,
+    Bundle,
+    Manifest,
+    PromptInfo,
+    SourceInfo,
+    VideoInfo,
+    VisionInfo,
+    check_target,
+    files_of,
+    write_bundle,
+)
+from onevision.errors import ExportError
+from onevision.export.backbone import export_backbone
+from onevision.export.card import model_card
+from onevision.export.checkpoint import Checkpoint
+from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.reference import Reference, fits_in_memory, golden_cases
+from onevision.export.tokenizer import read_tokenizer
+from onevision.export.vision import export_vision
+from onevision.golden import save_golden
+from onevision.runtime.engine import OneVision
+from onevision.runtime.prompt import DEFAULT_SYSTEM
+from onevision.verify import Report, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from onevision.export.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.export.hub import FetchedCheckpoint
+    from onevision.export.vision import VisionPrecision
+
+#: Frames sampled from a video by default (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
+DEFAULT_FRAMES = 32
+#: Pixels are scaled to [-1, 1] (reference: ``siglip_encoder.py``).
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+class Steps(Protocol):
+    """Where the export tells what it is doing."""
+
+    def step(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
+        """A step begins; the value takes the fraction that is done, and the step ends with the body."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to make of a checkpoint."""
+
+    vision: VisionPrecision = "fp32"
+    backbone: BackbonePrecision = "q8_0"
+    size: str | None = None  # for the manifest
+    variant: str | None = None  # for the manifest
+    name: str | None = None  # None: the repository's or folder's
+    threads: int | None = None
+    force: bool = False  # replace a bundle that is there
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle just written."""
+
+    bundle: Bundle
+    backbone: BackboneReport
+    report: Report
+
+
+def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, steps: Steps) -> Exported:
+    """Make a bundle of a checkpoint, and prove it.
+
+    Args:
+        source: A checkpoint on this machine.
+        target: Folder of the bundle; it must not exist, or be empty, unless ``options.force``.
+        options: Precisions and names.
+        steps: Told what goes on.
+
+    Raises:
+        UsageError: Something stands at ``target``.
+        CheckpointError: The checkpoint is damaged, or of something else.
+        ExportError: A conversion failed, or its result is not what the reference computes.
+    """
+    check_target(target, force=options.force)
+    with Checkpoint.open(source.folder) as checkpoint, write_bundle(target, force=options.force) as folder:
+        banned = read_tokenizer(checkpoint.folder, checkpoint.config).never_sampled
+        name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
+        with steps.step(f"vision encoder to ONNX ({options.vision})"):
+            export_vision(checkpoint, folder / VISION, precision=options.vision)
+        with steps.step(f"backbone to GGUF ({options.backbone})") as progress:
+            backbone = export_backbone(
+                checkpoint,
+                folder / BACKBONE,
+                options.backbone,
+                name=name,
+                threads=options.threads,
+                progress=progress,
+            )
+        steps.note(backbone.summary)
+        newline = checkpoint.tensor("model.image_newline").float().numpy()
+        np.save(folder / NEWLINE, newline, allow_pickle=False)
+        _write_golden(checkpoint, folder / GOLDEN, banned, steps)
+        manifest = _manifest(checkpoint, source, options, name, backbone)
+        precisions = {VISION: options.vision, BACKBONE: options.backbone}
+        manifest = replace(manifest, files=files_of(folder.iterdir(), precisions))
+        with steps.step("verifying the bundle"):
+            report = _prove(Bundle(folder, manifest), options.threads)
+        quality: dict[str, Any] = {"verify": report.to_dict()}
+        manifest = replace(manifest, quality=quality)
+        (folder / CARD).write_text(model_card(manifest, backbone, report), encoding="utf-8")
+        manifest = replace(manifest, files=manifest.files | files_of([folder / CARD], {}))
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Exported(Bundle(target, manifest), backbone, report)
+
+
+def _write_golden(checkpoint: Checkpoint, path: Path, banned: tuple[int, ...], steps: Steps) -> None:
+    whole = fits_in_memory(checkpoint.config)
+    if not whole:
+        steps.note("the language model is too large for this memory: its reference ends at the visual tokens")
+    with steps.step("reference vectors"):
+        save_golden(path, golden_cases(Reference(checkpoint, backbone=whole), banned))
+    gc.collect()  # the reference model is cyclic garbage as large as the checkpoint
+
+
+def _prove(bundle: Bundle, threads: int | None) -> Report:
+    """Verify the files just written.
+
+    Raises:
+        ExportError: The bundle does not compute what the reference does.
+    """
+    from onevision.golden import load_golden
+
+    with OneVision(bundle, device="cpu", threads=threads) as model:
+        report = verify(model, load_golden(bundle.path(GOLDEN)))
+    for case in report.cases:
+        for stage in case.stages:
+            if stage.passed is False:
+                error = stage.relative_error if stage.relative_error is not None else stage.max_error
+                raise ExportError(
+                    f"the bundle is not what the reference computes: {stage.stage} of the {case.name} case "
+                    f"differ by {error} (tolerance {stage.tolerance})",
+                    hint="nothing was written; see if --vision fp32 --backbone f32 does better",
+                )
+    return report
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    source: FetchedCheckpoint,
+    options: ExportOptions,
+    name: str,
+    backbone: BackboneReport,
+) -> Manifest:
+    config = checkpoint.config
+    vision, text = config.vision, config.text
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        size=options.size,
+        variant=options.variant,
+        # Of a local folder only the name is kept: paths of this machine are nobody's business.
+        source=SourceInfo(source.repo or source.folder.resolve().name, source.revision, config.format),
+        created_by={
+            "onevision": version("onevision"),
+            "torch": version("torch"),
+            "onnxruntime": _onnxruntime_version(),
+            "llama_cpp": version("llama-cpp-python"),
+        },
+        vision=VisionInfo(
+            vision.image_size,
+            vision.patch_size,
+            vision.hidden_size,
+            vision.intermediate_size,
+            vision.layers,
+            config.grid_pinpoints,
+            config.aspect_ratio,
+            MEAN,
+            STD,
+        ),
+        backbone=BackboneInfo(
+            text.hidden_size,
+            text.intermediate_size,
+            text.layers,
+            text.heads,
+            text.kv_heads,
+            text.context_length,
+            text.vocab_size,
+            text.eos_ids,
+            backbone.bits_per_weight,
+        ),
+        prompt=PromptInfo("training", DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN),
+        video=VideoInfo(DEFAULT_FRAMES, -(-vision.side // 2)),
+    )
+
+
+def _onnxruntime_version() -> str:
+    """Of whichever distribution brought it (onnxruntime, onnxruntime-gpu, …)."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)

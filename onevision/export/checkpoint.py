@@ -1,0 +1,305 @@
+"""The weights of a checkpoint, checked whole and read one at a time.
+
+In: a folder with ``config.json`` and ``model.safetensors``, or shards with their index. Out: tensors by their
+canonical names (:mod:`onevision.export.tensors`), in the type they are stored in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Literal, cast
+
+from onevision.errors import CheckpointError, UnsupportedCheckpointError
+from onevision.export.config import read_config
+from onevision.export.section import DAMAGED_HINT, Section, read_json, show
+from onevision.export.tensors import (
+    EMBEDDING,
+    HEAD,
+    canonical_name,
+    expected_tensors,
+    is_unused,
+    optional_tensors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from onevision.export.config import ModelConfig
+
+StoredType = Literal["F32", "F16", "BF16"]
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+PICKLE_HINT = (
+    "a pickle can run any code when it is read: on a machine that you can trust it with, load it with the "
+    "library that wrote it and save it with save_pretrained(…, safe_serialization=True)"
+)
+
+_BYTES: dict[StoredType, int] = {"F32": 4, "F16": 2, "BF16": 2}
+_LFS_POINTER = b"version https://git-lfs"
+_FOLDER_HINT = "name the folder that holds config.json and the weights"
+_LISTED = 8
+_ROWS_COMPARED = 4096
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies, as the header of its file tells."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """A checkpoint whose every tensor is known to be there, with the shape that its config asks for.
+
+    No file stays open: each tensor is mapped when it is asked for and unmapped with its last reference, so
+    that a conversion that takes one after the other needs the memory of the largest.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its shape.
+        names: Canonical names of all tensors, unused ones left out; ``lm_head.weight`` only when untied.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, stored: Mapping[str, _Stored]) -> None:
+        self.folder = folder
+        self.config = config
+        self._stored = dict(stored)
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read the config and the headers, and check every tensor for presence, shape and type.
+
+        Args:
+            folder: The checkpoint's folder.
+
+        Raises:
+            UnsupportedCheckpointError: Another architecture, pickles only, or quantised weights.
+            CheckpointError: Files are missing or damaged, or the tensors are not what the config says.
+        """
+        try:
+            is_empty = next(folder.iterdir(), None) is None
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no folder {folder}", hint=_FOLDER_HINT) from None
+        except NotADirectoryError:
+            raise CheckpointError(
+                f"{folder} is a file, not the folder of a checkpoint", hint=_FOLDER_HINT
+            ) from None
+        except OSError as error:
+            raise _damaged(folder, error) from error
+        if is_empty:
+            raise CheckpointError(f"{folder} is empty", hint=_FOLDER_HINT)
+        config = read_config(folder)
+        stored = _by_canonical_name(_read_headers(folder))
+        _check(folder, config, stored)
+        if config.text.tied and HEAD in stored:
+            _check_same_head(stored[EMBEDDING], stored[HEAD])
+        known = {**expected_tensors(config), **optional_tensors(config)}
+        return cls(folder, config, {name: stored[name] for name in known if name in stored})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of all tensors."""
+        return tuple(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._stored[name].shape
+
+    def dtype(self, name: str) -> StoredType:
+        """Type in which a tensor is stored."""
+        return cast("StoredType", self._stored[name].dtype)
+
+    def bytes_of(self, prefix: str = "") -> int:
+        """Bytes that the tensors whose names start so take in their stored type."""
+        names = [name for name in self.names if name.startswith(prefix)]
+        return sum(math.prod(self.shape(name)) * _BYTES[self.dtype(name)] for name in names)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, mapped from its file: pages are read when they are touched.
+
+        Args:
+            name: A canonical name.
+
+        Raises:
+            CheckpointError: The file has changed since it was opened.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        stored = self._stored[name]
+        try:
+            with safe_open(stored.file, framework="pt") as file:
+                return cast("torch.Tensor", file.get_tensor(stored.name))
+        except (OSError, SafetensorError) as error:
+            raise _damaged(stored.file, error) from error
+
+    def close(self) -> None:
+        """Forget the tensors; asking for one afterwards is a KeyError."""
+        self._stored.clear()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a checkpoint; a single file goes before an index, as in transformers.
+
+    Raises:
+        UnsupportedCheckpointError: There are pickles alone.
+        CheckpointError: There are no weights, or the index is damaged or names a file that is missing.
+    """
+    if (folder / SINGLE_FILE).exists():
+        return (folder / SINGLE_FILE,)
+    if (folder / INDEX_FILE).exists():
+        files = tuple(folder / shard for shard in dict.fromkeys(_read_index(folder / INDEX_FILE).values()))
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {_some(missing)}, which {INDEX_FILE} names",
+                hint="fetch the checkpoint again",
+            )
+        return files
+    names = sorted(path.name for path in folder.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        hint = f"weights are {SINGLE_FILE}, or shards with {INDEX_FILE}: fetch what is missing"
+        raise CheckpointError(
+            f"{folder} has safetensors files but neither {SINGLE_FILE} nor an index", hint=hint
+        )
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        message = f"{folder} has its weights only as pickles ({_some(pickles)})"
+        raise UnsupportedCheckpointError(message, hint=PICKLE_HINT)
+    raise CheckpointError(f"{folder} has no weights", hint=f"{SINGLE_FILE} is looked for, or {INDEX_FILE}")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Which file has which tensor, by their stored names."""
+    shards = Section(read_json(path), f"{path.name}: ").get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{path} has no weight_map", hint=DAMAGED_HINT)
+    for shard in shards.values():
+        is_name = isinstance(shard, str) and PurePosixPath(shard).name == PureWindowsPath(shard).name == shard
+        if not is_name or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path} names {show(shard)}, which is no safetensors file beside it", hint=DAMAGED_HINT
+            )
+    return shards
+
+
+def _read_headers(folder: Path) -> list[_Stored]:
+    """What the files of a checkpoint say they hold; an index must agree with them."""
+    files = weight_files(folder)
+    found = [stored for path in files for stored in _read_header(path)]
+    if files[0].name != SINGLE_FILE:
+        held = {(stored.file.name, stored.name) for stored in found}
+        index = _read_index(folder / INDEX_FILE)
+        absent = [f"{name} in {shard}" for name, shard in index.items() if (shard, name) not in held]
+        if absent:
+            message = f"{folder / INDEX_FILE} names tensors that are not there: {_some(absent)}"
+            raise CheckpointError(
+                message, hint="index and shards are of different checkpoints: fetch them again"
+            )
+    return found
+
+
+def _read_header(path: Path) -> list[_Stored]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as start:
+            is_pointer = start.read(len(_LFS_POINTER)) == _LFS_POINTER
+        if is_pointer:
+            hint = "run `git lfs pull` in the folder, or fetch the checkpoint again"
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights", hint=hint)
+        with safe_open(path, framework="np") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return [
+                _Stored(path, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()
+            ]
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _by_canonical_name(found: Iterable[_Stored]) -> dict[str, _Stored]:
+    named: dict[str, _Stored] = {}
+    for stored in found:
+        other = named.setdefault(canonical_name(stored.name), stored)
+        if other is not stored:
+            places = " and ".join(f"{copy.name} in {copy.file.name}" for copy in (other, stored))
+            hint = "the folder mixes files of two checkpoints: fetch one into a folder of its own"
+            raise CheckpointError(f"{places} are the same tensor", hint=hint)
+    return named
+
+
+def _check(folder: Path, config: ModelConfig, stored: Mapping[str, _Stored]) -> None:
+    """Compare the headers with what the config asks for, and list every difference."""
+    expected = expected_tensors(config)
+    shapes = {**expected, **optional_tensors(config)}
+    if config.text.tied:
+        shapes[HEAD] = shapes[EMBEDDING]
+    missing = [name for name in expected if name not in stored]
+    extra = [
+        found.name for name, found in stored.items() if name not in shapes and not is_unused(name, config)
+    ]
+    misshapen = [
+        f"{name} is {list(stored[name].shape)} and should be {list(shape)}"
+        for name, shape in shapes.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    faults = {"missing": missing, "unexpected": extra, "of the wrong shape": misshapen}
+    if any(faults.values()):
+        told = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+        hint = "weights and config.json are of different checkpoints, or a part was left out"
+        raise CheckpointError(f"{folder} has not the tensors that config.json asks for: {told}", hint=hint)
+    by_type: dict[str, list[str]] = defaultdict(list)
+    for name in shapes:
+        if name in stored and stored[name].dtype not in _BYTES:
+            by_type[stored[name].dtype].append(name)
+    if by_type:
+        told = "; ".join(f"{len(names)} as {dtype}: {_some(names)}" for dtype, names in by_type.items())
+        hint = "only F32, F16 and BF16 can be exported: take the original instead of a quantised checkpoint"
+        raise UnsupportedCheckpointError(f"{folder} stores tensors in other types: {told}", hint=hint)
+
+
+def _check_same_head(embedding: _Stored, head: _Stored) -> None:
+    """A head that is stored although it is tied must be the embedding, or one of the two would be lost.
+
+    Both are read once, some rows at a time; the published tied files do not store it.
+    """
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(embedding.file, framework="pt") as one, safe_open(head.file, framework="pt") as other:
+        first, second = one.get_slice(embedding.name), other.get_slice(head.name)
+        for row in range(0, embedding.shape[0], _ROWS_COMPARED):
+            rows = slice(row, row + _ROWS_COMPARED)
+            if not torch.equal(first[rows].float(), second[rows].float()):
+                raise CheckpointError(
+                    "config.json sets tie_word_embeddings, but lm_head.weight differs from the embedding",
+                    hint="set tie_word_embeddings to false, at the top and in text_config, to keep that head",
+                )
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, OSError):
+        return CheckpointError(f"cannot read {path}: {error.strerror or error}")
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    return CheckpointError(f"{path} is truncated or corrupt: {reason}", hint="fetch the checkpoint again")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,293 @@
+"""A checkpoint's Qwen2 tokenizer, laid out row by row as GGUF wants it.
+
+In: ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``, and the added tokens of the files beside them.
+Out: a :class:`Tokenizer` with one token and one type for every row of the embedding. Only byte-level BPE with
+Qwen2's pre-tokenizer and NFC is accepted: anything else would be split differently by llama.cpp.
+
+llama.cpp's own ``qwen2`` pre-tokenizer was compared with the tokenizers library over all code points. Classes
+differ only for letters and digits that are new in Unicode 16, and ``'ſ`` counts as the contraction ``'s`` in
+the library alone. No merge of Qwen2's vocabulary spans such a place, so the ids are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from onevision.errors import CheckpointError, UnsupportedCheckpointError
+from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_json, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onevision.export.config import ModelConfig
+
+END_OF_TEXT = "<|endoftext|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+
+#: Qwen2's pre-tokenizer (transformers, ``tokenization_qwen2.PRETOKENIZE_REGEX``).
+PRE_TOKENIZER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+#: ChatML as in training (LLaVA-NeXT ``conv_qwen``), which differs from the template on the Hub.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+class TokenType(IntEnum):
+    """GGUF's token types (``tokenizer.ggml.token_type``)."""
+
+    NORMAL = 1
+    CONTROL = 3  # never matched in a user's text
+    USER_DEFINED = 4  # matched before the text is split
+    UNUSED = 5  # a row of the embedding without a token
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Byte-level BPE. ``tokens`` and ``types`` have one entry for each of the embedding's rows.
+
+    Vocabulary tokens are written in GPT-2's byte alphabet (:func:`byte_alphabet`), added tokens as they are.
+    """
+
+    tokens: tuple[str, ...]
+    types: tuple[TokenType, ...]
+    merges: tuple[str, ...]  # "left right", best first
+    bos_id: int | None
+    eos_id: int  # ends generation; llama.cpp adds im_end and end-of-text by their names
+    pad_id: int
+    im_start_id: int
+    im_end_id: int
+    image_id: int | None  # None: lmms-lab tokenizers have no such token, and nobody needs its id
+    video_id: int | None
+
+    @property
+    def never_sampled(self) -> tuple[int, ...]:
+        """Ids that no answer may hold: rows without a token, and the places of pictures and videos."""
+        unused = [index for index, kind in enumerate(self.types) if kind is TokenType.UNUSED]
+        return tuple(index for index in (self.image_id, self.video_id, *unused) if index is not None)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the files say, before it is laid out."""
+
+    vocabulary: dict[str, int]
+    merges: tuple[str, ...]
+    added: dict[int, tuple[str, bool]]  # text, special
+    file: Path
+
+
+def byte_alphabet() -> tuple[str, ...]:
+    """The 256 characters that stand for bytes 0 to 255 in GPT-2's vocabulary files."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + index) for index, byte in enumerate(others)})
+    return tuple(characters[byte] for byte in range(256))
+
+
+def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """Read a checkpoint's tokenizer.
+
+    Args:
+        folder: The checkpoint's folder.
+        config: Its shape; ``config.text.vocab_size`` is the number of rows.
+
+    Raises:
+        CheckpointError: No tokenizer, damaged files, or ids that contradict each other or the embedding.
+        UnsupportedCheckpointError: Another kind of tokenizer.
+    """
+    source = _read_source(folder)
+    rows = config.text.vocab_size
+    tokens, types = _lay_out(source, rows)
+    _check_merges(source)
+    added = {text: index for index, (text, _) in source.added.items()}
+    missing = [text for text in (END_OF_TEXT, IM_START, IM_END) if text not in added]
+    if missing:
+        raise UnsupportedCheckpointError(f"{source.file} has no token {' and no '.join(missing)}")
+    eos_ids = config.text.eos_ids or (added[IM_END],)
+    for index in (config.text.bos_id, *eos_ids):
+        if index is not None and (index >= rows or types[index] is TokenType.UNUSED):
+            raise CheckpointError(f"config.json names token {index}, which {source.file} does not have")
+    return Tokenizer(
+        tokens=tokens,
+        types=types,
+        merges=source.merges,
+        bos_id=config.text.bos_id,
+        eos_id=added[IM_END] if added[IM_END] in eos_ids else eos_ids[0],
+        pad_id=added[END_OF_TEXT],
+        im_start_id=added[IM_START],
+        im_end_id=added[IM_END],
+        image_id=_checked_id(IMAGE_TOKEN, config.image_token_id, added, source.file),
+        video_id=_checked_id(VIDEO_TOKEN, config.video_token_id, added, source.file),
+    )
+
+
+def _checked_id(text: str, configured: int | None, added: dict[str, int], file: Path) -> int | None:
+    """The id of the image or video token, on which config and tokenizer have to agree."""
+    if text in added and configured is not None and added[text] != configured:
+        raise CheckpointError(f"config.json gives {text} the id {configured}, {file} the id {added[text]}")
+    return added.get(text)
+
+
+def _read_source(folder: Path) -> _Source:
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    settings = _section(folder / "tokenizer_config.json")
+    extra = _added_beside(folder, settings)
+    if whole.is_file():
+        return _from_tokenizer_json(whole, extra)
+    if vocabulary.is_file() and merges.is_file():
+        if settings.get("tokenizer_class") != "Qwen2TokenizerFast":
+            settings.expect("tokenizer_class", "Qwen2Tokenizer")
+        return _Source(_ids(read_json(vocabulary), vocabulary), _read_merges(merges), extra, vocabulary)
+    raise CheckpointError(
+        f"{folder} has no tokenizer",
+        hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt",
+    )
+
+
+def _from_tokenizer_json(path: Path, extra: dict[int, tuple[str, bool]]) -> _Source:
+    root = Section(read_json(path), f"{path.name}: ")
+    model = root.section("model")
+    _check_kind(root, model)
+    merges: Any = model.get("merges")
+    entries: Any = root.get("added_tokens", [])
+    try:
+        pairs = tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
+        added = {int(entry["id"]): (str(entry["content"]), bool(entry["special"])) for entry in entries}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has bad merges or added_tokens", hint=DAMAGED_HINT) from error
+    if len(added) != len(entries):
+        raise CheckpointError(f"{path}: added_tokens give one id twice", hint=DAMAGED_HINT)
+    return _Source(_ids(model.get("vocab"), path), pairs, _joined(extra, added, path), path)
+
+
+def _check_kind(root: Section, model: Section) -> None:
+    """Refuse what llama.cpp's ``qwen2`` pre-tokenizer would split otherwise."""
+    model.expect("type", "BPE", absent=None)
+    for option, without in {
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "dropout": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+    }.items():
+        model.expect(option, without)
+    root.section("normalizer").expect("type", "NFC", absent=None)
+    sequence = root.section("pre_tokenizer")
+    steps = sequence.get("pretokenizers")
+    if not isinstance(steps, list) or len(steps) != 2:
+        raise UnsupportedCheckpointError(
+            f"{sequence.where}pretokenizers is {show(steps)}, must be Qwen2's Split and ByteLevel",
+            hint=SCOPE_HINT,
+        )
+    split, to_bytes = (Section(step, f"{sequence.where}pretokenizers.") for step in steps)
+    split.expect("type", "Split", absent=None)
+    split.expect("pattern", {"Regex": PRE_TOKENIZER}, absent=None)
+    split.expect("behavior", "Isolated", absent=None)
+    split.expect("invert", False)
+    to_bytes.expect("type", "ByteLevel", absent=None)
+    to_bytes.expect("use_regex", False, absent=True)
+    to_bytes.expect("add_prefix_space", False, absent=True)
+
+
+def _added_beside(folder: Path, settings: Section) -> dict[int, tuple[str, bool]]:
+    """Added tokens by id, of ``added_tokens.json`` and of ``tokenizer_config.json``, which knows the kind."""
+    path = folder / "added_tokens.json"
+    plain = _ids(read_json(path), path) if path.is_file() else {}
+    added = {index: (text, True) for text, index in plain.items()}
+    decoder: Any = settings.get("added_tokens_decoder", {})
+    try:
+        known = {
+            int(index): (str(entry["content"]), bool(entry.get("special", False)))
+            for index, entry in decoder.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"{settings.where}added_tokens_decoder is damaged"
+        raise CheckpointError(message, hint=DAMAGED_HINT) from error
+    return _joined(added, known, folder / "tokenizer_config.json")
+
+
+def _joined(
+    first: dict[int, tuple[str, bool]], second: dict[int, tuple[str, bool]], path: Path
+) -> dict[int, tuple[str, bool]]:
+    """Added tokens of two files; ``second``, read from ``path``, has the better word on their kind."""
+    for index in first.keys() & second.keys():
+        if first[index][0] != second[index][0]:
+            raise CheckpointError(
+                f"{path} calls token {index} {second[index][0]!r}, a file beside it {first[index][0]!r}",
+                hint=DAMAGED_HINT,
+            )
+    return first | second
+
+
+def _lay_out(source: _Source, rows: int) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
+    """Tokens and types by row; rows without a token are marked unused, so that they are never sampled."""
+    placed: dict[int, tuple[str, TokenType]] = {}
+    for index, (text, special) in source.added.items():
+        placed[index] = (text, TokenType.CONTROL if special else TokenType.USER_DEFINED)
+    for text, index in source.vocabulary.items():
+        if index in source.added and source.added[index][0] == text:
+            continue
+        if index in placed:
+            raise CheckpointError(
+                f"{source.file} gives {placed[index][0]!r} and {text!r} the same id {index}"
+            )
+        placed[index] = (text, TokenType.NORMAL)
+    outside = [index for index in placed if not 0 <= index < rows]
+    if outside:
+        raise CheckpointError(
+            f"{source.file} has token id {max(outside, key=abs)}, the embedding has {rows} rows",
+            hint="config.json and tokenizer are of different checkpoints",
+        )
+    everything = [placed.get(index, (f"[PAD{index}]", TokenType.UNUSED)) for index in range(rows)]
+    seen: dict[str, int] = {}
+    for index, (text, _) in enumerate(everything):
+        if (first := seen.setdefault(text, index)) != index:
+            raise CheckpointError(f"{source.file} gives {text!r} two ids, {first} and {index}")
+    return tuple(text for text, _ in everything), tuple(kind for _, kind in everything)
+
+
+def _check_merges(source: _Source) -> None:
+    """All 256 bytes, and both halves and the result of every merge, have to be tokens."""
+    if not source.vocabulary.keys() >= set(byte_alphabet()):
+        raise UnsupportedCheckpointError(f"{source.file} is not byte-level: not every byte is a token")
+    for merge in source.merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= source.vocabulary.keys():
+            raise CheckpointError(
+                f"{source.file} is damaged: its vocabulary lacks tokens of the merge {merge!r}"
+            )
+
+
+def _ids(data: object, path: Path) -> dict[str, int]:
+    """A vocabulary as JSON has it: ids by token."""
+    if isinstance(data, dict) and all(type(index) is int for index in data.values()):
+        return data
+    raise CheckpointError(f"{path}: the vocabulary is not a table of ids", hint=DAMAGED_HINT)
+
+
+def _read_merges(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", hint=DAMAGED_HINT) from error
+    return tuple(line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version"))
+
+
+def _section(path: Path) -> Section:
+    """A settings file; an empty one when it is not there."""
+    return Section(read_json(path) if path.is_file() else {}, f"{path.name}: ")

@@ -1,0 +1,305 @@
+"""From a question and pictures to an answer: the stages joined, timed and counted.
+
+``read -> preprocess -> encode -> pack -> prefill -> decode``; one direction, no stage reaches back. Sizes are
+known after ``preprocess``: a prompt that the context cannot hold is refused before anything is encoded.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onevision.bundle import BACKBONE, NEWLINE, VISION, Bundle, open_bundle
+from onevision.errors import BundleError, PromptError, UsageError
+from onevision.runtime import anyres
+from onevision.runtime.answer import Answer, AnswerStream, FinishReason, Progress, StageClock, Timings, Usage
+from onevision.runtime.backbone import Backbone, Sampler
+from onevision.runtime.options import Options, Sampling, make_options
+from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
+from onevision.runtime.prompt import conversation_of
+from onevision.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from onevision.runtime.device import Device
+    from onevision.runtime.images import ImageSource
+    from onevision.runtime.prompt import Message
+    from onevision.runtime.video import VideoSource
+    from onevision.runtime.vision import VisionEncoder
+
+
+class OneVision:
+    """A bundle, loaded. Make one with :meth:`load`; close it, or use it in ``with``.
+
+    Calls from several threads are safe, and are served one after the other.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, it must be 1 or more")
+        started = time.perf_counter()
+        self.bundle = bundle
+        self._device: Device = device
+        self._threads = threads
+        self._busy = threading.Lock()
+        self._closed = False
+        self._encoder: VisionEncoder | None = None
+        newline = _read_newline(bundle)
+        exact = bundle.manifest.files[BACKBONE].precision == "f32"
+        self.backbone = Backbone(
+            bundle.path(BACKBONE), device=device, threads=threads, cache_type="f32" if exact else "f16"
+        )
+        self.preparer = Preparer(bundle.manifest, self.backbone.vocabulary, newline)
+        self.banned_tokens = self._never_sampled()
+        self._load_ms = (time.perf_counter() - started) * 1e3
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        check: bool = False,
+    ) -> OneVision:
+        """Load a bundle. The vision encoder is loaded when the first picture comes.
+
+        Args:
+            bundle: The bundle's folder.
+            device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
+            threads: CPU threads; None for all cores.
+            check: Compare checksums of all files, not only their sizes.
+
+        Raises:
+            BundleError: Missing, damaged or unreadable bundle.
+            DeviceError: The device is not available.
+        """
+        return cls(open_bundle(bundle, check=check), device=device, threads=threads)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        video: VideoSource | None = None,
+        messages: Sequence[Message | Mapping[str, Any]] | None = None,
+        on_progress: Progress | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Answer:
+        """Answer a question about pictures or a video.
+
+        Args:
+            prompt: The question. Pictures stand before it.
+            images: Paths, bytes, PIL images or arrays (H, W, 3) uint8. One is tiled (AnyRes), several are
+                padded to squares.
+            video: A path, or frames as an array (N, H, W, 3) uint8.
+            messages: Instead of the three above: a conversation, see
+                :func:`onevision.runtime.prompt.parse_messages`.
+            on_progress: Called as stages go on.
+            **options: Fields of :class:`Options`, and of :class:`Sampling` (``temperature``, ``seed``, …).
+
+        Returns:
+            The whole answer.
+
+        Raises:
+            InputError: A picture, video or prompt that cannot be used.
+            UsageError: Options that make no sense.
+            GenerationError: A native library refused the work.
+        """
+        stream = self.stream(
+            prompt, images=images, video=video, messages=messages, on_progress=on_progress, **options
+        )
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        video: VideoSource | None = None,
+        messages: Sequence[Message | Mapping[str, Any]] | None = None,
+        on_progress: Progress | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> AnswerStream:
+        """Like :meth:`generate`, but the text comes in pieces. No piece ends inside a character."""
+        conversation = conversation_of(prompt, images, video, messages)
+        return AnswerStream(self._answer(conversation, make_options(options), on_progress))
+
+    def encode(
+        self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: Progress | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Visual tokens of each picture and video, float32 [tokens, H], in order."""
+        clock = clock or StageClock()
+        done, embeddings = 0, []
+
+        def on_tile(count: int, _of_these: int) -> None:
+            if on_progress:
+                on_progress("encode", done + count, prepared.tiles)
+
+        for visual in prepared.visuals:
+            features = self.image_features(visual.tiles, clock, on_tile)
+            done += len(visual.tiles)
+            with clock.stage("pack"):
+                embeddings.append(visual.pack(features))
+        return embeddings
+
+    def image_features(
+        self,
+        tiles: npt.NDArray[np.uint8],
+        clock: StageClock | None = None,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Encoder and projector: tiles uint8 [T, S, S, 3] -> image features float32 [T, P, H]."""
+        clock = clock or StageClock()
+        vision = self.bundle.manifest.vision
+        encoder = self.vision_encoder()
+        with clock.stage("preprocess"):
+            pixels = anyres.normalise(tiles, vision.mean, vision.std)
+        with clock.stage("encode"):
+            return encoder.encode(pixels, on_tile)
+
+    def vision_encoder(self) -> VisionEncoder:
+        """The encoder, loaded now if it was not."""
+        if self._encoder is None:
+            from onevision.runtime.vision import VisionEncoder
+
+            started = time.perf_counter()
+            self._encoder = VisionEncoder(
+                self.bundle.path(VISION), device=self._device, threads=self._threads
+            )
+            self._load_ms += (time.perf_counter() - started) * 1e3
+        return self._encoder
+
+    def prefill(
+        self,
+        prepared: PreparedPrompt,
+        embeddings: Sequence[npt.NDArray[np.float32]],
+        *,
+        room: int,
+        on_progress: Progress | None = None,
+    ) -> None:
+        """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens."""
+        self.backbone.start(prepared.tokens + room)
+        places = iter(embeddings)
+        parts = [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
+
+        def on_chunk(_: int) -> None:
+            if on_progress:
+                on_progress("prefill", self.backbone.used, prepared.tokens)
+
+        self.backbone.prefill(parts, on_chunk)
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """A sampler that never chooses an unused row or a placeholder token."""
+        return Sampler(sampling, self.backbone.vocabulary.size, self.banned_tokens)
+
+    def close(self) -> None:
+        """Free all native memory. Waits for a call that is running; calling it again does nothing."""
+        with self._busy:
+            self._closed = True
+            self.backbone.close()
+            if self._encoder is not None:
+                self._encoder.close()
+                self._encoder = None
+
+    def __enter__(self) -> OneVision:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Below: one call of generate or stream.
+
+    def _answer(
+        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+    ) -> Generator[str, None, Answer]:
+        with self._busy:
+            if self._closed:
+                raise UsageError("the model is closed")
+            return (yield from self._run(messages, options, on_progress))
+
+    def _run(
+        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+    ) -> Generator[str, None, Answer]:
+        loaded_before = self._load_ms
+        clock = StageClock()
+        prepared = self.preparer.prepare(messages, options, clock)
+        room = self._room(prepared, options)
+        embeddings = self.encode(prepared, clock, on_progress)
+        with clock.stage("prefill"):
+            self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+        del embeddings
+        tokens: list[int] = []
+        text = TextStream(options.stop)
+        ttft = 0.0
+        vocabulary = self.backbone.vocabulary
+        finish: FinishReason = "length"
+        with self.sampler(options.sampling) as sampler:
+            while True:
+                with clock.stage("decode"):
+                    token = sampler.sample(self.backbone)
+                if not tokens:
+                    ttft = clock.elapsed()
+                if vocabulary.ends(token):
+                    finish = "stop"
+                    break
+                tokens.append(token)
+                if piece := text.add(vocabulary.piece(token)):
+                    yield piece
+                if text.stopped:
+                    finish = "stop"
+                    break
+                if len(tokens) == room:
+                    break
+                with clock.stage("decode"):
+                    self.backbone.append(token)
+        if rest := text.finish():
+            yield rest
+        # What was loaded on the way (the encoder, at the first picture) is no part of answering.
+        loading = self._load_ms - loaded_before
+        timings = Timings(
+            load=self._load_ms,
+            ttft=ttft - loading,
+            total=clock.elapsed() - loading,
+            **clock.stages,
+        )
+        usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles)
+        return Answer(text.text, tuple(tokens), finish, usage, timings, prepared.warnings)
+
+    def _room(self, prepared: PreparedPrompt, options: Options) -> int:
+        """Tokens that the answer may have: as asked, or what the context leaves."""
+        context = self.backbone.context_length
+        if prepared.tokens >= context:
+            raise PromptError(
+                f"the prompt needs {prepared.tokens:,} tokens, the model has {context:,}: "
+                f"{prepared.image_tokens:,} of them are pictures",
+                hint="use fewer or smaller pictures, fewer --frames, or a shorter text",
+            )
+        return min(options.max_tokens, context - prepared.tokens)
+
+    def _never_sampled(self) -> tuple[int, ...]:
+        """Rows beyond the tokenizer, ``<image>`` and ``<video>``."""
+        vocabulary, prompt = self.backbone.vocabulary, self.bundle.manifest.prompt
+        placeholders = (vocabulary.control_id(token) for token in (prompt.image_token, prompt.video_token))
+        return (*(token for token in placeholders if token is not None), *vocabulary.unused)
+
+
+def _read_newline(bundle: Bundle) -> npt.NDArray[np.float32]:
+    """The learned embedding at the end of each row of features, float32 [H]."""
+    path = bundle.path(NEWLINE)
+    try:
+        newline: npt.NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read {path}: {error}") from error
+    if newline.shape != (bundle.manifest.backbone.hidden,):
+        raise BundleError(f"{path} has shape {newline.shape}, not ({bundle.manifest.backbone.hidden},)")
+    return newline

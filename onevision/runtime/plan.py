@@ -1,0 +1,215 @@
+"""What a prompt will cost, before anything is run.
+
+In: the shape of a model, and sizes of pictures and videos. Out: tiles, tokens, floating-point operations,
+memory, and a rough time. Counts are exact; they are the ones that a run then makes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onevision.bundle import BackboneInfo, VideoInfo, VisionInfo
+from onevision.runtime.anyres import AnyRes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
+KV_BYTES = 2
+#: Share of the rate of one large NumPy product that the stages reach; seen on AVX2 and AVX-512 machines.
+EFFICIENCY = 0.8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model costs depends on."""
+
+    vision: VisionInfo
+    backbone: BackboneInfo
+    video: VideoInfo
+    kv_bytes: int = KV_BYTES
+
+    @property
+    def anyres(self) -> AnyRes:
+        """How pictures are cut."""
+        vision = self.vision
+        return AnyRes.parse(
+            vision.aspect_ratio,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            pinpoints=vision.grid_pinpoints,
+        )
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one position, all layers."""
+        backbone = self.backbone
+        width = backbone.kv_heads * (backbone.hidden // backbone.heads)
+        return 2 * backbone.layers * width * self.kv_bytes
+
+    def encode_flops(self, tiles: int) -> int:
+        """Encoder and projector: two operations per multiplication, matrix products only."""
+        vision, hidden = self.vision, self.vision.hidden
+        patches = (vision.image_size // vision.patch_size) ** 2
+        projections = 4 * hidden**2 + 2 * hidden * vision.intermediate
+        layer = patches * projections + 2 * patches**2 * hidden
+        embed = patches * 3 * vision.patch_size**2 * hidden
+        project = patches * (hidden * self.backbone.hidden + self.backbone.hidden**2)
+        return 2 * tiles * (vision.layers * layer + embed + project)
+
+    def prefill_flops(self, tokens: int) -> int:
+        """Backbone over a prompt: causal attention, and the head for the last position only."""
+        backbone, hidden = self.backbone, self.backbone.hidden
+        kv_width = backbone.kv_heads * (hidden // backbone.heads)
+        weights = 2 * hidden**2 + 2 * hidden * kv_width + 3 * hidden * backbone.intermediate
+        layer = tokens * weights + tokens * (tokens + 1) * hidden
+        return 2 * (backbone.layers * layer + hidden * backbone.vocab_size)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture or video of known size. ``frames`` are those in the file; None for a picture."""
+
+    path: str
+    kind: Literal["image", "video"]
+    width: int
+    height: int
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedInput:
+    """What an input becomes. ``grid`` is (rows, columns) of tiles besides the base view."""
+
+    path: str
+    kind: Literal["image", "video"]
+    width: int
+    height: int
+    frames: int | None
+    grid: tuple[int, int] | None
+    tiles: int
+    image_tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs of a prompt. ``seconds`` is None where no rate was given."""
+
+    inputs: tuple[PlannedInput, ...]
+    tiles: int
+    image_tokens: int
+    prompt_tokens: int
+    context_length: int
+    kv_bytes: int
+    flops: dict[str, int]
+    seconds: dict[str, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``onevision plan --json`` prints."""
+        return asdict(self)
+
+
+def plan(
+    shape: Shape,
+    inputs: Sequence[Input],
+    *,
+    text_tokens: int,
+    frames: int | None = None,
+    flops_per_second: float | None = None,
+) -> Plan:
+    """Cost of one prompt.
+
+    Args:
+        shape: Of the model.
+        inputs: Pictures and videos of the prompt.
+        text_tokens: Tokens of the prompt besides them.
+        frames: Frames taken from a video; None for the bundle's default.
+        flops_per_second: Rate to predict times with.
+    """
+    pictures = sum(item.kind == "image" for item in inputs)
+    planned = tuple(_planned(shape, item, pictures > 1, frames) for item in inputs)
+    tiles = sum(item.tiles for item in planned)
+    image_tokens = sum(item.image_tokens for item in planned)
+    tokens = image_tokens + text_tokens
+    flops = {"encode": shape.encode_flops(tiles), "prefill": shape.prefill_flops(tokens)}
+    seconds = None
+    if flops_per_second:
+        seconds = {stage: count / flops_per_second for stage, count in flops.items()}
+    return Plan(
+        inputs=planned,
+        tiles=tiles,
+        image_tokens=image_tokens,
+        prompt_tokens=tokens,
+        context_length=shape.backbone.context_length,
+        kv_bytes=tokens * shape.kv_bytes_per_token,
+        flops=flops,
+        seconds=seconds,
+    )
+
+
+def _planned(shape: Shape, item: Input, several: bool, frames: int | None) -> PlannedInput:
+    spec = shape.anyres
+    grid, used = None, item.frames
+    if item.kind == "video":
+        used = min(frames or shape.video.frames, item.frames or 1)
+        tiles, tokens = used, used * shape.video.pooled_side**2 + 1
+    elif several:
+        tiles, tokens = 1, spec.side**2 + 1
+    else:
+        grid = spec.grid_shape((item.height, item.width))
+        tiles, tokens = 1 + grid[0] * grid[1], spec.token_count((item.height, item.width))
+    return PlannedInput(item.path, item.kind, item.width, item.height, used, grid, tiles, tokens)
+
+
+def machine_rate() -> float:
+    """Floating-point operations a second that a stage can be expected to reach here: one product, timed."""
+    side = 1024
+    matrix = np.ones((side, side), np.float32)
+    matrix @ matrix  # the first product starts the threads
+    repeats, started = 0, time.perf_counter()
+    while repeats < 4 or time.perf_counter() - started < 0.2:
+        matrix @ matrix
+        repeats += 1
+    return EFFICIENCY * repeats * 2 * side**3 / (time.perf_counter() - started)
+
+
+def published(size: str) -> Shape:
+    """Shape of a published model, for planning before anything is downloaded.
+
+    Args:
+        size: A key of :data:`PUBLISHED`.
+    """
+    return Shape(_SO400M, PUBLISHED[size], VideoInfo(frames=32, pooled_side=14))
+
+
+_SO400M = VisionInfo(
+    image_size=384,
+    patch_size=14,
+    hidden=1152,
+    intermediate=4304,
+    layers=26,
+    grid_pinpoints=tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
+    aspect_ratio="anyres_max_9",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+
+
+def _qwen2(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int
+) -> BackboneInfo:
+    return BackboneInfo(
+        hidden, intermediate, layers, heads, kv_heads, 32768, vocab, (151645,), bits_per_weight=16.0
+    )
+
+
+#: Backbones of the published sizes (Qwen2 configurations, with the rows of the llava-hf files).
+PUBLISHED = {
+    "0.5b": _qwen2(896, 4864, 24, 14, 2, 152000),
+    "7b": _qwen2(3584, 18944, 28, 28, 4, 152128),
+    "72b": _qwen2(8192, 29568, 80, 64, 8, 152128),
+}

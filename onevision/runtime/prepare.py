@@ -1,0 +1,155 @@
+"""Messages to a prompt of known length: pictures read and cut, text tokenised, nothing encoded yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from onevision.errors import BundleError
+from onevision.runtime import anyres
+from onevision.runtime.anyres import AnyRes
+from onevision.runtime.images import read_image
+from onevision.runtime.prompt import Control, ImagePart, render
+from onevision.runtime.video import read_video
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from onevision.bundle import Manifest
+    from onevision.runtime.answer import StageClock
+    from onevision.runtime.backbone import Vocabulary
+    from onevision.runtime.options import Options
+    from onevision.runtime.prompt import Message, Template, VideoPart
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """One picture or video, cut to what the encoder takes.
+
+    Attributes:
+        tiles: uint8 [T, S, S, 3]
+        tokens: Rows that it takes in the prompt after packing.
+        pack: image features float32 [T, P, H] -> visual tokens float32 [tokens, H]
+    """
+
+    tiles: npt.NDArray[np.uint8]
+    tokens: int
+    pack: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt whose length is known: token ids, and visual inputs in their places."""
+
+    parts: tuple[tuple[int, ...] | VisualInput, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def visuals(self) -> tuple[VisualInput, ...]:
+        """Pictures and videos, in order."""
+        return tuple(part for part in self.parts if isinstance(part, VisualInput))
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that pictures and videos take."""
+        return sum(visual.tokens for visual in self.visuals)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the prompt in positions of the backbone."""
+        return self.image_tokens + sum(len(part) for part in self.parts if isinstance(part, tuple))
+
+    @property
+    def tiles(self) -> int:
+        """Passes of the vision encoder."""
+        return sum(len(visual.tiles) for visual in self.visuals)
+
+
+class Preparer:
+    """Reads, cuts and tokenises for one bundle.
+
+    Args:
+        manifest: The bundle's.
+        vocabulary: The backbone's.
+        newline: float32 [H], see :mod:`onevision.runtime.anyres`.
+    """
+
+    def __init__(self, manifest: Manifest, vocabulary: Vocabulary, newline: npt.NDArray[np.float32]) -> None:
+        vision = manifest.vision
+        self.anyres = AnyRes.parse(
+            vision.aspect_ratio,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            pinpoints=vision.grid_pinpoints,
+        )
+        self._manifest = manifest
+        self._vocabulary = vocabulary
+        self._newline = newline
+
+    def prepare(self, messages: Sequence[Message], options: Options, clock: StageClock) -> PreparedPrompt:
+        """Lay out the prompt and cut its pictures.
+
+        Raises:
+            InputError: A picture, video or text that cannot be used.
+        """
+        prompt = self._manifest.prompt
+        template = options.template or cast("Template", prompt.template)
+        segments = render(messages, template, prompt.system if options.system is None else options.system)
+        # More than one picture in the prompt, in whichever turn: none of them is tiled, as in training.
+        pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+        warnings: list[str] = []
+        parts: list[tuple[int, ...] | VisualInput] = []
+        for segment in segments:
+            if isinstance(segment, str):
+                parts.append(tuple(self._vocabulary.encode(segment)))
+            elif isinstance(segment, Control):
+                parts.append((self._control(segment),))
+            elif isinstance(segment.part, ImagePart):
+                parts.append(self._image(segment.part, pictures > 1, options, clock))
+            else:
+                parts.append(self._video(segment.part, options, clock, warnings))
+        return PreparedPrompt(tuple(parts), tuple(warnings))
+
+    def _control(self, segment: Control) -> int:
+        token = self._vocabulary.control_id(segment.token)
+        if token is None:
+            raise BundleError(f"the bundle's vocabulary has no token {segment.token}")
+        return token
+
+    def _image(self, part: ImagePart, several: bool, options: Options, clock: StageClock) -> VisualInput:
+        newline, spec = self._newline, self.anyres
+        with clock.stage("read"):
+            image = read_image(part.source, exif=options.exif)
+        with clock.stage("preprocess"):
+            if several:
+                tiles = anyres.pad_square(image, spec.tile)
+                return VisualInput(
+                    tiles.pixels, spec.side**2 + 1, lambda features: anyres.pack_square(features, newline)
+                )
+            tiles = anyres.split(image, spec)
+        return VisualInput(
+            tiles.pixels,
+            spec.token_count(tiles.size),
+            lambda features: anyres.pack_image(features, tiles.size, spec, newline),
+        )
+
+    def _video(
+        self, part: VideoPart, options: Options, clock: StageClock, warnings: list[str]
+    ) -> VisualInput:
+        newline, spec, defaults = self._newline, self.anyres, self._manifest.video
+        # Frames are cut as they are decoded, so that only the cut ones are kept: both count as reading.
+        with clock.stage("read"):
+            video = read_video(
+                part.source,
+                frames=options.frames or defaults.frames,
+                prepare=lambda frame: anyres.squash(frame, spec.tile),
+            )
+        warnings += video.warnings
+        return VisualInput(
+            video.tiles,
+            len(video.tiles) * defaults.pooled_side**2 + 1,
+            lambda features: anyres.pack_video(features, spec.side, newline),
+        )
