@@ -284,6 +284,26 @@ def test_a_broken_tail(name, options, tmp_path):
 
 
 def test_a_container_that_fails_midway(tmp_path):
+    fragmented = {"movflags": "frag_keyframe+empty_moov"}
+    path = rich_video(tmp_path / "a.mp4", container=fragmented, options={"g": "8", **B_FRAMES})
+    data = bytearray(path.read_bytes())
+    trun = -1  # the table of a fragment's frames: flags, count, offset, first flags, then entries
+    for _ in range(3):
+        trun = data.index(b"trun", trun + 1)
+    flags = int.from_bytes(data[trun + 4 : trun + 8], "big") & 0xFFFFFF
+    assert flags == 0xA05  # an entry is a size and a time shift, of 4 bytes each
+    sizes = trun + 20
+    data[sizes + 5 * 8 : sizes + 5 * 8 + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    video = read(path, 48)
+    assert len(video.warnings) == 1
+    assert "cut off" in video.warnings[0]
+    assert 16 <= video.total < 24
+    assert video.total == probe_video(path).frames  # with those that the decoder still held
+    assert frame_numbers(video.tiles)[:16] == list(range(16))
+
+
+def test_a_container_that_fails_and_never_said_how_long_it_is(tmp_path):
     path = tmp_path / "a.png"
     frames = [Image.fromarray(frame) for frame in numbered_frames(12)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
@@ -291,9 +311,10 @@ def test_a_container_that_fails_midway(tmp_path):
     chunks[8] = chunks[8][:-4] + b"\0\0\0\x63"  # the length of the tenth frame's header
     path.write_bytes(b"fcTL".join([head, *chunks]))
     video = read(path, 12)
+    assert video.duration is None
     assert "cut off" in video.warnings[0]
-    assert frame_numbers(video.tiles) == list(video.positions) == list(range(video.total))
     assert video.total >= 8
+    assert frame_numbers(video.tiles) == list(video.positions) == list(range(video.total))
 
 
 def test_a_hole_in_the_middle(tmp_path):

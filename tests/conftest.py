@@ -1,0 +1,65 @@
+"""What many tests share: a toy checkpoint, its exact bundle, photographs and a video."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path  # noqa: TC003
+
+import numpy as np
+import pytest
+
+from tests.runtime.media import encode_video, photograph
+
+
+class NoSteps:
+    """Export progress that nobody watches."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def step(self, name: str):
+        return nullcontext(lambda fraction: None)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def make_bundle(checkpoint: Path, target: Path, **options: object) -> Path:
+    """Export a local checkpoint; ``options`` are those of ExportOptions."""
+    from onevision.export.build import ExportOptions, export
+    from onevision.export.hub import FetchedCheckpoint
+
+    export(FetchedCheckpoint(checkpoint, None, None), target, ExportOptions(**options), NoSteps())
+    return target
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default synthetic checkpoint: 56-pixel tiles of 16 patches, hidden size 128."""
+    from onevision.export.synth import SynthSpec, synthesise
+
+    return synthesise(tmp_path_factory.mktemp("toy") / "checkpoint", SynthSpec())
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle in full precision. Do not change it: copy it."""
+    return make_bundle(toy_checkpoint, tmp_path_factory.mktemp("toy") / "bundle", backbone="f32")
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real photograph of 640×427 as JPEG."""
+    path = tmp_path_factory.mktemp("photo") / "china.jpg"
+    photograph("china").save(path, quality=92)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real H.264 video: a window that moves over a photograph, 24 frames of 160×120."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    scene = np.asarray(photograph("flower"))
+    frames = np.stack([scene[4 * at : 4 * at + 120, 8 * at : 8 * at + 160] for at in range(24)])
+    encode_video(path, frames)
+    return path
