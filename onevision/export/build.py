@@ -21,6 +21,7 @@ from onevision.bundle import (
     NEWLINE,
     SCHEMA_VERSION,
     VISION,
+    VISION_DATA,
     BackboneInfo,
     Bundle,
     Manifest,
@@ -128,7 +129,7 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
         np.save(folder / NEWLINE, newline, allow_pickle=False)
         _write_golden(checkpoint, folder / GOLDEN, banned, steps)
         manifest = _manifest(checkpoint, source, options, name, backbone)
-        precisions = {VISION: options.vision, BACKBONE: options.backbone}
+        precisions = {VISION: options.vision, VISION_DATA: options.vision, BACKBONE: options.backbone}
         manifest = replace(manifest, files=files_of(folder.iterdir(), precisions))
         with steps.step("verifying the bundle"):
             report = _prove(Bundle(folder, manifest), options.threads)

@@ -116,6 +116,8 @@ SIGLIP_TOWERS = {
 def read_config(folder: Path) -> ModelConfig:
     """Read the shape of a checkpoint from ``config.json`` and, when it is there, ``generation_config.json``.
 
+    Of ``preprocessor_config.json`` only the normalisation is looked at: it has to be SigLIP's.
+
     A key that is left out has the value that the reference implementation gives it (transformers 4.57 for
     ``llava_onevision``, LLaVA-NeXT for ``llava``).
 
@@ -139,7 +141,9 @@ def read_config(folder: Path) -> ModelConfig:
     stops = [Section(read_json(generation), f"{generation.name}: ")] if generation.is_file() else []
     model_type = root.get("model_type")
     if model_type == "llava_onevision":
-        return _read_hf(root, stops)
+        config = _read_hf(root, stops)
+        _check_processor(folder / "preprocessor_config.json")
+        return config
     if model_type in ("llava", "llava_qwen"):
         return _read_lmms_lab(root, stops, folder)
     raise UnsupportedCheckpointError(f"config.json: model_type is {show(model_type)}", hint=SCOPE_HINT)
@@ -174,6 +178,15 @@ def _read_hf(root: Section, stops: list[Section]) -> ModelConfig:
         video_token_id=_token_id(root, "video_token", 151647, text.vocab_size),
         dtype=_dtype(root),
     )
+
+
+def _check_processor(path: Path) -> None:
+    """Refuse a picture processor that makes other pixels than the published ones."""
+    if path.is_file():
+        processor = Section(read_json(path), f"{path.name}: ")
+        processor.expect("image_mean", [0.5, 0.5, 0.5])
+        processor.expect("image_std", [0.5, 0.5, 0.5])
+        processor.expect("resample", 3)  # PIL's bicubic
 
 
 def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelConfig:

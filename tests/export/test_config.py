@@ -439,3 +439,14 @@ def test_unused_keys_do_not_matter(tiny: Path) -> None:
         tiny / "config.json", lambda values: values["vision_config"].update(vision_use_head=True, more=[1])
     )
     assert read_config(tiny) == before
+
+
+def test_other_pixels_are_refused(tiny: Path) -> None:
+    processor = tiny / "preprocessor_config.json"
+    processor.write_text(
+        json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3})
+    )
+    read_config(tiny)
+    processor.write_text(json.dumps({"image_mean": [0.48, 0.46, 0.41]}))
+    with pytest.raises(UnsupportedCheckpointError, match="image_mean"):
+        read_config(tiny)
