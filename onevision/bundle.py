@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,11 +29,12 @@ READABLE_SINCE = {1: "0.1.0"}
 
 MANIFEST = "onevision.json"
 VISION = "vision.onnx"
+VISION_DATA = "vision.onnx.data"  # the matrices of vision.onnx; the graph holds this name
 BACKBONE = "backbone.gguf"
 NEWLINE = "image_newline.npy"
 GOLDEN = "golden.npz"
 CARD = "README.md"
-REQUIRED = (VISION, BACKBONE, NEWLINE)
+REQUIRED = (VISION, VISION_DATA, BACKBONE, NEWLINE)
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(
                 f"{where} is not valid JSON: {error}", hint="copy or export the bundle again"
             ) from error
@@ -147,7 +148,23 @@ class Manifest:
                 f"{where} has schema version {version}, this onevision reads {SCHEMA_VERSION}",
                 hint="update onevision: pip install -U onevision" if newer else "export the bundle again",
             )
-        return _build(cls, data, where)
+        manifest = _build(cls, data, where)
+        if not manifest._makes_sense():
+            raise BundleError(f"{where} has sizes that no model has", hint="copy or export the bundle again")
+        return manifest
+
+    def _makes_sense(self) -> bool:
+        """Whether the runtime can compute with the numbers, and the files are files of this folder."""
+        vision, backbone, video = self.vision, self.backbone, self.video
+        sizes = (vision.patch_size, backbone.hidden, backbone.heads, backbone.context_length, video.frames)
+        return (
+            min(sizes) > 0
+            and vision.patch_size <= vision.image_size
+            and video.pooled_side == -(-(vision.image_size // vision.patch_size) // 2)
+            and len(vision.mean) == len(vision.std) == 3
+            and all(0 < level < 1 for level in (*vision.mean, *vision.std))
+            and all(PurePosixPath(name).name == PureWindowsPath(name).name == name for name in self.files)
+        )
 
 
 @dataclass(frozen=True)
@@ -175,12 +192,15 @@ class Bundle:
         found = []
         for name, info in sorted(self.manifest.files.items()):
             path = self.path(name)
-            if not path.is_file():
-                found.append(f"{name} is missing")
-            elif (size := path.stat().st_size) != info.bytes:
-                found.append(f"{name} has {size:,} bytes, the manifest says {info.bytes:,}")
-            elif checksums and sha256_of(path) != info.sha256:
-                found.append(f"{name} has changed: its sha256 is not the manifest's")
+            try:
+                if not path.is_file():
+                    found.append(f"{name} is missing")
+                elif (size := path.stat().st_size) != info.bytes:
+                    found.append(f"{name} has {size:,} bytes, the manifest says {info.bytes:,}")
+                elif checksums and sha256_of(path) != info.sha256:
+                    found.append(f"{name} has changed: its sha256 is not the manifest's")
+            except OSError as error:
+                found.append(f"{name} cannot be read: {error.strerror or error}")
         return found
 
 
@@ -269,7 +289,8 @@ def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         BundleError: The operating system refused a write: the disk is full, say.
     """
     check_target(target, force=force)
-    parent = target.absolute().parent
+    target = target.resolve()  # what a link leads to is replaced, not the link
+    parent = target.parent
     made = _make_parents(parent)
     try:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))

@@ -39,20 +39,32 @@ class Health:
         """The object that ``onevision doctor --json`` prints."""
         return {**self.facts, "advice": list(self.advice)}
 
+    def listing(self) -> dict[str, str]:
+        """The facts in words."""
+        facts = self.facts
+        cores, memory = facts["cores"], facts["memory_bytes"]
+        session, llama = facts["onnxruntime"], facts["llama_cpp"]
+        gpu = "with" if llama["gpu_offload"] else "without"
+        return {
+            "onevision": facts["onevision"],
+            "python": facts["python"],
+            "processor": facts["cpu"],
+            "CPU flags": ", ".join(facts["cpu_flags"]) or "unknown",
+            "cores": f"{cores['physical']} physical, {cores['logical']} logical, {cores['used']} used",
+            "memory": f"{memory['total'] / 2**30:.1f} GiB, {memory['available'] / 2**30:.1f} GiB available",
+            "ONNX Runtime": _told(session, ", ".join(session["providers"])),
+            "llama.cpp": _told(llama, f"{gpu} GPU offload; {', '.join(llama['build'])}"),
+            "packages": ", ".join(f"{name} {found or '–'}" for name, found in facts["packages"].items()),
+        }
+
+
+def _told(library: dict[str, Any], details: str) -> str:
+    return f"{library['version']}; {details}" if library["version"] else "cannot be loaded"
+
 
 def examine() -> Health:
     """Look at the processor, memory, libraries and devices."""
-    import llama_cpp
-    import onnxruntime
-
-    from onevision.runtime.llama_log import silence_llama
-
-    silence_llama()
     memory = psutil.virtual_memory()
-    build = llama_cpp.llama_print_system_info().decode(errors="replace")
-    offload = bool(llama_cpp.llama_supports_gpu_offload())
-    providers = onnxruntime.get_available_providers()
-    missing = {extra: [name for name in names if find_spec(name) is None] for extra, names in EXTRAS.items()}
     facts = {
         "onevision": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -64,21 +76,52 @@ def examine() -> Health:
             "used": default_threads(),
         },
         "memory_bytes": {"total": memory.total, "available": memory.available},
-        "onnxruntime": {"version": onnxruntime.__version__, "providers": providers},
-        "llama_cpp": {
-            "version": llama_cpp.__version__,
-            "build": [part.strip() for part in build.replace(":", "|").split("|") if part.strip()],
-            "gpu_offload": offload,
-        },
+        "onnxruntime": _onnxruntime(),
+        "llama_cpp": _llama_cpp(),
         "packages": {name: _version(name) for name in ("numpy", "pillow", "av", "torch", "transformers")},
     }
-    return Health(facts, tuple(_advice(build, missing, facts)))
+    missing = {extra: [name for name in names if find_spec(name) is None] for extra, names in EXTRAS.items()}
+    return Health(facts, tuple(_advice(missing, facts)))
 
 
-def _advice(build: str, missing: dict[str, list[str]], facts: dict[str, Any]) -> list[str]:
+def _onnxruntime() -> dict[str, Any]:
+    """Version None where it is broken: to say so is what this module is for."""
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return {"version": None, "providers": [], "error": str(error)}
+    return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
+
+
+def _llama_cpp() -> dict[str, Any]:
+    """Version None where it is broken."""
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: its library cannot be loaded
+        return {"version": None, "build": [], "gpu_offload": False, "error": str(error)}
+
+    from onevision.runtime.llama_log import silence_llama
+
+    silence_llama()
+    build = llama_cpp.llama_print_system_info().decode(errors="replace")
+    flags = (part.strip() for part in build.replace(":", "|").split("|"))
+    return {
+        "version": llama_cpp.__version__,
+        "build": [flag.removesuffix(" = 1") for flag in flags if flag],
+        "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
+    }
+
+
+def _advice(missing: dict[str, list[str]], facts: dict[str, Any]) -> list[str]:
+    session, llama = facts["onnxruntime"], facts["llama_cpp"]
     advice = []
+    for package, library in (("onnxruntime", session), ("llama-cpp-python", llama)):
+        if library["version"] is None:
+            advice.append(
+                f"{package} cannot be loaded ({library['error']}): pip install --force-reinstall {package}"
+            )
     for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX512")):
-        if flag in facts["cpu_flags"] and f"{name} = 1" not in build:
+        if llama["version"] and flag in facts["cpu_flags"] and name not in llama["build"]:
             advice.append(
                 f"llama.cpp was built without {name}, which this processor has: reinstall llama-cpp-python"
             )
@@ -87,8 +130,8 @@ def _advice(build: str, missing: dict[str, list[str]], facts: dict[str, Any]) ->
     for extra, names in missing.items():
         if names:
             advice.append(f"{extra} is not installed ({', '.join(names)}): pip install 'onevision[{extra}]'")
-    gpu = "CUDAExecutionProvider" in facts["onnxruntime"]["providers"]
-    if gpu != facts["llama_cpp"]["gpu_offload"] and sys.platform != "darwin":
+    gpu = "CUDAExecutionProvider" in session["providers"]
+    if gpu != llama["gpu_offload"] and sys.platform != "darwin":
         has, lacks = ("ONNX Runtime", "llama.cpp") if gpu else ("llama.cpp", "ONNX Runtime")
         advice.append(f"{has} can use a GPU and {lacks} cannot: half of the work stays on the CPU")
     return advice

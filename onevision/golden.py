@@ -7,7 +7,10 @@ They are made at export (:mod:`onevision.export.reference`), travel in a bundle'
 from __future__ import annotations
 
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,23 @@ VISUAL_ID = -200
 GREEDY_STEPS = 32
 #: Rows of a matrix that ``golden.npz`` keeps in full; of the others it keeps the norms.
 KEPT_ROWS = 48
+
+# What zipfile and numpy raise on damaged archives: there is no common base.
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,8 @@ def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
         BundleError: The file is missing, damaged or of another form.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        # Opened here: of a damaged archive numpy leaves its own file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
         heads = json.loads(str(arrays["cases"]))
         return tuple(_case(arrays, head["name"], head["prompt"]) for head in heads)
@@ -116,8 +137,8 @@ def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
             f"{path} is missing: the bundle has no reference vectors",
             hint="verify against the checkpoint instead: --reference CHECKPOINT",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path} is damaged: {error}", hint="copy or export the bundle again") from error
+    except _DAMAGE as error:
+        raise BundleError(f"{path} is damaged", hint="copy or export the bundle again") from error
 
 
 def _case(arrays: dict[str, npt.NDArray[Any]], name: str, prompt: str) -> ReferenceCase:

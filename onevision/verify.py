@@ -183,6 +183,9 @@ def _rows(stage: str, ours: npt.NDArray[np.float32], theirs: Rows, limit: float)
         return StageResult(stage, None, None, limit, passed=False, note=note)
     kept = _compare(stage, flat[theirs.index], theirs.values, limit)
     norms = _compare(stage, np.linalg.norm(flat, axis=1), theirs.norms, limit)
+    for part in (kept, norms):
+        if part.relative_error is None:
+            return part
     relative = max(kept.relative_error or 0.0, norms.relative_error or 0.0)
     passed = bool(kept.passed and norms.passed)
     note = f"{len(flat):,} vectors of {flat.shape[1]}"
@@ -195,8 +198,9 @@ def _compare(
     if ours.shape != theirs.shape:
         note = f"shape {ours.shape}, the reference has {theirs.shape}"
         return StageResult(stage, None, None, limit, passed=False, note=note)
+    if not np.isfinite(ours).all():
+        return StageResult(stage, None, None, limit, passed=False, note="values that are not finite")
     difference = ours.astype(np.float64) - theirs
     scale = max(float(np.linalg.norm(theirs.astype(np.float64))), 1e-30)
     relative = float(np.linalg.norm(difference)) / scale
-    passed = relative <= limit  # False for NaN
-    return StageResult(stage, float(np.abs(difference).max()), relative, limit, passed=passed)
+    return StageResult(stage, float(np.abs(difference).max()), relative, limit, passed=relative <= limit)

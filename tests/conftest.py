@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path  # noqa: TC003
 
@@ -25,12 +28,41 @@ class NoSteps:
 
 
 def make_bundle(checkpoint: Path, target: Path, **options: object) -> Path:
-    """Export a local checkpoint; ``options`` are those of ExportOptions."""
+    """Export a local checkpoint on one thread, which is faster for toys; ``options``: of ExportOptions."""
+    import torch
+
     from onevision.export.build import ExportOptions, export
     from onevision.export.hub import FetchedCheckpoint
 
-    export(FetchedCheckpoint(checkpoint, None, None), target, ExportOptions(**options), NoSteps())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        chosen = ExportOptions(**{"threads": 1, **options})
+        export(FetchedCheckpoint(checkpoint, None, None), target, chosen, NoSteps())
+    finally:
+        torch.set_num_threads(threads)
     return target
+
+
+def replace_file(bundle: Path, name: str, data: bytes) -> None:
+    """Change a file of a bundle and its entry in the manifest, so that only its contents are bad."""
+    (bundle / name).write_bytes(data)
+    manifest = json.loads((bundle / "onevision.json").read_text(encoding="utf-8"))
+    manifest["files"][name] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (bundle / "onevision.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def swap_head_rows(checkpoint: Path, target: Path, one: int, other: int) -> Path:
+    """A copy of an untied checkpoint that says token ``other`` where it said ``one``, and the reverse."""
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(checkpoint, target)
+    weights = copy / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    head = tensors["language_model.lm_head.weight"]
+    head[[one, other]] = head[[other, one]]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return copy
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +77,14 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in full precision. Do not change it: copy it."""
     return make_bundle(toy_checkpoint, tmp_path_factory.mktemp("toy") / "bundle", backbone="f32")
+
+
+@pytest.fixture(scope="session")
+def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy whose head is not its embedding."""
+    from onevision.export.synth import SynthSpec, synthesise
+
+    return synthesise(tmp_path_factory.mktemp("untied") / "checkpoint", SynthSpec(tied=False, seed=1))
 
 
 @pytest.fixture(scope="session")

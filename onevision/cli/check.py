@@ -7,31 +7,49 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from onevision.cli.console import CheckSums, Device, Json, Model, Threads, bundle_folder, one_of, print_json
-from onevision.errors import UsageError
+from onevision.cli.console import (
+    CheckSums,
+    Device,
+    Json,
+    Model,
+    Threads,
+    bundle_folder,
+    examples,
+    one_of,
+    print_facts,
+    print_json,
+    print_warning,
+    stdout,
+)
+from onevision.errors import CheckpointError, UsageError
+from onevision.export.disk import readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from onevision.bundle import Bundle
+    from onevision.bundle import Bundle, Manifest
+    from onevision.export.config import ModelConfig
     from onevision.golden import ReferenceCase
     from onevision.verify import Report
 
-VERIFY_EXAMPLES = """
-Prove a bundle against the reference implementation, stage by stage.
+VERIFY_HELP = examples(
+    "Prove a bundle against the reference implementation, stage by stage.",
+    "onevision verify -m bundle",
+    "onevision verify -m bundle --reference checkpoint --image photo.jpg",
+)
 
-[dim]onevision verify -m bundle[/]
-[dim]onevision verify -m bundle --reference checkpoint --image photo.jpg[/]
-"""
+INSPECT_HELP = examples("Show what a bundle is.", "onevision inspect bundle --check")
+
+DOCTOR_HELP = examples("Show what this machine can do, and what it lacks.", "onevision doctor --json")
 
 _LIVE_PROMPT = "What is in this picture?"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("verify", help=VERIFY_EXAMPLES)(verify)
-    app.command("inspect", help="Show what a bundle is.\n\n[dim]onevision inspect bundle --check[/]")(inspect)
-    app.command("doctor", help="Show what this machine can do, and what it lacks.")(doctor)
+    app.command("verify", help=VERIFY_HELP, short_help="Prove a bundle, stage by stage.")(verify)
+    app.command("inspect", help=INSPECT_HELP, short_help="Show what a bundle is.")(inspect)
+    app.command("doctor", help=DOCTOR_HELP, short_help="Show what this machine can do.")(doctor)
 
 
 def verify(
@@ -39,16 +57,19 @@ def verify(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="The checkpoint's folder: run the reference now, instead of comparing with the vectors that "
-            "came with the bundle. Needs onevision\\[export].",
-            show_default=False,
+            metavar="FOLDER",
+            help="The checkpoint: run the reference now, instead of comparing with the vectors that came "
+            "with the bundle. Needs onevision[export].",
         ),
     ] = None,
     image: Annotated[
-        list[Path] | None,
-        typer.Option("-i", "--image", help="Pictures for --reference; repeatable.", show_default=False),
+        list[str] | None,
+        typer.Option("-i", "--image", metavar="FILE", help="A picture for --reference; repeatable."),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="The question for --reference.")] = _LIVE_PROMPT,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help=f"The question for --reference.  [default: {_LIVE_PROMPT}]"),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
@@ -62,14 +83,14 @@ def verify(
     from onevision.runtime.engine import OneVision
 
     where = one_of(device, get_args(devices.Device), "--device")
-    if image and reference is None:
-        raise UsageError("--image needs --reference: the bundle's own vectors have their pictures")
+    if reference is None and (image or prompt is not None):
+        raise UsageError("--image and --prompt need --reference: the bundle's own vectors have theirs")
     bundle = open_bundle(bundle_folder(model), check=check)
     cases: Iterable[ReferenceCase]
     if reference is None:
         cases = load_golden(bundle.path(GOLDEN))
     else:
-        cases = (_live_case(reference, image or [], prompt),)
+        cases = (_live_case(reference, bundle.manifest, image or [], prompt or _LIVE_PROMPT),)
     with OneVision(bundle, device=where, threads=threads) as loaded:
         report = proof.verify(loaded, cases)
     if as_json:
@@ -80,11 +101,11 @@ def verify(
         raise typer.Exit(1)
 
 
-def _live_case(folder: Path, images: Sequence[Path], prompt: str) -> ReferenceCase:
+def _live_case(folder: Path, manifest: Manifest, images: Sequence[str], prompt: str) -> ReferenceCase:
     """Run the reference on the user's pictures, which are opened as a run opens them."""
     import numpy as np
 
-    from onevision.cli.console import ConsoleSteps, print_warning
+    from onevision.cli.console import ConsoleSteps
     from onevision.cli.export import require_export
     from onevision.runtime.images import read_image
 
@@ -95,7 +116,8 @@ def _live_case(folder: Path, images: Sequence[Path], prompt: str) -> ReferenceCa
 
     pictures = [np.asarray(read_image(path)) for path in images]
     with Checkpoint.open(folder) as checkpoint, ConsoleSteps().step("running the reference"):
-        whole = fits_in_memory(checkpoint.config)
+        _check_same_shape(checkpoint.config, manifest)
+        whole = fits_in_memory(checkpoint)
         if not whole:
             print_warning(
                 "the language model is too large for this memory: comparing up to the visual tokens"
@@ -105,31 +127,48 @@ def _live_case(folder: Path, images: Sequence[Path], prompt: str) -> ReferenceCa
         return live.case("live", prompt, images=pictures, banned=banned)
 
 
-def _print_report(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _check_same_shape(config: ModelConfig, manifest: Manifest) -> None:
+    """Refuse a checkpoint that the bundle cannot be made of, before the reference runs for nothing."""
+    vision, backbone = manifest.vision, manifest.backbone
+    shapes = {
+        "tiles of": (config.vision.image_size, vision.image_size),
+        "patches of": (config.vision.patch_size, vision.patch_size),
+        "an encoder of hidden size": (config.vision.hidden_size, vision.hidden),
+        "a backbone of hidden size": (config.text.hidden_size, backbone.hidden),
+        "backbone layers:": (config.text.layers, backbone.layers),
+        "a vocabulary of": (config.text.vocab_size, backbone.vocab_size),
+    }
+    for name, (theirs, ours) in shapes.items():
+        if theirs != ours:
+            raise CheckpointError(
+                f"the checkpoint has {name} {theirs:,}, the bundle {ours:,}",
+                hint=f"give the checkpoint that the bundle was made of, {manifest.source.repo}",
+            )
 
-    table = Table("case", "stage", "max error", "relative", "tolerance", "", "", box=None, pad_edge=False)
-    for column in table.columns[2:5]:
-        column.justify = "right"
-    verdicts = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]reported[/]"}
+
+def _print_report(report: Report) -> None:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("max error", "relative", "tolerance")]
+    table = Table(Column("stage", no_wrap=True), *numbers, "", "", box=None, pad_edge=False)
+    verdicts = {True: Text("pass", "green"), False: Text("FAIL", "red"), None: Text("reported", "dim")}
     for case in report.cases:
-        for number, stage in enumerate(case.stages):
+        table.add_row(Text(case.name, "bold"))
+        for stage in case.stages:
             values = (stage.max_error, stage.relative_error, stage.tolerance)
             cells = ("" if value is None else f"{value:.2g}" for value in values)
-            name = case.name if number == 0 else ""
-            table.add_row(name, stage.stage, *cells, verdicts[stage.passed], stage.note)
-    console = Console(highlight=False)
+            table.add_row(f"  {stage.stage}", *cells, verdicts[stage.passed], stage.note)
+    console = stdout()
     console.print(table)
-    console.print(
-        "[green]the bundle computes what the reference does[/]" if report.passed else "[red]it does not[/]"
-    )
+    if report.passed:
+        console.print("the bundle computes what the reference does", style="green")
+    else:
+        console.print("the bundle does not compute what the reference does", style="red")
 
 
 def inspect(
-    folder: Annotated[
-        Path | None, typer.Argument(help="The bundle's folder.", metavar="BUNDLE", show_default=False)
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")] = None,
     model: Model = None,
     check: CheckSums = False,
     as_json: Json = False,
@@ -147,37 +186,44 @@ def inspect(
 
 
 def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
-    from rich.console import Console
+    from onevision.runtime.anyres import AnyRes
 
     manifest = bundle.manifest
     vision, backbone, source = manifest.vision, manifest.backbone, manifest.source
     commit = f" at {source.revision[:12]}" if source.revision else ""
-    side = vision.image_size // vision.patch_size
-    most = max(height * width for height, width in vision.grid_pinpoints) // vision.image_size**2
-    quality = manifest.quality.get("verify", {})
-    proven = {True: "passed at export", False: "FAILED at export"}.get(quality.get("passed"), "never run")
-    rows = {
+    cut = AnyRes.parse(
+        vision.aspect_ratio,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        pinpoints=vision.grid_pinpoints,
+    )
+    most = max(height * width for height, width in cut.pinpoints) // cut.tile**2
+    facts = {
         "name": manifest.name,
         "source": f"{source.repo}{commit} ({source.format} format)",
         "made by": ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.created_by.items())),
         "vision": f"{vision.layers} layers of {vision.hidden}; "
-        f"tiles of {vision.image_size} px, {side}×{side} patches",
-        "AnyRes": f"{vision.aspect_ratio}; {len(vision.grid_pinpoints)} grids of up to {most} tiles",
+        f"tiles of {cut.tile} px, {cut.side}×{cut.side} patches",
+        "AnyRes": f"{vision.aspect_ratio}; {len(cut.pinpoints)} grids of up to {most} tiles",
         "backbone": f"{backbone.layers} layers of {backbone.hidden}; {backbone.heads} heads, "
         f"{backbone.kv_heads} for keys and values; context {backbone.context_length:,}; "
         f"{backbone.bits_per_weight:.2f} bits per weight",
         "video": f"{manifest.video.frames} frames, {manifest.video.pooled_side**2} tokens each",
         "prompt": f"{manifest.prompt.template} format",
-        "verify": proven,
+        "verify": _proof(manifest.quality.get("verify")),
+        "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
     }
-    console = Console(highlight=False, soft_wrap=True)
-    for name, value in rows.items():
-        console.print(f"[bold]{name:9}[/] {value}")
-    console.print(
-        f"[bold]files    [/] {bundle.bytes / 1e6:,.1f} MB, {'checksums' if checked else 'sizes'} correct"
-    )
+    print_facts(facts)
     for name, info in sorted(manifest.files.items()):
-        console.print(f"          {name:18} {info.bytes / 1e6:9,.1f} MB  {info.precision or ''}")
+        stdout().print(f"  {name:18}{readable(info.bytes):>9}  {info.precision or ''}".rstrip())
+
+
+def _proof(verified: object) -> str:
+    """What the export's own verification said, in a word."""
+    passed = verified.get("passed") if isinstance(verified, dict) else None
+    if passed is None:
+        return "never run"
+    return "passed at export" if passed is True else "FAILED at export"
 
 
 def doctor(as_json: Json = False) -> None:
@@ -188,10 +234,8 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json(health.to_dict())
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    for name, value in health.facts.items():
-        console.print(f"[bold]{name:14}[/] {value}", markup=True)
-    for advice in health.advice:
-        console.print(f"[yellow]![/] {advice}")
+    print_facts(health.listing())
+    for advice in health.advice or ("nothing is lacking",):
+        stdout().print(Text.assemble(("! " if health.advice else "", "yellow"), advice))

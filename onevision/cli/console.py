@@ -1,4 +1,4 @@
-"""What the commands share: options, errors, JSON, and progress on stderr."""
+"""What the commands share: options, errors, JSON, tables on stdout, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,20 +15,33 @@ import typer
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import Console
 
+#: More threads than this and llama.cpp gives up (GGML_MAX_N_THREADS).
+_MOST_THREADS = 512
+
 Model = Annotated[
     Path | None,
-    typer.Option("-m", "--model", envvar="ONEVISION_MODEL", help="The bundle's folder.", show_default=False),
+    typer.Option(
+        "-m", "--model", metavar="FOLDER", envvar="ONEVISION_MODEL", help="The bundle.", show_default=False
+    ),
 ]
-Device = Annotated[
-    str, typer.Option(help="[bold]cpu[/], [bold]cuda[/], or [bold]auto[/]: the best there is.")
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: the best there is.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=_MOST_THREADS, metavar="N", help="CPU threads.  [default: all cores]"),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [dim]default: all cores[/]")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 CheckSums = Annotated[bool, typer.Option("--check", help="Compare checksums of all files, not only sizes.")]
+Exif = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF data says.")]
+
+
+def examples(about: str, *commands: str) -> str:
+    r"""Help of a command: a sentence, and commands a line each (``\b`` keeps the lines)."""
+    lines = "\n".join(f"  {command}" for command in commands)
+    return f"{about}\n\n\b\nExamples:\n{lines}"
 
 
 def bundle_folder(model: Path | None) -> Path:
@@ -72,10 +86,31 @@ def print_json(data: dict[str, Any]) -> None:
 
 
 def stderr() -> Console:
-    """A rich console on stderr."""
+    """A rich console on stderr. Names of files are text: nothing in them is markup."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def stdout() -> Console:
+    """A rich console on stdout, like :func:`stderr`; lines are folded on a terminal only."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Names and values in two columns on stdout; a long value goes on below itself."""
+    from rich.text import Text
+
+    console = stdout()
+    indent = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        lines = wrap(value, console.width - indent, break_on_hyphens=False) or [""]
+        console.print(Text.assemble((name.ljust(indent), "bold"), ("\n" + " " * indent).join(lines)))
 
 
 class ConsoleSteps:
@@ -88,6 +123,7 @@ class ConsoleSteps:
     def step(self, name: str) -> Iterator[Callable[[float], None]]:
         """Show a step while the body runs, and how long it took."""
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.text import Text
 
         started = time.perf_counter()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -96,8 +132,9 @@ class ConsoleSteps:
         ) as bars:
             task = bars.add_task(name, total=None)
             yield lambda fraction: bars.update(task, total=1.0, completed=fraction)
-        self._console.print(f"[green]✓[/] {name} [dim]{time.perf_counter() - started:.1f} s[/]")
+        took = f"{time.perf_counter() - started:.1f} s"
+        self._console.print(Text.assemble(("✓", "green"), f" {name} ", (took, "dim")))
 
     def note(self, text: str) -> None:
         """A line between steps."""
-        self._console.print(f"  {text}", style="dim", markup=False)
+        self._console.print(f"  {text}", style="dim")

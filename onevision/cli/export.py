@@ -9,36 +9,47 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from onevision.cli.console import ConsoleSteps, Json, Threads, one_of, print_json, print_warning, stderr
+from onevision.cli.console import (
+    ConsoleSteps,
+    Json,
+    Threads,
+    examples,
+    one_of,
+    print_json,
+    print_warning,
+    stderr,
+)
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
     from onevision.export.build import Exported
+    from onevision.export.hub import Source
 
-EXPORT_EXAMPLES = """
-Turn a checkpoint into a bundle, and prove it against the reference implementation.
+EXPORT_HELP = examples(
+    "Turn a checkpoint into a bundle, and prove it against the reference implementation.",
+    "onevision export --size 0.5b",
+    "onevision export --size 7b --variant si --backbone q4_0 -o llava-7b",
+    "onevision export --source ./my-finetune --vision fp16 --backbone f16",
+    "onevision export --source owner/name --revision main",
+)
 
-[dim]onevision export --size 0.5b[/]
-[dim]onevision export --size 7b --variant si --backbone q4_0 -o llava-7b[/]
-[dim]onevision export --source ./my-finetune --vision fp16 --backbone f16 -o bundle[/]
-[dim]onevision export --source llava-hf/llava-onevision-qwen2-0.5b-ov-hf --revision main[/]
-"""
-
-SYNTH_EXAMPLES = """
-Make a checkpoint of the right shape with random weights: for benchmarks and tests without a download.
-
-[dim]onevision synth --size 0.5b checkpoint[/]
-[dim]onevision synth --layers 2 --hidden 256 --naming lmms-lab --shards 3 checkpoint[/]
-"""
+SYNTH_HELP = examples(
+    "Make a checkpoint of the right shape with random weights, for benchmarks and tests without a download.",
+    "onevision synth --size 0.5b checkpoint",
+    "onevision synth --layers 2 --hidden 256 --naming lmms-lab checkpoint",
+)
 
 #: What the extra ``export`` brings, and the base install lacks.
 _NEEDED = ("torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub")
 
+#: More than that, and an export would refuse the checkpoint.
+_MOST_LAYERS, _MOST_GRID = 1000, 64
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("export", help=EXPORT_EXAMPLES)(export)
-    app.command("synth", help=SYNTH_EXAMPLES)(synth)
+    app.command("export", help=EXPORT_HELP, short_help="Turn a checkpoint into a bundle.")(export)
+    app.command("synth", help=SYNTH_HELP, short_help="Make a checkpoint with random weights.")(synth)
 
 
 def require_export() -> None:
@@ -51,30 +62,37 @@ def export(
     size: Annotated[
         str | None,
         typer.Option(
-            help="A published size: [bold]0.5b[/], [bold]7b[/] or [bold]72b[/]. "
-            "[dim]default: 0.5b, unless there is a --source[/]",
-            show_default=False,
+            metavar="NAME",
+            help="A published size: 0.5b, 7b or 72b.  [default: 0.5b, unless there is a --source]",
         ),
     ] = None,
     variant: Annotated[
-        str, typer.Option(help="Of that size: [bold]ov[/] (all inputs) or [bold]si[/] (single images).")
-    ] = "ov",
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of that size: ov (all inputs) or si (single images).  [default: ov]"
+        ),
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Instead of a size: a local folder or a Hub id.", show_default=False)
+        str | None, typer.Option(metavar="PLACE", help="Instead of a size: a local folder or a Hub id.")
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The bundle's folder. [dim]default: the model's name[/]"),
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Where the bundle goes.  [default: the model's name]"
+        ),
     ] = None,
     vision: Annotated[
-        str, typer.Option(help="Precision of the vision encoder: [bold]fp32[/] or [bold]fp16[/].")
+        str, typer.Option(metavar="TYPE", help="Precision of the vision encoder: fp32 or fp16.")
     ] = "fp32",
     backbone: Annotated[
         str,
-        typer.Option(help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …"),
+        typer.Option(
+            metavar="TYPE",
+            help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …",
+        ),
     ] = "q8_0",
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
@@ -88,13 +106,14 @@ def export(
 
     if source is None and size is None:
         size = "0.5b"
-    resolved = hub.resolve(source, size=size, variant=variant, revision=revision)
+    if variant is not None and source is not None:
+        raise UsageError("--variant belongs to a --size, not to a --source")
+    resolved = hub.resolve(source, size=size, variant=variant or "ov", revision=revision)
     precisions: dict[str, Any] = {
         "vision": one_of(vision, get_args(VisionPrecision), "--vision"),
         "backbone": one_of(backbone, get_args(gguf_report.BackbonePrecision), "--backbone"),
     }
-    name = (resolved.repos[0] if resolved.repos else str(resolved.folder)).rstrip("/\\")
-    target = output or Path(f"{Path(name).name.removesuffix('-hf')}-bundle")
+    target = output or _default_target(resolved)
     check_target(target, force=force)
 
     fetched = hub.fetch(resolved, progress=stderr().is_terminal, notify=print_warning)
@@ -105,7 +124,7 @@ def export(
     options = ExportOptions(
         **precisions,
         size=size,
-        variant=variant if size else None,
+        variant=variant or "ov" if size else None,
         threads=threads,
         force=force,
     )
@@ -114,6 +133,13 @@ def export(
         print_json(_summary(done))
     else:
         print(f"{target}  {done.bundle.bytes / 1e6:,.0f} MB")
+
+
+def _default_target(source: Source) -> Path:
+    """A folder here, named after the repository or the checkpoint's folder."""
+    folder = source.folder
+    name = source.repos[0].split("/")[-1] if folder is None else folder.resolve().name
+    return Path(f"{name.removesuffix('-hf')}-bundle")
 
 
 def _summary(done: Exported) -> dict[str, Any]:
@@ -131,33 +157,42 @@ def _summary(done: Exported) -> dict[str, Any]:
     }
 
 
+def _count(about: str, *, most: int | None = None) -> Any:  # noqa: ANN401
+    """An option that takes a number; SynthSpec looks at the rest."""
+    return typer.Option(max=most, metavar="N", help=about)
+
+
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the checkpoint goes.")],
     size: Annotated[
         str | None,
-        typer.Option(
-            help="True shape of [bold]0.5b[/] or [bold]7b[/]. [dim]default: a toy[/]", show_default=False
-        ),
+        typer.Option(metavar="NAME", help="The true shape of 0.5b or 7b.  [default: a toy]"),
     ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of the backbone.")] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Its hidden size.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Its attention heads.")] = None,
-    kv_heads: Annotated[int | None, typer.Option(min=1, help="Its key-value heads.")] = None,
-    intermediate: Annotated[int | None, typer.Option(min=1, help="Width of its MLP.")] = None,
-    vocab: Annotated[int | None, typer.Option(min=1, help="Rows of its embedding.")] = None,
-    tied: Annotated[bool | None, typer.Option("--tied/--untied", help="The head is the embedding.")] = None,
-    vision_layers: Annotated[int | None, typer.Option(min=1, help="Layers of the encoder.")] = None,
-    vision_hidden: Annotated[int | None, typer.Option(min=1, help="Its hidden size.")] = None,
-    vision_heads: Annotated[int | None, typer.Option(min=1, help="Its attention heads.")] = None,
-    vision_intermediate: Annotated[int | None, typer.Option(min=1, help="Width of its MLP.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels per side of a tile.")] = None,
-    patch_size: Annotated[int | None, typer.Option(min=1, help="Pixels per side of a patch.")] = None,
-    aspect_ratio: Annotated[str | None, typer.Option(help="anyres_max_9, anyres_max_4, anyres, …")] = None,
-    grid: Annotated[int | None, typer.Option(min=1, help="Most tiles per side.")] = None,
-    naming: Annotated[str, typer.Option(help="Tensor names: hf, hf-4.52, hf-5 or lmms-lab.")] = "hf",
-    dtype: Annotated[str | None, typer.Option(help="Stored as bf16, f16 or f32.")] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="Files to spread the weights over.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the weights.")] = None,
+    layers: Annotated[int | None, _count("Layers of the backbone.", most=_MOST_LAYERS)] = None,
+    hidden: Annotated[int | None, _count("Its hidden size.")] = None,
+    heads: Annotated[int | None, _count("Its attention heads.")] = None,
+    kv_heads: Annotated[int | None, _count("Its key-value heads.")] = None,
+    intermediate: Annotated[int | None, _count("Width of its MLP.")] = None,
+    vocab: Annotated[int | None, _count("Rows of its embedding.")] = None,
+    tied: Annotated[
+        bool | None, typer.Option("--tied/--untied", help="Whether the head is the embedding.")
+    ] = None,
+    vision_layers: Annotated[int | None, _count("Layers of the vision encoder.", most=_MOST_LAYERS)] = None,
+    vision_hidden: Annotated[int | None, _count("Its hidden size.")] = None,
+    vision_heads: Annotated[int | None, _count("Its attention heads.")] = None,
+    vision_intermediate: Annotated[int | None, _count("Width of its MLP.")] = None,
+    image_size: Annotated[int | None, _count("Pixels per side of a tile.")] = None,
+    patch_size: Annotated[int | None, _count("Pixels per side of a patch.")] = None,
+    aspect_ratio: Annotated[
+        str | None, typer.Option(metavar="NAME", help="anyres_max_9, anyres_max_4, anyres, …")
+    ] = None,
+    grid: Annotated[int | None, _count("Most tiles per side.", most=_MOST_GRID)] = None,
+    naming: Annotated[
+        str, typer.Option(metavar="NAME", help="Names of the tensors: lmms-lab, hf, hf-4.52 or hf-5.")
+    ] = "hf",
+    dtype: Annotated[str | None, typer.Option(metavar="TYPE", help="Stored as bf16, f16 or f32.")] = None,
+    shards: Annotated[int | None, _count("Files to spread the weights over.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the weights.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint with random weights."""
@@ -175,9 +210,10 @@ def synth(
     )
     chosen = {field.name: given[field.name] for field in fields(base) if given.get(field.name) is not None}
     spec = replace(base, **chosen)
-    with ConsoleSteps().step(f"checkpoint with random weights in {out}") as progress:
+    with ConsoleSteps().step("checkpoint with random weights") as progress:
         synthesise(out, spec, progress=progress)
     if as_json:
-        print_json({"checkpoint": str(out), "bytes": sum(path.stat().st_size for path in out.rglob("*"))})
+        sizes = (path.stat().st_size for path in out.rglob("*") if path.is_file())
+        print_json({"checkpoint": str(out), "bytes": sum(sizes)})
     else:
         print(out)

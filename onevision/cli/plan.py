@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onevision.cli.console import Json, Model, one_of, print_json
+from onevision.cli.console import Exif, Json, Model, examples, one_of, print_facts, print_json, stdout
 from onevision.errors import UsageError
+from onevision.export.disk import readable
 
 if TYPE_CHECKING:
-    from onevision.runtime.plan import Input, Plan, Shape
+    from collections.abc import Sequence
 
-EXAMPLES = """
-Tell tiles, tokens, operations, memory and a rough time of a prompt, before anything is run.
+    from onevision.runtime.plan import Input, Plan, PlannedInput, Shape
 
-[dim]onevision plan photo.jpg -m bundle[/]
-[dim]onevision plan a.png b.png --prompt "Which one is newer?" -m bundle[/]
-[dim]onevision plan --image-size 4032x3024 --size 0.5b[/]
-"""
+HELP = examples(
+    "Tell tiles, tokens, operations, memory and a rough time of a prompt, before anything is run.",
+    "onevision plan photo.jpg -m bundle",
+    'onevision plan a.png b.png --prompt "Which one is newer?" -m bundle',
+    "onevision plan --image-size 4032x3024 --size 0.5b",
+)
 
 #: Tokens of the training format around a question, system prompt included.
 _TEMPLATE_TOKENS = 22
@@ -30,25 +32,28 @@ _CHARACTERS_PER_TOKEN = 4
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("plan", help=EXAMPLES)(plan)
+    app.command("plan", help=HELP, short_help="Tell what a prompt costs, before it is run.")(plan)
 
 
 def plan(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="Pictures and videos.", show_default=False)
-    ] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Pictures and videos.")] = None,
     image_size: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WxH", help="Stands in for a picture; repeatable.", show_default=False),
+        list[str] | None, typer.Option(metavar="WxH", help="Stands in for a picture; repeatable.")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="The question.")] = "What is in the picture?",
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames taken from a video.")] = None,
-    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as EXIF says.")] = True,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = "What is in the picture?",
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Frames taken from a video.  [default: the model's, 32]"),
+    ] = None,
+    exif: Exif = True,
     model: Model = None,
     size: Annotated[
-        str,
-        typer.Option(help="Without a bundle: a published size, [bold]0.5b[/], [bold]7b[/] or [bold]72b[/]."),
-    ] = "0.5b",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead of a bundle: a published size, 0.5b, 7b or 72b.  [default: 0.5b, without a bundle]",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tell what a prompt costs."""
@@ -58,8 +63,8 @@ def plan(
         *(_measure(path, exif=exif) for path in files or ()),
         *(_parse_size(text) for text in image_size or ()),
     ]
-    if model is None:
-        shape = planning.published(one_of(size, tuple(planning.PUBLISHED), "--size"))
+    if model is None or size is not None:
+        shape = planning.published(one_of(size or "0.5b", tuple(planning.PUBLISHED), "--size"))
         tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
     else:
         shape, tokens = _of_bundle(model, prompt, len(inputs))
@@ -69,10 +74,10 @@ def plan(
     if as_json:
         print_json(costs.to_dict())
     else:
-        _print(costs, exact=model is not None)
+        _print(costs, exact=size is None and model is not None)
 
 
-def _measure(path: Path, *, exif: bool) -> Input:
+def _measure(path: str, *, exif: bool) -> Input:
     """Size of a file: a picture, or else a video."""
     from onevision.errors import ImageError, VideoError
     from onevision.runtime.images import read_image
@@ -86,8 +91,8 @@ def _measure(path: Path, *, exif: bool) -> Input:
             info = probe_video(path)
         except VideoError:
             raise not_a_picture from None
-        return Input(str(path), "video", info.width, info.height, info.frames)
-    return Input(str(path), "image", width, height)
+        return Input(path, "video", info.width, info.height, info.frames)
+    return Input(path, "image", width, height)
 
 
 def _parse_size(text: str) -> Input:
@@ -119,31 +124,42 @@ def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[Shape, int]:
 
 
 def _print(costs: Plan, *, exact: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
     if costs.inputs:
-        table = Table("input", "size", "grid", "tiles", "tokens", box=None, pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for item in costs.inputs:
-            shape = f"{item.width}×{item.height}"
-            grid = (
-                f"{item.grid[1]}×{item.grid[0]}"
-                if item.grid
-                else f"{item.frames} frames"
-                if item.frames
-                else "–"
-            )
-            table.add_row(item.path, shape, grid, str(item.tiles), f"{item.image_tokens:,}")
-        console.print(table)
+        _print_inputs(costs.inputs)
     about = "" if exact else "about "
     share = costs.prompt_tokens / costs.context_length
-    console.print(f"prompt    {about}{costs.prompt_tokens:,} tokens, {share:.0%} of {costs.context_length:,}")
-    console.print(f"KV cache  {costs.kv_bytes / 1e6:,.1f} MB")
+    facts = {
+        "prompt": f"{about}{costs.prompt_tokens:,} tokens, {share:.0%} of {costs.context_length:,}",
+        "KV cache": readable(costs.kv_bytes),
+    }
     for stage, count in costs.flops.items():
-        seconds = f", roughly {costs.seconds[stage]:,.1f} s here" if costs.seconds else ""
-        console.print(f"{stage:8}  {count / 1e12:,.2f} TFLOP{seconds}")
+        seconds = f", {_duration(costs.seconds[stage])} here" if costs.seconds else ""
+        facts[stage] = f"{_operations(count)}{seconds}"
+    print_facts(facts)
     if costs.prompt_tokens >= costs.context_length:
-        console.print("[red]The context cannot hold this prompt.[/]")
+        stdout().print("the context cannot hold this prompt", style="red")
+
+
+def _print_inputs(inputs: Sequence[PlannedInput]) -> None:
+    from rich.table import Column, Table
+
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "grid", "tiles", "tokens")]
+    table = Table(Column("input", overflow="fold"), *numbers, box=None, pad_edge=False)
+    for item in inputs:
+        if item.grid:
+            cut = f"{item.grid[1]}×{item.grid[0]}"
+        else:
+            cut = f"{item.frames} frames" if item.frames else "–"
+        name = Path(item.path).name
+        table.add_row(name, f"{item.width}×{item.height}", cut, str(item.tiles), f"{item.image_tokens:,}")
+    stdout().print(table)
+
+
+def _operations(count: int) -> str:
+    return f"{count / 1e9:,.1f} GFLOP" if count < 1e12 else f"{count / 1e12:,.1f} TFLOP"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.1:
+        return "under 0.1 s"
+    return f"roughly {seconds:,.1f} s" if seconds < 120 else f"roughly {seconds / 60:,.0f} min"

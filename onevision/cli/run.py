@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -13,78 +13,99 @@ import typer
 from onevision.cli.console import (
     CheckSums,
     Device,
+    Exif,
     Json,
     Model,
     Threads,
     bundle_folder,
+    examples,
     one_of,
     print_json,
     print_warning,
     stderr,
 )
 from onevision.errors import PromptError, UsageError
+from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onevision.runtime.answer import Answer, Progress
 
-EXAMPLES = """
-Ask about a picture, several pictures or a video.
-
-[dim]onevision run "What is on the table?" --image photo.jpg -m bundle[/]
-[dim]onevision run "Which one is newer?" -i a.png -i b.png -m bundle[/]
-[dim]onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle[/]
-[dim]cat question.txt | onevision run - --image scan.tiff --json -m bundle[/]
-"""
+HELP = examples(
+    "Ask about a picture, several pictures or a video.",
+    'onevision run "What is on the table?" --image photo.jpg -m bundle',
+    'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
+    'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
+    "onevision run - --image scan.tiff --json -m bundle < question.txt",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("run", help=EXAMPLES)(run)
+    app.command("run", help=HELP, short_help="Ask about pictures or a video.")(run)
 
 
 def run(
     prompt: Annotated[
-        str | None, typer.Argument(help="The question; [bold]-[/] reads it from stdin.", show_default=False)
+        str | None, typer.Argument(metavar="PROMPT", help="The question; - reads it from stdin.")
     ] = None,
     image: Annotated[
-        list[Path] | None,
-        typer.Option("-i", "--image", help="A picture; repeat it for several.", show_default=False),
+        list[str] | None,
+        typer.Option("-i", "--image", metavar="FILE", help="A picture; repeat it for several."),
     ] = None,
-    video: Annotated[Path | None, typer.Option("-v", "--video", help="A video.", show_default=False)] = None,
+    video: Annotated[
+        str | None, typer.Option("-v", "--video", metavar="FILE", help="A video; needs onevision[video].")
+    ] = None,
     messages: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of a prompt: a JSON file with a conversation, OpenAI style.", show_default=False
+            metavar="FILE", help="Instead of a prompt: a conversation as JSON, in the form of OpenAI's API."
         ),
     ] = None,
     model: Model = None,
-    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy: the same answer every time.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this mass.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed for sampling.", show_default=False)] = None,
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", help="Longest answer.")
+    ] = DEFAULT_MAX_TOKENS,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", help="0 is greedy: the same answer every time.")
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(metavar="N", help="Sample among the N likeliest tokens; 0 is off.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="X", help="Sample among the likeliest tokens of this mass.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(metavar="X", help="Drop tokens below this share of the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Above 1 discourages repetition.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampling.")] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="End the answer before this text; repeatable.", show_default=False),
+        typer.Option(metavar="TEXT", help="End the answer before this text; repeatable."),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Frames taken from a video. [dim]default: the bundle's, 32[/]")
+        int | None,
+        typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's, 32]"),
     ] = None,
-    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as EXIF says.")] = True,
+    exif: Exif = True,
     template: Annotated[
         str | None,
-        typer.Option(help="Prompt format: [bold]training[/] or [bold]hf[/] (the Hub's).", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Prompt format: training, or hf (the Hub's).  [default: the bundle's]"
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no statistics.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="No progress, warnings or statistics.")
+    ] = False,
 ) -> None:
     """Ask about a picture, several pictures or a video."""
     from onevision.runtime import device as devices
@@ -105,12 +126,13 @@ def run(
         "template": template,
         "system": system,
     }
+    make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
     with (
         OneVision.load(bundle_folder(model), device=where, threads=threads, check=check) as loaded,
         _progress(shown=not quiet) as on_progress,
+        closing(loaded.stream(**question, on_progress=on_progress, **options)) as stream,
     ):
-        stream = loaded.stream(**question, on_progress=on_progress, **options)
         for piece in stream:
             if not as_json:
                 sys.stdout.write(piece)
@@ -128,23 +150,33 @@ def run(
 
 
 def _question(
-    prompt: str | None, images: list[Path], video: Path | None, messages: Path | None
+    prompt: str | None, images: list[str], video: str | None, messages: Path | None
 ) -> dict[str, Any]:
     """Arguments of :meth:`OneVision.stream`."""
     if messages is None:
         if prompt is None:
             raise UsageError("there is no prompt", hint='onevision run "What is in the picture?" --image P')
         if prompt == "-":
-            prompt = sys.stdin.read().strip()
+            prompt = _read_stdin()
         return {"prompt": prompt, "images": images, "video": video}
     if prompt is not None or images or video is not None:
         raise UsageError("--messages stands alone: no prompt, --image or --video beside it")
     try:
-        return {"messages": json.loads(messages.read_text(encoding="utf-8"))}
+        return {"messages": json.loads(messages.read_text(encoding="utf-8-sig"))}
     except OSError as error:
         raise PromptError(f"cannot read {messages}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{messages} is not valid JSON: {error}") from error
+
+
+def _read_stdin() -> str:
+    """The whole of it, as UTF-8 on every system."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            "the prompt on stdin is not UTF-8 text", hint="pass pictures with --image, videos with --video"
+        ) from error
 
 
 @contextmanager

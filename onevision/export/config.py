@@ -87,6 +87,9 @@ class ModelConfig:
 # <|im_end|> of every Qwen2 tokenizer: the training format closes each turn with it.
 IM_END_ID = 151645
 
+#: The ways to cut a picture that are exported.
+ASPECT_RATIO = re.compile(r"anyres(_max_[1-9]\d{0,3})?")
+
 _MOST_LAYERS = 1000
 _MOST_PINPOINTS = 4096
 
@@ -313,7 +316,7 @@ def _rope_theta(section: Section) -> float:
 
 def _aspect_ratio(root: Section, key: str, *, absent: str) -> str:
     value = root.get(key, absent)
-    if not isinstance(value, str) or not re.fullmatch(r"anyres(_max_[1-9]\d{0,3})?", value):
+    if not isinstance(value, str) or not ASPECT_RATIO.fullmatch(value):
         message = f"{root.where}{key} is {show(value)}, must be anyres or anyres_max_N"
         raise UnsupportedCheckpointError(message, hint=SCOPE_HINT)
     return value

@@ -141,7 +141,9 @@ def _resolve_source(source: str, revision: str | None) -> Source:
     try:
         validate_repo_id(source)
     except HFValidationError as error:
-        raise SourceError(f"{source} is neither a folder nor a Hub id", hint=str(error)) from error
+        raise SourceError(
+            f"{source} is neither a folder nor a Hub id", hint=str(error).rstrip(".")
+        ) from error
     return Source(None, (source,), revision)
 
 

@@ -7,12 +7,14 @@ that a mistake cannot hide by being made twice.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
 from onevision.errors import ExportError
+from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ class Reference:
         self._model = _load(checkpoint, backbone=backbone)
         auto_tokenizer: Any = AutoTokenizer  # transformers leaves these untyped
         self._tokenizer = auto_tokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        # Qwen2's base model ends with the second, and a chat model may say it too.
+        stops = self._tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
+        self._ends = {*config.text.eos_ids, *stops}
         side = config.vision.image_size
         self._processor: Any = LlavaOnevisionImageProcessor(
             size={"height": side, "width": side},
@@ -179,7 +184,7 @@ class Reference:
             allowed = logits.clone()
             allowed[list(banned)] = -torch.inf
             token = int(allowed.argmax())
-            if token in self.config.text.eos_ids:
+            if token in self._ends:
                 break
             tokens.append(token)
             out = self._model(
@@ -189,14 +194,10 @@ class Reference:
         return first.numpy().copy(), np.array(tokens, dtype=np.int64)
 
 
-def fits_in_memory(config: ModelConfig) -> bool:
-    """Whether the language model in fp32 fits in the memory that is free now, with a tenth to spare."""
-    text = config.text
-    attention = text.hidden_size * text.head_dim * (2 * text.heads + 2 * text.kv_heads)
-    layer = attention + 3 * text.hidden_size * text.intermediate_size
-    embeddings = text.vocab_size * text.hidden_size * (1 if text.tied else 2)
-    needed = 4 * (text.layers * layer + embeddings)
-    return needed * 1.1 < psutil.virtual_memory().available
+def fits_in_memory(checkpoint: Checkpoint) -> bool:
+    """Whether the whole checkpoint in fp32 fits in the memory that is free now, with a tenth to spare."""
+    weights = sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
+    return 4 * weights * 1.1 < psutil.virtual_memory().available
 
 
 def golden_cases(
@@ -256,6 +257,8 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
     model.tie_weights()  # before the loop: a tied head is then no parameter of its own
     names = set(checkpoint.names)
     for name, parameter in model.named_parameters():
+        if not backbone and name.startswith(_BACKBONE):
+            continue
         if name in names:
             parameter.data = checkpoint.tensor(name).to(torch.float32)
         elif not name.startswith(_UNUSED):
@@ -263,6 +266,7 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
     return model
 
 
+_BACKBONE = ("model.language_model.", "lm_head.")
 #: Parameters of transformers' model that no answer depends on.
 _UNUSED = ("model.vision_tower.vision_model.post_layernorm", "model.vision_tower.vision_model.head")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onevision.bundle import write_bundle
 from onevision.errors import UsageError
+from onevision.export.config import ASPECT_RATIO
 from onevision.export.disk import disk_space
 from onevision.export.synth_config import CONTEXT_LENGTH, TORCH_DTYPES, config_files
 from onevision.export.synth_vocab import QWEN2_TOKENS, Vocabulary, write_json
@@ -91,6 +92,7 @@ class SynthSpec:
                 self.vision_heads > 0 and self.vision_hidden % self.vision_heads == 0
             ),
             "patch-size must not exceed image-size": self.patch_size <= self.image_size,
+            "aspect-ratio must be anyres or anyres_max_N": bool(ASPECT_RATIO.fullmatch(self.aspect_ratio)),
             f"vocab must be at least {256 + 5 + _SPARE_ROWS}": self.vocab >= 256 + 5 + _SPARE_ROWS,
         }
         if wrong := [rule for rule, fit in fits.items() if not fit]:

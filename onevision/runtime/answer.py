@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ class Answer:
 class AnswerStream(Iterator[str]):
     """Pieces of an answer as they come; after the last one, ``answer`` is the whole.
 
-    The model is busy until the stream ends, is closed, or is garbage.
+    The model is busy from the first piece until the stream ends, is closed, or is garbage: another question
+    waits for it, so do not ask one from the thread that reads it.
     """
 
     def __init__(self, pieces: Generator[str, None, Answer]) -> None:
@@ -82,6 +84,11 @@ class AnswerStream(Iterator[str]):
             if end.value is not None:
                 self._answer = end.value
             raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits to be read on: the first piece was asked for, and there is more."""
+        return inspect.getgeneratorstate(self._pieces) == inspect.GEN_SUSPENDED
 
     @property
     def answer(self) -> Answer:

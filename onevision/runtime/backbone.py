@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from onevision.errors import BundleError, DeviceError, GenerationError, PromptError
 from onevision.runtime.device import Device, default_threads
-from onevision.runtime.llama_log import last_llama_error, silence_llama
+from onevision.runtime.llama_log import last_llama_error, llama_log, silence_llama
 
 # Where another program takes a core, llama.cpp's threads (GNU OpenMP) wait for each other by spinning, which
 # keeps the late one from its core: a short spin makes that 1.4 times as fast, and costs nothing otherwise.
@@ -48,7 +47,7 @@ class Vocabulary:
     """Text to token ids and back, with the tokenizer of a GGUF file."""
 
     def __init__(self, model: int) -> None:
-        self._vocab = api.llama_model_get_vocab(model)
+        self._vocab: Any = api.llama_model_get_vocab(model)
         self.size = int(api.llama_vocab_n_tokens(self._vocab))
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
@@ -60,7 +59,10 @@ class Vocabulary:
 
         Raises:
             PromptError: The text cannot be encoded as UTF-8.
+            GenerationError: The model is closed.
         """
+        if self._vocab is None:
+            raise GenerationError("the language model is closed")
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -90,6 +92,10 @@ class Vocabulary:
     def ends(self, token: int) -> bool:
         """Whether a token ends the answer (``<|im_end|>``, ``<|endoftext|>``)."""
         return bool(api.llama_vocab_is_eog(self._vocab, token))
+
+    def close(self) -> None:
+        """Forget the model, before its memory is freed."""
+        self._vocab = None
 
     @property
     def unused(self) -> range:
@@ -198,8 +204,10 @@ class Backbone:
 
         Raises:
             PromptError: More than the model's context length.
-            GenerationError: No memory for the key-value cache.
+            GenerationError: No memory for the key-value cache, or the model is closed.
         """
+        if self._model is None:
+            raise GenerationError("the language model is closed")
         if positions > self.context_length:
             raise PromptError(
                 f"{positions:,} tokens are more than the model's context of {self.context_length:,}"
@@ -292,6 +300,7 @@ class Backbone:
         """Free model and context. Calling it again does nothing."""
         self._free_context()
         if self._model is not None:
+            self.vocabulary.close()
             api.llama_model_free(self._model)
             self._model = None
 
@@ -311,12 +320,15 @@ def _load_model(path: Path, *, gpu_layers: int = 0, vocab_only: bool = False) ->
     params = api.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     params.vocab_only = vocab_only
-    # llama.cpp opens files by UTF-8 names, Windows included.
-    name = str(path).encode(sys.getfilesystemencoding() if os.name == "posix" else "utf-8")
-    model = api.llama_model_load_from_file(name, params)
+    # The last error only says that there was one; the first says which.
+    lines: list[str] = []
+    with llama_log(lines.append):
+        model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
+        telling = (line for line in lines if line.startswith("gguf_") or "error loading model" in line)
+        reason = next(telling, last_llama_error() or ": unknown error").partition(": ")[2]
         raise BundleError(
-            f"llama.cpp cannot load {path}: {last_llama_error() or 'unknown error'}",
+            f"llama.cpp cannot load {path}: {reason}",
             hint="copy or export the bundle again",
         )
     return model  # type: ignore[no-any-return]

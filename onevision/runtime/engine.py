@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+import tokenize
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -50,6 +53,7 @@ class OneVision:
         self._threads = threads
         self._busy = threading.Lock()
         self._closed = False
+        self._streams: WeakSet[AnswerStream] = WeakSet()
         self._encoder: VisionEncoder | None = None
         newline = _read_newline(bundle)
         exact = bundle.manifest.files[BACKBONE].precision == "f32"
@@ -113,9 +117,8 @@ class OneVision:
             UsageError: Options that make no sense.
             GenerationError: A native library refused the work.
         """
-        stream = self.stream(
-            prompt, images=images, video=video, messages=messages, on_progress=on_progress, **options
-        )
+        conversation = conversation_of(prompt, images, video, messages)
+        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
         for _ in stream:
             pass
         return stream.answer
@@ -132,7 +135,9 @@ class OneVision:
     ) -> AnswerStream:
         """Like :meth:`generate`, but the text comes in pieces. No piece ends inside a character."""
         conversation = conversation_of(prompt, images, video, messages)
-        return AnswerStream(self._answer(conversation, make_options(options), on_progress))
+        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
+        self._streams.add(stream)
+        return stream
 
     def encode(
         self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: Progress | None = None
@@ -203,7 +208,14 @@ class OneVision:
         return Sampler(sampling, self.backbone.vocabulary.size, self.banned_tokens)
 
     def close(self) -> None:
-        """Free all native memory. Waits for a call that is running; calling it again does nothing."""
+        """Free all native memory; calling it again does nothing.
+
+        A stream that waits to be read on ends here. A call that is running is waited for.
+        """
+        for stream in tuple(self._streams):
+            if stream.is_open:
+                with suppress(ValueError):  # since then, another thread reads on
+                    stream.close()
         with self._busy:
             self._closed = True
             self.backbone.close()
@@ -297,9 +309,14 @@ def _read_newline(bundle: Bundle) -> npt.NDArray[np.float32]:
     """The learned embedding at the end of each row of features, float32 [H]."""
     path = bundle.path(NEWLINE)
     try:
-        newline: npt.NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path}: {error}") from error
-    if newline.shape != (bundle.manifest.backbone.hidden,):
-        raise BundleError(f"{path} has shape {newline.shape}, not ({bundle.manifest.backbone.hidden},)")
+        with path.open("rb") as file:
+            newline: npt.NDArray[np.float32] = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, MemoryError, tokenize.TokenError) as error:
+        raise BundleError(f"cannot read {path}: {error}", hint="copy or export the bundle again") from error
+    hidden = bundle.manifest.backbone.hidden
+    if newline.shape != (hidden,) or newline.dtype != np.float32:
+        raise BundleError(
+            f"{path} is {newline.dtype} {list(newline.shape)}, not float32 [{hidden}]",
+            hint="copy or export the bundle again",
+        )
     return newline

@@ -187,7 +187,9 @@ def _pillow(name: str) -> Iterator[None]:
         except ImageError:
             raise
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{name} is too large: {error}", hint="make it smaller first") from error
+            raise ImageError(
+                f"{name} is too large: {str(error).rstrip('.')}", hint="make it smaller first"
+            ) from error
         except MemoryError as error:
             raise ImageError(f"{name} does not fit into memory", hint="make it smaller first") from error
         except _DAMAGE as error:

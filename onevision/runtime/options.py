@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from onevision.errors import UsageError
@@ -32,18 +33,25 @@ class Sampling:
     seed: int | None = None  # None: another one every time
 
     def __post_init__(self) -> None:
-        checks = (
-            (0 <= self.temperature < float("inf"), "temperature", "0 (greedy) or more"),
-            (self.top_k >= 0, "top-k", "0 (off) or more"),
-            (0 < self.top_p <= 1, "top-p", "more than 0 and at most 1"),
-            (0 <= self.min_p <= 1, "min-p", "from 0 to 1"),
-            (0 < self.repetition_penalty < float("inf"), "repetition-penalty", "more than 0 (1 is off)"),
-            (self.seed is None or 0 <= self.seed < 2**32, "seed", "from 0 to 4294967295"),
+        # Far beyond any use, llama.cpp's float32 would overflow.
+        _check(
+            (_real(self.temperature, 0, 1000), "temperature", self.temperature, "from 0 (greedy) to 1000"),
+            (_whole(self.top_k, 0, 2**31 - 1), "top-k", self.top_k, "0 (off) or more"),
+            (_real(self.top_p, 0, 1) and self.top_p > 0, "top-p", self.top_p, "more than 0 and at most 1"),
+            (_real(self.min_p, 0, 1), "min-p", self.min_p, "from 0 to 1"),
+            (
+                _real(self.repetition_penalty, 0.001, 1000),
+                "repetition-penalty",
+                self.repetition_penalty,
+                "from 0.001 to 1000 (1 is off)",
+            ),
+            (
+                self.seed is None or _whole(self.seed, 0, 2**32 - 1),
+                "seed",
+                self.seed,
+                "a whole number from 0 to 4294967295",
+            ),
         )
-        for good, name, wanted in checks:
-            if not good:
-                value = getattr(self, name.replace("-", "_"))
-                raise UsageError(f"{name} is {value}, it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -59,24 +67,39 @@ class Options:
     system: str | None = None  # None: the bundle's default
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UsageError(f"max-tokens is {self.max_tokens}, it must be 1 or more")
-        if self.frames is not None and self.frames < 1:
-            raise UsageError(f"frames is {self.frames}, it must be 1 or more")
+        _check(
+            (_whole(self.max_tokens, 1), "max-tokens", self.max_tokens, "1 or more"),
+            (self.frames is None or _whole(self.frames, 1), "frames", self.frames, "1 or more"),
+        )
         if self.template is not None and self.template not in TEMPLATES:
             raise UsageError(f"unknown template {self.template!r}", hint=f"one of {', '.join(TEMPLATES)}")
-        if "" in self.stop:
-            raise UsageError("a stop string is empty")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise UsageError("a stop string is empty, or no string")
+
+
+def _whole(value: object, least: int, most: float = inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _real(value: object, least: float, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def _check(*rules: tuple[bool, str, object, str]) -> None:
+    """Raise for the first rule that does not hold: it, and the option's name, value and wanted values."""
+    for holds, name, value, wanted in rules:
+        if not holds:
+            raise UsageError(f"{name} is {value!r}, it must be {wanted}")
 
 
 def make_options(options: Mapping[str, Any]) -> Options:
-    """Options of keyword arguments, those of :class:`Sampling` included."""
+    """Options of keyword arguments, those of :class:`Sampling` included. ``stop`` may be one string."""
     sampling_names = Sampling.__dataclass_fields__
     known = set(sampling_names) | set(Options.__dataclass_fields__) - {"sampling"}
     if unknown := set(options) - known:
         raise UsageError(f"unknown option {sorted(unknown)[0]!r}", hint=f"known: {', '.join(sorted(known))}")
     sampling = Sampling(**{name: value for name, value in options.items() if name in sampling_names})
     rest = {name: value for name, value in options.items() if name not in sampling_names}
-    if "stop" in rest:
-        rest["stop"] = (rest["stop"],) if isinstance(rest["stop"], str) else tuple(rest["stop"])
-    return Options(sampling=sampling, **rest)
+    stop = rest.pop("stop", None)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    return Options(sampling=sampling, stop=stops, **rest)

@@ -9,7 +9,7 @@ from onevision.errors import BundleError
 from onevision.runtime import anyres
 from onevision.runtime.anyres import AnyRes
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import Control, ImagePart, render
+from onevision.runtime.prompt import TEMPLATES, Control, ImagePart, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class Preparer:
         manifest: The bundle's.
         vocabulary: The backbone's.
         newline: float32 [H], see :mod:`onevision.runtime.anyres`.
+
+    Raises:
+        BundleError: An aspect ratio, grid or prompt format that is not known.
     """
 
     def __init__(self, manifest: Manifest, vocabulary: Vocabulary, newline: npt.NDArray[np.float32]) -> None:
@@ -85,6 +88,11 @@ class Preparer:
             patch_size=vision.patch_size,
             pinpoints=vision.grid_pinpoints,
         )
+        if manifest.prompt.template not in TEMPLATES:
+            raise BundleError(
+                f"the bundle's prompt format {manifest.prompt.template!r} is unknown",
+                hint=f"known: {', '.join(TEMPLATES)}",
+            )
         self._manifest = manifest
         self._vocabulary = vocabulary
         self._newline = newline

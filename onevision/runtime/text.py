@@ -35,10 +35,11 @@ class TextStream:
         return out + rest
 
     def _release(self, pending: str) -> str:
-        cuts = [at for stop in self._stop if (at := pending.find(stop)) >= 0]
-        if cuts:
+        found = [(at + len(stop), at) for stop in self._stop if (at := pending.find(stop)) >= 0]
+        if found:
+            # The one that is complete first, so that the text does not depend on how the bytes were cut.
             self.stopped = True
-            out, self._held = pending[: min(cuts)], ""
+            out, self._held = pending[: min(found)[1]], ""
         else:
             keep = max((_overlap(pending, stop) for stop in self._stop), default=0)
             out, self._held = pending[: len(pending) - keep], pending[len(pending) - keep :]

@@ -1,0 +1,83 @@
+"""Options: what is taken, what is refused, and by which words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from onevision.errors import UsageError
+from onevision.runtime.options import DEFAULT_MAX_TOKENS, Options, Sampling, make_options
+
+GOOD = {
+    "temperature": (0, 0.0, 0.7, 1, 5.0),
+    "top_k": (0, 1, 40, 10**6),
+    "top_p": (1, 1.0, 0.5, 1e-6),
+    "min_p": (0, 0.05, 1.0),
+    "repetition_penalty": (1, 1.05, 0.5, 2.0),
+    "seed": (None, 0, 7, 2**32 - 1),
+    "max_tokens": (1, 512, 10**9),
+    "frames": (None, 1, 32),
+    "exif": (True, False),
+    "template": (None, "training", "hf"),
+    "system": (None, "", "Be brief."),
+    "stop": ((), ("\n",), ("END", "\n\n")),
+}
+BAD = {
+    "temperature": (-0.1, math.inf, math.nan, 1e30, "0.5", None, True),
+    "top_k": (-1, 2.5, "3", 2**31, None),
+    "top_p": (0, -0.1, 1.01, math.nan, "1", None),
+    "min_p": (-0.1, 1.1, math.nan, None),
+    "repetition_penalty": (0, -1, math.inf, math.nan, "1", None),
+    "seed": (-1, 2**32, 1.5, "7"),
+    "max_tokens": (0, -1, 1.5, "5", None, math.inf, True),
+    "frames": (0, -1, 2.5, "8"),
+    "template": ("chatml", "", 3),
+    "stop": ("", ("",), ("END", ""), (3,), [None]),
+}
+
+
+def table(values: dict[str, tuple[Any, ...]]) -> Any:
+    pairs = [(name, value) for name, row in values.items() for value in row]
+    return pytest.mark.parametrize(("name", "value"), pairs, ids=[f"{n}={v!r}" for n, v in pairs])
+
+
+@table(GOOD)
+def test_good_values_are_kept(name: str, value: Any):
+    options = make_options({name: value})
+    assert getattr(options if hasattr(options, name) else options.sampling, name) == value
+
+
+@table(BAD)
+def test_bad_values_are_refused_by_name(name: str, value: Any):
+    with pytest.raises(UsageError, match=r"stop string" if name == "stop" else name.replace("_", "[-_]")):
+        make_options({name: value})
+
+
+def test_every_option_is_in_the_tables():
+    names = {field.name for kind in (Options, Sampling) for field in fields(kind)} - {"sampling"}
+    assert set(GOOD) == names
+    assert names - set(BAD) == {"exif", "system"}
+
+
+def test_defaults_are_greedy():
+    options = make_options({})
+    assert options == Options()
+    assert options.max_tokens == DEFAULT_MAX_TOKENS
+    assert options.sampling.temperature == 0
+
+
+def test_one_stop_string_need_not_be_in_a_list():
+    assert make_options({"stop": "END"}).stop == ("END",)
+    assert make_options({"stop": ["a", "b"]}).stop == ("a", "b")
+    assert make_options({"stop": None}).stop == ()
+
+
+@pytest.mark.parametrize("name", ["temprature", "max_new_tokens", "sampling", "do_sample"])
+def test_unknown_options_are_named_with_the_known_ones(name: str):
+    with pytest.raises(UsageError, match=name) as caught:
+        make_options({"seed": 1, name: 1})
+    assert "temperature" in str(caught.value.hint)
+    assert "max_tokens" in str(caught.value.hint)

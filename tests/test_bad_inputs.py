@@ -1,0 +1,885 @@
+"""What a user can get wrong: each is one clear error, an exit status of 1 or 2, and nothing else happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from onevision.cli import _run
+from tests.conftest import replace_file
+from tests.runtime.media import encode_sound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Make = Callable[["Place"], object]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An empty working folder, and good inputs elsewhere."""
+
+    cwd: Path
+    bundle: Path
+    checkpoint: Path
+    photo: Path
+    clip: Path
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One kind of bad input.
+
+    ``{bundle}``, ``{checkpoint}``, ``{photo}`` and ``{clip}`` in a command are good ones; other names are of
+    the working folder, in which ``make`` puts what is needed.
+    """
+
+    name: str
+    command: str
+    says: str  # a regular expression that the error line matches somewhere
+    status: int = 1
+    make: Make = lambda place: None
+
+
+def file(name: str, data: bytes | str = b"") -> Make:
+    """Write a file."""
+    raw = data.encode() if isinstance(data, str) else data
+    return lambda place: (place.cwd / name).write_bytes(raw)
+
+
+def folder(*names: str) -> Make:
+    """Make folders."""
+    return lambda place: [(place.cwd / name).mkdir(parents=True) for name in names]
+
+
+def cut(source: str, name: str, keep: float) -> Make:
+    """The first part of the good photo or clip."""
+
+    def make(place: Place) -> None:
+        data = getattr(place, source).read_bytes()
+        (place.cwd / name).write_bytes(data[: int(len(data) * keep)])
+
+    return make
+
+
+def messages(*conversation: object) -> Make:
+    """Write ``m.json``."""
+    return file("m.json", json.dumps(conversation))
+
+
+def png(width: int, height: int, *, pixels: bool = True) -> bytes:
+    """A PNG of any size; of a huge one the header alone."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(3 * width) for _ in range(height)) if pixels else b""
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def cut_png(place: Place) -> None:
+    with Image.open(place.photo) as image:
+        image.save(place.cwd / "cut.png")
+    data = (place.cwd / "cut.png").read_bytes()
+    (place.cwd / "cut.png").write_bytes(data[: len(data) // 2])
+
+
+# Damage to a copy of the bundle, "bad", or of the checkpoint, "ck".
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+def halved(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def bundle(name: str, damage: Callable[[bytes], bytes] | None = None) -> Make:
+    """A copy of the bundle whose file is damaged, or missing."""
+
+    def make(place: Place) -> None:
+        path = shutil.copytree(place.bundle, place.cwd / "bad") / name
+        path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+
+    return make
+
+
+def honest(name: str, data: bytes) -> Make:
+    """A copy of the bundle one of whose files is of another kind, with size and checksum to match."""
+
+    def make(place: Place) -> None:
+        replace_file(shutil.copytree(place.bundle, place.cwd / "bad"), name, data)
+
+    return make
+
+
+def json_edit(path: Path, changes: dict[str, object]) -> None:
+    """Set values by dotted keys; ``...`` takes the key away."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        target = data
+        for section in sections:
+            target = target[section]
+        if value is ...:
+            del target[last]
+        else:
+            target[last] = value
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def manifest(**changes: object) -> Make:
+    """A copy of the bundle with another manifest; ``__`` stands for a dot."""
+
+    def make(place: Place) -> None:
+        path = shutil.copytree(place.bundle, place.cwd / "bad") / "onevision.json"
+        json_edit(path, {key.replace("__", "."): value for key, value in changes.items()})
+
+    return make
+
+
+def checkpoint(name: str, damage: Callable[[bytes], bytes] | None = None) -> Make:
+    """A copy of the checkpoint whose file is damaged, or missing."""
+
+    def make(place: Place) -> None:
+        path = shutil.copytree(place.checkpoint, place.cwd / "ck") / name
+        path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+
+    return make
+
+
+def config(**changes: object) -> Make:
+    """A copy of the checkpoint with another config; ``__`` stands for a dot."""
+
+    def make(place: Place) -> None:
+        path = shutil.copytree(place.checkpoint, place.cwd / "ck") / "config.json"
+        json_edit(path, {key.replace("__", "."): value for key, value in changes.items()})
+
+    return make
+
+
+def pickles(place: Place) -> None:
+    path = shutil.copytree(place.checkpoint, place.cwd / "ck") / "model.safetensors"
+    path.rename(path.with_name("pytorch_model.bin"))
+
+
+def lost_shard(place: Place) -> None:
+    path = shutil.copytree(place.checkpoint, place.cwd / "ck") / "model.safetensors"
+    path.rename(path.with_name("model-00001-of-00002.safetensors"))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    path.with_name("model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def no_tokenizer(place: Place) -> None:
+    copy = shutil.copytree(place.checkpoint, place.cwd / "ck")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (copy / name).unlink()
+
+
+def other_checkpoint(**spec: object) -> Make:
+    """A checkpoint of another shape, "other"."""
+
+    def make(place: Place) -> None:
+        from onevision.export.synth import SynthSpec, synthesise
+
+        synthesise(place.cwd / "other", SynthSpec(**spec))
+
+    return make
+
+
+PICTURES = (
+    Bad("missing", "run Hi -i no.jpg -m {bundle}", "no.jpg does not exist"),
+    Bad("a folder", "run Hi -i d -m {bundle}", "d is a folder", make=folder("d")),
+    Bad("empty", "run Hi -i e.jpg -m {bundle}", r"e.jpg is empty \(0 bytes\)", make=file("e.jpg")),
+    Bad(
+        "a text", "run Hi -i t.jpg -m {bundle}", "t.jpg is not a picture", make=file("t.jpg", "Hello, world")
+    ),
+    Bad(
+        "a PDF",
+        "run Hi -i p.pdf -m {bundle}",
+        "is a PDF document, not a picture",
+        make=file("p.pdf", "%PDF-1.7\n"),
+    ),
+    Bad(
+        "a web page",
+        "run Hi -i w.png -m {bundle}",
+        "w.png is a web page",
+        make=file("w.png", "<!DOCTYPE html>"),
+    ),
+    Bad(
+        "a truncated JPEG", "run Hi -i c.jpg -m {bundle}", "c.jpg is damaged", make=cut("photo", "c.jpg", 0.5)
+    ),
+    Bad(
+        "a JPEG of its first bytes",
+        "run Hi -i c.jpg -m {bundle}",
+        "damaged",
+        make=cut("photo", "c.jpg", 0.001),
+    ),
+    Bad("a truncated PNG", "run Hi -i cut.png -m {bundle}", "cut.png is damaged", make=cut_png),
+    Bad("of no pixels", "run Hi -i z.png -m {bundle}", "z.png", make=file("z.png", png(0, 0))),
+    Bad(
+        "a decompression bomb",
+        "run Hi -i b.png -m {bundle}",
+        "b.png is too large",
+        make=file("b.png", png(60000, 60000, pixels=False)),
+    ),
+    Bad("a video", "run Hi -i {clip} -m {bundle}", "is an MP4 video, not a picture"),
+    Bad("an address", "run Hi -i https://example.org/a.jpg -m {bundle}", "is an address, not a file"),
+    Bad("an unreadable name", "run Hi -i \udcff.jpg -m {bundle}", "does not exist"),
+    Bad("a name with a null byte", "run Hi -i a\0b.jpg -m {bundle}", "is no path"),
+    Bad("a name that is too long", f"run Hi -i {'a' * 5000}.jpg -m {{bundle}}", "is no path"),
+    Bad("an empty name", "run Hi -i '' -m {bundle}", "is a folder|does not exist"),
+    Bad("the second of two", "run Hi -i {photo} -i no.jpg -m {bundle}", "no.jpg does not exist"),
+)
+
+VIDEOS = (
+    Bad("missing", "run Hi -v no.mp4 -m {bundle}", "no.mp4 does not exist"),
+    Bad("a folder", "run Hi -v d -m {bundle}", "d is a folder", make=folder("d")),
+    Bad("empty", "run Hi -v e.mp4 -m {bundle}", "e.mp4 is empty", make=file("e.mp4")),
+    Bad("a text", "run Hi -v t.mp4 -m {bundle}", "t.mp4 is not a video", make=file("t.mp4", "Hello, world")),
+    Bad("a picture", "run Hi -v {photo} -m {bundle}", "is a JPEG picture, not a video"),
+    Bad(
+        "sound alone",
+        "run Hi -v s.m4a -m {bundle}",
+        "has sound and no video",
+        make=lambda place: encode_sound(place.cwd / "s.m4a"),
+    ),
+    Bad("cut off early", "run Hi -v c.mp4 -m {bundle}", "c.mp4", make=cut("clip", "c.mp4", 0.1)),
+    Bad("an address", "run Hi -v rtsp://example.org/cam -m {bundle}", "is an address, not a file"),
+    Bad("no frames wanted", "run Hi -v {clip} --frames 0 -m {bundle}", "frames is 0", 2),
+)
+
+USER = {"role": "user", "content": "Hello"}
+PICTURE = {"type": "image", "image": "a.jpg"}
+
+PROMPTS = (
+    Bad("none", "run -m {bundle}", "there is no prompt", 2),
+    Bad("empty", "run '' -m {bundle}", "the prompt is empty"),
+    Bad("blank", "run '  \t\n' -m {bundle}", "the prompt is empty"),
+    Bad("not Unicode", "run 'Hi \udcff' -m {bundle}", "the text is not valid Unicode"),
+    Bad("system prompt not Unicode", "run Hi --system \udcff -m {bundle}", "the text is not valid Unicode"),
+    Bad("two", "run Hi there -m {bundle}", "unexpected extra argument", 2),
+    Bad("messages missing", "run --messages no.json -m {bundle}", "cannot read no.json: No such file"),
+    Bad("messages a folder", "run --messages d -m {bundle}", "cannot read d", make=folder("d")),
+    Bad(
+        "messages not JSON", "run --messages m.json -m {bundle}", "not valid JSON", make=file("m.json", "[{")
+    ),
+    Bad(
+        "messages binary",
+        "run --messages m.json -m {bundle}",
+        "not valid JSON",
+        make=file("m.json", b"\xff\xfe\0"),
+    ),
+    Bad(
+        "messages nested without end",
+        "run --messages m.json -m {bundle}",
+        "not valid JSON",
+        make=file("m.json", "[" * 100_000),
+    ),
+    Bad(
+        "messages an object", "run --messages m.json -m {bundle}", "must be a list", make=file("m.json", "{}")
+    ),
+    Bad("messages empty", "run --messages m.json -m {bundle}", "messages is empty", make=messages()),
+    Bad("message a string", "run --messages m.json -m {bundle}", "is not an object", make=messages("Hello")),
+    Bad(
+        "unknown role",
+        "run --messages m.json -m {bundle}",
+        "has the role 'robot'",
+        make=messages({"role": "robot", "content": "Hello"}),
+    ),
+    Bad("no content", "run --messages m.json -m {bundle}", "has no content", make=messages({"role": "user"})),
+    Bad(
+        "unknown part",
+        "run --messages m.json -m {bundle}",
+        "has the type 'sound'",
+        make=messages({"role": "user", "content": [{"type": "sound", "sound": "a.wav"}]}),
+    ),
+    Bad(
+        "text that is a number",
+        "run --messages m.json -m {bundle}",
+        "text must be a string",
+        make=messages({"role": "user", "content": [{"type": "text", "text": 7}]}),
+    ),
+    Bad(
+        "picture that is an object",
+        "run --messages m.json -m {bundle}",
+        "cannot be read from a value of type dict",
+        make=messages({"role": "user", "content": [{"type": "image", "image": {"url": "a.jpg"}}]}),
+    ),
+    Bad(
+        "the assistant's picture",
+        "run --messages m.json -m {bundle}",
+        "only user messages can",
+        make=messages(USER, {"role": "assistant", "content": [PICTURE]}, USER),
+    ),
+    Bad(
+        "the assistant's last word",
+        "run --messages m.json -m {bundle}",
+        "the last message must be the user's",
+        make=messages(USER, {"role": "assistant", "content": "Yes"}),
+    ),
+    Bad(
+        "a late system message",
+        "run --messages m.json -m {bundle}",
+        "only the first can be",
+        make=messages(USER, {"role": "system", "content": "Be brief"}, USER),
+    ),
+    Bad("messages and a prompt", "run Hi --messages m.json -m {bundle}", "stands alone", 2, messages(USER)),
+    Bad(
+        "messages and a picture",
+        "run --messages m.json -i a.jpg -m {bundle}",
+        "stands alone",
+        2,
+        messages(USER),
+    ),
+    Bad(
+        "too long",
+        "run --messages m.json -m {bundle}",
+        "the prompt needs [0-9,]+ tokens, the model has 32,768",
+        make=messages({"role": "user", "content": "0123456789" * 5_000}),
+    ),
+)
+
+OPTIONS = (
+    *(
+        Bad(f"{option} {value}", f"run Hi {option}={value} -m {{bundle}}", says, 2)
+        for option, value, says in (
+            ("--max-tokens", "0", "max-tokens is 0, it must be 1 or more"),
+            ("--max-tokens", "many", "invalid value for '--max-tokens'|invalid value for '-n'"),
+            ("--temperature", "-1", "temperature is -1.0"),
+            ("--temperature", "nan", "temperature is nan"),
+            ("--temperature", "inf", "temperature is inf"),
+            ("--temperature", "warm", "invalid value for '--temperature'"),
+            ("--top-k", "-1", "top-k is -1"),
+            ("--top-k", "1.5", "invalid value for '--top-k'"),
+            ("--top-p", "0", "top-p is 0.0"),
+            ("--top-p", "1.1", "top-p is 1.1"),
+            ("--min-p", "-0.1", "min-p is -0.1"),
+            ("--min-p", "2", "min-p is 2.0"),
+            ("--repetition-penalty", "0", "repetition-penalty is 0.0"),
+            ("--seed", "-1", "seed is -1"),
+            ("--seed", "4294967296", "seed is 4294967296"),
+            ("--frames", "-3", "frames is -3"),
+            ("--stop", "", "a stop string is empty"),
+            ("--template", "alpaca", "unknown template 'alpaca'"),
+            ("--device", "tpu", "--device is 'tpu'"),
+            ("--threads", "0", "invalid value for '--threads'"),
+            ("--threads", "100000", "invalid value for '--threads'"),
+            ("--threads", "two", "invalid value for '--threads'"),
+        )
+    ),
+    Bad("no such option", "run Hi --frobnicate -m {bundle}", "no such option: --frobnicate", 2),
+    Bad("an option without its value", "run Hi -m {bundle} --seed", "requires an argument", 2),
+    Bad("no such command", "frobnicate", "no such command 'frobnicate'", 2),
+    Bad("no such option of all", "--frobnicate", "no such option: --frobnicate", 2),
+)
+
+FILES = (
+    "vision.onnx",
+    "vision.onnx.data",
+    "backbone.gguf",
+    "image_newline.npy",
+    "golden.npz",
+    "README.md",
+)
+MANIFEST = "onevision.json"
+
+
+def as_is(data: bytes) -> Callable[[bytes], bytes]:
+    return lambda _: data
+
+
+BUNDLES = (
+    Bad("none", "run Hi", "no bundle was given", 2),
+    Bad("missing", "run Hi -m no", "no bundle at no: there is no such folder"),
+    Bad("a file", "run Hi -m {photo}", "is a file, not a bundle folder"),
+    Bad("a checkpoint", "run Hi -m {checkpoint}", "is not a bundle"),
+    Bad("an empty folder", "run Hi -m d", "d is not a bundle", make=folder("d")),
+    Bad("manifest a folder", "run Hi -m d", "cannot read d", make=folder("d/onevision.json")),
+    *(
+        Bad(name, "run Hi -m bad", says, make=make)
+        for name, says, make in (
+            ("manifest truncated", "is not valid JSON", bundle(MANIFEST, halved)),
+            ("manifest binary", "cannot read", bundle(MANIFEST, as_is(b"\xff\xfe"))),
+            ("manifest a list", "is not a bundle manifest", bundle(MANIFEST, as_is(b"[]"))),
+            ("manifest nested without end", "is not valid JSON", bundle(MANIFEST, as_is(b"[" * 100_000))),
+            ("newer schema", "has schema version 99", manifest(schema_version=99)),
+            ("schema a text", "has no schema_version", manifest(schema_version="1")),
+            ("no means", "vision.mean is missing", manifest(vision__mean=...)),
+            ("a text for a number", "backbone.hidden has a value", manifest(backbone__hidden="896")),
+            ("null for a section", "video is not an object", manifest(video=None)),
+            ("no files", "lists no vision.onnx", manifest(files={})),
+            ("another width", r"is float32 \[128\], not float32 \[64\]", manifest(backbone__hidden=64)),
+            ("no GGUF", "llama.cpp cannot load", honest("backbone.gguf", b"no GGUF at all")),
+            ("an empty GGUF", "llama.cpp cannot load", honest("backbone.gguf", b"")),
+            ("no newline", "cannot read bad/image_newline.npy", honest("image_newline.npy", b"no array")),
+        )
+    ),
+    *(
+        Bad(f"{name}, {command.split()[0]}", command, says, make=manifest(**changes))
+        for command in ("run Hi -m bad", "inspect bad")
+        for name, says, changes in (
+            ("no grids", "the list of grids is empty", {"vision__grid_pinpoints": []}),
+            ("parts of tiles", "56x57 is not made of tiles", {"vision__grid_pinpoints": [[56, 57]]}),
+            ("an unknown cut", "the aspect ratio 'wild'", {"vision__aspect_ratio": "wild"}),
+        )
+    ),
+    Bad(
+        "an unknown prompt format",
+        "run Hi -m bad",
+        "prompt format 'wild'",
+        make=manifest(prompt__template="wild"),
+    ),
+    *(
+        Bad(name, "inspect bad", "onevision.json has sizes that no model has", make=manifest(**changes))
+        for name, changes in (
+            ("another tile", {"vision__image_size": 28}),
+            ("no tile", {"vision__image_size": 0}),
+            ("a negative tile", {"vision__image_size": -56}),
+            ("no patch", {"vision__patch_size": 0}),
+            ("a patch larger than a tile", {"vision__patch_size": 57}),
+            ("two colours", {"vision__mean": [0.5, 0.5]}),
+            ("no deviation", {"vision__std": [0.5, 0.5, 0.0]}),
+            ("no heads", {"backbone__heads": 0}),
+            ("no frames", {"video__frames": 0}),
+            ("another pooling", {"video__pooled_side": 99}),
+        )
+    ),
+    Bad("no ONNX", "run Hi -i {photo} -m bad", "not an ONNX", make=honest("vision.onnx", b"no ONNX at all")),
+    *(
+        Bad(f"{name} {how}", f"run Hi -m bad{check}", f"{name} {says}", make=bundle(name, damage))
+        for name in FILES
+        for how, check, says, damage in (
+            ("missing", "", "is missing", None),
+            ("truncated", "", "has [0-9,]+ bytes", halved),
+            ("flipped", " --check", "has changed", flipped),
+        )
+    ),
+)
+
+WEIGHTS = "model.safetensors"
+
+EXPORT = (
+    Bad("no such folder", "export --source ./no", "there is no folder ./no"),
+    Bad("no Hub id", "export --source a/b/c", "there is no folder a/b/c"),
+    Bad("no possible Hub id", "export --source 'a b/c?'", "neither a folder nor a Hub id"),
+    Bad("a file", "export --source {photo}", "is a file"),
+    Bad("an empty folder", "export --source d", "d is empty", make=folder("d")),
+    Bad("unknown size", "export --size 3b", "no size 3b", 2),
+    Bad("unknown variant", "export --size 7b --variant xl", "variant xl", 2),
+    *(
+        Bad(name, f"export --source {{checkpoint}} {more}", says, 2, make)
+        for name, more, says, make in (
+            ("size and source", "--size 7b", "not both", folder()),
+            ("variant of a source", "--variant si", "--variant belongs to a --size", folder()),
+            ("revision of a folder", "--revision main", "only the Hub has revisions", folder()),
+            ("unknown vision precision", "--vision int3", "--vision is 'int3'", folder()),
+            ("unknown backbone precision", "--backbone q9", "--backbone is 'q9'", folder()),
+            ("target exists", "-o d", "d exists", folder("d/diary")),
+            ("target is a file", "-o f", "f exists and is not a folder", file("f", "x")),
+            ("target below a file", "-o f/g/h", "cannot make the folder", file("f", "x")),
+            ("--force on other files", "--force -o d", "d is not a bundle", folder("d/diary")),
+        )
+    ),
+    *(
+        Bad(name, "export --source ck", says, make=make)
+        for name, says, make in (
+            ("pickles alone", "only as pickles", pickles),
+            ("weights missing", "has no weights", checkpoint(WEIGHTS)),
+            ("weights truncated", "truncated or corrupt", checkpoint(WEIGHTS, halved)),
+            ("weights garbage", "truncated or corrupt", checkpoint(WEIGHTS, as_is(b"x" * 99))),
+            ("weights empty", "truncated or corrupt", checkpoint(WEIGHTS, as_is(b""))),
+            (
+                "weights not fetched",
+                "a Git LFS pointer",
+                checkpoint(WEIGHTS, as_is(b"version https://git-lfs")),
+            ),
+            ("a shard missing", "lacks model-00002-of-00002.safetensors", lost_shard),
+            ("config missing", "ck has no config.json", checkpoint("config.json")),
+            ("config not JSON", "is not valid JSON", checkpoint("config.json", halved)),
+            ("config a list", "is not a JSON object", checkpoint("config.json", as_is(b"[]"))),
+            ("another architecture", 'model_type is "llama"', config(model_type="llama")),
+            ("another tower", "model_type is", config(vision_config__model_type="clip_vision_model")),
+            ("another activation", "hidden_act", config(text_config__hidden_act="relu")),
+            ("another projector", "projector_hidden_act", config(projector_hidden_act="silu")),
+            ("rope scaling", "rope_scaling.*yarn", config(text_config__rope_scaling={"type": "yarn"})),
+            ("a sliding window", "use_sliding_window", config(text_config__use_sliding_window=True)),
+            ("quantised", "quantization_config", config(quantization_config={"bits": 4})),
+            ("layers that are not there", "missing: ", config(text_config__num_hidden_layers=3)),
+            ("tensors that are too many", "unexpected: ", config(text_config__num_hidden_layers=1)),
+            ("tensors of another shape", "of the wrong shape", config(text_config__vocab_size=900)),
+            ("a number that is a text", "hidden_size", config(text_config__hidden_size="128")),
+            ("tokenizer missing", "tokenizer", no_tokenizer),
+            ("tokenizer damaged", "is not valid JSON", checkpoint("tokenizer.json", halved)),
+            ("tokenizer empty", "tokenizer.json", checkpoint("tokenizer.json", as_is(b"{}"))),
+            (
+                "other pixels",
+                "image_mean",
+                checkpoint("preprocessor_config.json", as_is(b'{"image_mean": 0}')),
+            ),
+        )
+    ),
+)
+
+VERIFY = (
+    Bad("picture without reference", "verify -i {photo} -m {bundle}", "need --reference", 2),
+    Bad("question without reference", "verify --prompt Hi -m {bundle}", "need --reference", 2),
+    Bad("vectors missing", "verify -m bad", "golden.npz is missing", make=bundle("golden.npz")),
+    Bad("no vectors", "verify -m bad", "golden.npz is damaged", make=honest("golden.npz", b"no archive")),
+    Bad("reference missing", "verify -m {bundle} --reference no", "there is no folder no"),
+    Bad("reference a file", "verify -m {bundle} --reference {photo}", "is a file, not the folder"),
+    Bad("reference a bundle", "verify -m {bundle} --reference {bundle}", "has no config.json"),
+    Bad(
+        "reference and no picture",
+        "verify -m {bundle} --reference {checkpoint} -i no.jpg",
+        "no.jpg does not exist",
+    ),
+    Bad(
+        "reference of another width",
+        "verify -m {bundle} --reference other",
+        "hidden size 64, the bundle 128",
+        make=other_checkpoint(hidden=64, heads=2, kv_heads=1),
+    ),
+    Bad(
+        "reference of other tiles",
+        "verify -m {bundle} --reference other",
+        "tiles of 42, the bundle 56",
+        make=other_checkpoint(image_size=42),
+    ),
+    Bad(
+        "reference of another vocabulary",
+        "verify -m {bundle} --reference other",
+        "a vocabulary of 1,000, the bundle 768",
+        make=other_checkpoint(vocab=1000),
+    ),
+    Bad("unknown device", "verify -m {bundle} --device tpu", "--device is 'tpu'", 2),
+)
+
+SYNTH = (
+    Bad("no folder", "synth", "missing argument", 2),
+    Bad("folder not empty", "synth d", "d exists and is not an empty folder", 2, folder("d/diary")),
+    Bad("folder a file", "synth f", "f exists", 2, file("f", "x")),
+    Bad("heads that do not divide", "synth --hidden 130 --heads 4 ck", "hidden must divide by heads", 2),
+    Bad("kv heads that do not divide", "synth --heads 4 --kv-heads 3 ck", "heads must divide by kv-heads", 2),
+    Bad("no layers", "synth --layers 0 ck", "must be positive", 2),
+    Bad("layers without end", "synth --layers 1000000000 ck", "invalid value for '--layers'", 2),
+    Bad("a patch larger than a tile", "synth --image-size 7 ck", "patch-size must not exceed image-size", 2),
+    Bad("a vocabulary too small", "synth --vocab 10 ck", "vocab must be at least", 2),
+    Bad("more than the disk", "synth --hidden 4000000 ck", "not enough disk space"),
+    Bad("unknown size", "synth --size 72b ck", "--size is '72b'", 2),
+    Bad("unknown naming", "synth --naming mlx ck", "--naming is 'mlx'", 2),
+    Bad("unknown type", "synth --dtype int4 ck", "--dtype is 'int4'", 2),
+    Bad("unknown cut", "synth --aspect-ratio square ck", "aspect-ratio", 2),
+)
+
+PLAN = (
+    Bad("no such file", "plan no.jpg", "no.jpg does not exist"),
+    Bad("a text", "plan t.jpg", "t.jpg is not a picture", make=file("t.jpg", "Hello, world")),
+    Bad("a cut video", "plan c.mp4", "c.mp4", make=cut("clip", "c.mp4", 0.1)),
+    Bad("no size", "plan --image-size big", "--image-size is 'big'", 2),
+    Bad("a size of nothing", "plan --image-size 0x480", "--image-size is '0x480'", 2),
+    Bad("a size too large", "plan --image-size 1234567x480", "--image-size is '1234567x480'", 2),
+    Bad("no frames", "plan {clip} --frames 0", "invalid value for '--frames'", 2),
+    Bad("unknown model", "plan {photo} --size 3b", "--size is '3b'", 2),
+    Bad("bundle missing", "plan {photo} -m no", "no bundle at no"),
+    Bad(
+        "bundle with no GGUF",
+        "plan -m bad",
+        "llama.cpp cannot load",
+        make=honest("backbone.gguf", b"no GGUF"),
+    ),
+)
+
+INSPECT = (
+    Bad("no bundle", "inspect", "no bundle was given", 2),
+    Bad("bundle missing", "inspect no", "no bundle at no"),
+    Bad("a checkpoint", "inspect {checkpoint}", "is not a bundle"),
+    Bad(
+        "a file changed",
+        "inspect bad --check",
+        "vision.onnx has changed",
+        make=bundle("vision.onnx", flipped),
+    ),
+    Bad("two bundles", "inspect {bundle} {bundle}", "unexpected extra argument", 2),
+)
+
+GROUPS = {
+    "picture": PICTURES,
+    "video": VIDEOS,
+    "prompt": PROMPTS,
+    "option": OPTIONS,
+    "bundle": BUNDLES,
+    "export": EXPORT,
+    "verify": VERIFY,
+    "synth": SYNTH,
+    "plan": PLAN,
+    "inspect": INSPECT,
+}
+KINDS = [pytest.param(bad, id=f"{group}: {bad.name}") for group, table in GROUPS.items() for bad in table]
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    toy_bundle: Path,
+    toy_checkpoint: Path,
+    photo: Path,
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    """A working folder of its own, and an environment that says nothing."""
+    for name in ("ONEVISION_MODEL", "ONEVISION_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    cwd = tmp_path / "here"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    return Place(cwd, toy_bundle, toy_checkpoint, photo, clip)
+
+
+def arguments(command: str, place: Place) -> list[str]:
+    """A command of the tables, with the good inputs filled in."""
+    known = {name: str(path) for name, path in vars(place).items()}
+    return [re.sub(r"\{(\w+)\}", lambda match: known[match[1]], word) for word in shlex.split(command)]
+
+
+def listing(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of everything below some folders."""
+    found = [path for root in folders for path in root.rglob("*")]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()} | {
+        path: (-1, -1) for path in found if path.is_dir()
+    }
+
+
+def check_error(status: int, out: str, err: str, *, says: str, expected: int, steps: bool = False) -> None:
+    """The error comes alone: no output, no traceback, and a hint at most; ``steps`` may have ended before."""
+    assert "Traceback" not in err, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if not (steps and line.startswith(("✓ ", "  ")))]
+    assert lines, "nothing was said"
+    assert lines[0].startswith("error: "), err
+    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), err
+    assert re.search(says, lines[0]), err
+    assert not any(line.endswith((".", ": ", ":")) for line in lines), err
+    assert status == expected, err
+
+
+@pytest.mark.parametrize("bad", KINDS)
+def test_bad_input(bad: Bad, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    bad.make(place)
+    watched = (place.cwd, place.bundle, place.checkpoint)
+    before = listing(*watched)
+    capfd.readouterr()
+    status = _run(arguments(bad.command, place))
+    out, err = capfd.readouterr()
+    check_error(status, out, err, says=bad.says, expected=bad.status)
+    assert listing(*watched) == before
+
+
+# What no command line can say: the streams, the machine and the network.
+
+
+@pytest.mark.parametrize(("data", "says"), [(b"", "prompt is empty"), (b"\x89PNG\r\n", "not UTF-8 text")])
+def test_bad_stdin(
+    data: bytes,
+    says: str,
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    capfd.readouterr()
+    status = _run(["run", "-", "-m", str(place.bundle)])
+    check_error(status, *capfd.readouterr(), says=says, expected=1)
+
+
+def test_cuda_that_is_not_there(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    import llama_cpp
+
+    if llama_cpp.llama_supports_gpu_offload():
+        pytest.skip("llama.cpp has a GPU here")
+    capfd.readouterr()
+    status = _run(["run", "Hi", "--device", "cuda", "-m", str(place.bundle)])
+    check_error(status, *capfd.readouterr(), says="built without CUDA", expected=1)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("option", ["--image", "--video", "--messages"])
+def test_file_of_somebody_else(option: str, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    secret = place.cwd / "secret"
+    secret.write_bytes(b"secret")
+    secret.chmod(0)
+    question = [] if option == "--messages" else ["Hi"]
+    capfd.readouterr()
+    status = _run(["run", *question, option, str(secret), "-m", str(place.bundle)])
+    check_error(status, *capfd.readouterr(), says="Permission denied", expected=1)
+
+
+@pytest.mark.parametrize("command", ["export --source {checkpoint} -o b", "synth b"])
+def test_disk_too_small(
+    command: str, place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(place.cwd)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    capfd.readouterr()
+    status = _run(arguments(command, place))
+    check_error(status, *capfd.readouterr(), says="not enough disk space", expected=1, steps=True)
+    assert not listing(place.cwd)
+
+
+def start(place: Place, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """A real process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "onevision", *words],
+        cwd=place.cwd,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Status as a shell tells it, and the rest of both streams."""
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    # Where the interrupt struck inside exec(), Python ends by the signal itself after all has been done.
+    status = process.returncode
+    return (128 - status if status < 0 else status), out, err
+
+
+@pytest.mark.parametrize(
+    ("command", "says", "expected"),
+    [
+        ("run Hi -i no.jpg -m {bundle}", "no.jpg does not exist", 1),
+        ("run Hi", "no bundle was given", 2),
+        ("inspect {photo}", "is a file, not a bundle folder", 1),
+        ("frobnicate", "no such command 'frobnicate'", 2),
+    ],
+)
+def test_bad_input_of_a_process(command: str, says: str, expected: int, place: Place) -> None:
+    status, out, err = finish(start(place, *arguments(command, place)))
+    check_error(status, out, err, says=says, expected=expected)
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set and someone/thing is not in the cache"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}, "the connection to .* failed"),
+    ],
+    ids=["offline", "unreachable"],
+)
+def test_no_hub(environment: dict[str, str], says: str, place: Place, tmp_path: Path) -> None:
+    export = ("export", "--source", "someone/thing")
+    status, out, err = finish(start(place, *export, HF_HOME=str(tmp_path / "home"), **environment))
+    check_error(status, out, err, says=says, expected=1)
+    assert not listing(place.cwd)
+
+
+def test_disk_that_refuses(place: Place) -> None:
+    resource = pytest.importorskip("resource")
+    process = subprocess.run(
+        [sys.executable, "-m", "onevision", "export", "--source", str(place.checkpoint), "-o", "b"],
+        cwd=place.cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    check_error(
+        process.returncode, process.stdout, process.stderr, says="cannot write", expected=1, steps=True
+    )
+    assert not listing(place.cwd)
+
+
+# Ends that come from outside.
+
+posix_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes at once")
+
+
+@posix_signals
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_export_leaves_nothing(number: signal.Signals, expected: int, place: Place) -> None:
+    process = start(place, "export", "--source", str(place.checkpoint), "-o", "b")
+    while process.poll() is None and not list(place.cwd.glob(".b.*.partial/*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    status, out, err = finish(process)
+    assert (status, out) == (expected, "")
+    assert "Traceback" not in err
+    assert ("error: interrupted" in err) == (number == signal.SIGINT)
+    assert not listing(place.cwd)
+
+
+@posix_signals
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_answer(number: signal.Signals, expected: int, place: Place) -> None:
+    process = start(place, "run", "Hi", "-m", str(place.bundle), "--max-tokens", "30000")
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(number)
+    status, _, err = finish(process)
+    assert status == expected
+    assert err == ("error: interrupted\n" if number == signal.SIGINT else "")
+
+
+@posix_signals
+@pytest.mark.parametrize("command", ["run Hi --max-tokens 30000 -m {bundle}", "inspect {bundle} --json"])
+def test_reader_that_goes_away(command: str, place: Place) -> None:
+    process = start(place, *arguments(command, place))
+    assert process.stdout is not None
+    if "run" in command:
+        assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        assert stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", ["run Hi --max-tokens 5 -m {bundle}", "inspect {bundle}", "plan --json"])
+def test_output_that_cannot_be_written(command: str, place: Place) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "onevision", *arguments(command, place)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    check_error(process.returncode, "", process.stderr, says="No space left on device", expected=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+def test_streams_that_are_closed(place: Place) -> None:
+    run = [sys.executable, "-m", "onevision", "run", "-", "-m", str(place.bundle)]
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&-', "sh", *run], capture_output=True, text=True, check=False, timeout=60
+    )
+    check_error(process.returncode, process.stdout, process.stderr, says="the prompt is empty", expected=1)

