@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onevision.errors import UsageError
+from onevision.runtime.device import MAX_THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import Console
-
-#: More threads than this and llama.cpp gives up (GGML_MAX_N_THREADS).
-_MOST_THREADS = 512
 
 Model = Annotated[
     Path | None,
@@ -31,7 +29,7 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: the best there is.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, max=_MOST_THREADS, metavar="N", help="CPU threads.  [default: all cores]"),
+    typer.Option(min=1, max=MAX_THREADS, metavar="N", help="CPU threads.  [default: all cores]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 CheckSums = Annotated[bool, typer.Option("--check", help="Compare checksums of all files, not only sizes.")]

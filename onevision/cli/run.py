@@ -28,7 +28,7 @@ from onevision.errors import PromptError, UsageError
 from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from onevision.runtime.answer import Answer, Progress
 
@@ -137,7 +137,7 @@ def run(
             if not as_json:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-        answer = stream.answer
+        answer, notes = stream.answer, loaded.notes
     if as_json:
         print_json(answer.to_dict())
     else:
@@ -146,7 +146,7 @@ def run(
         for warning in answer.warnings:
             print_warning(warning)
         if not as_json:
-            _print_statistics(answer)
+            _print_statistics(answer, notes)
 
 
 def _question(
@@ -209,7 +209,7 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
         bars.stop()
 
 
-def _print_statistics(answer: Answer) -> None:
+def _print_statistics(answer: Answer, notes: Sequence[str]) -> None:
     usage, times = answer.usage, answer.timings
     console = stderr()
     if not console.is_terminal:
@@ -220,5 +220,7 @@ def _print_statistics(answer: Answer) -> None:
     console.print(
         f"{pictures}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
         f"{speed}; loaded in {times.load / 1e3:.2f} s",
+        *notes,
+        sep="\n",
         style="dim",
     )

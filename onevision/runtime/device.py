@@ -7,6 +7,9 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 
+#: GGML_MAX_N_THREADS: with more, llama.cpp hangs or crashes.
+MAX_THREADS = 512
+
 
 def default_threads() -> int:
     """Cores that this process may use: its affinity mask where the system has one, else all."""

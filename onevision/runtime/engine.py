@@ -10,7 +10,7 @@ import threading
 import time
 import tokenize
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from weakref import WeakSet
 
 import numpy as np
@@ -20,6 +20,7 @@ from onevision.errors import BundleError, PromptError, UsageError
 from onevision.runtime import anyres
 from onevision.runtime.answer import Answer, AnswerStream, FinishReason, Progress, StageClock, Timings, Usage
 from onevision.runtime.backbone import Backbone, Sampler
+from onevision.runtime.device import MAX_THREADS, Device
 from onevision.runtime.options import Options, Sampling, make_options
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onevision.runtime.device import Device
     from onevision.runtime.images import ImageSource
     from onevision.runtime.prompt import Message
     from onevision.runtime.video import VideoSource
@@ -45,8 +45,10 @@ class OneVision:
     """
 
     def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, it must be 1 or more")
+        if device not in get_args(Device):
+            raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
         started = time.perf_counter()
         self.bundle = bundle
         self._device: Device = device
@@ -60,7 +62,11 @@ class OneVision:
         self.backbone = Backbone(
             bundle.path(BACKBONE), device=device, threads=threads, cache_type="f32" if exact else "f16"
         )
-        self.preparer = Preparer(bundle.manifest, self.backbone.vocabulary, newline)
+        try:
+            self.preparer = Preparer(bundle.manifest, self.backbone.vocabulary, newline)
+        except BundleError:
+            self.backbone.close()
+            raise
         self.banned_tokens = self._never_sampled()
         self._load_ms = (time.perf_counter() - started) * 1e3
 
@@ -183,6 +189,11 @@ class OneVision:
             )
             self._load_ms += (time.perf_counter() - started) * 1e3
         return self._encoder
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the devices: where ``auto`` fell back to the CPU, and why."""
+        return () if self._encoder is None else self._encoder.notes
 
     def prefill(
         self,
