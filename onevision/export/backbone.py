@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,7 +18,7 @@ from onevision.errors import ExportError
 from onevision.export.disk import disk_space, scratch_folder, whole_file
 from onevision.export.gguf_report import BackbonePrecision, BackboneReport, read_tensors, report
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
-from onevision.runtime.llama_log import last_llama_error, llama_log
+from onevision.runtime.llama_log import call_apart, last_llama_error, llama_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,13 +186,8 @@ def quantise_gguf(
         status: int = llama_cpp.llama_model_quantize(*files, options)
         return status
 
-    # On a thread of its own: llama.cpp calls back to log, and a Ctrl-C during a callback would be lost.
-    with (
-        whole_file(path, _quantised_bytes(source, precision)) as part,
-        llama_log(follow),
-        ThreadPoolExecutor(1) as pool,
-    ):
-        if pool.submit(run, part).result() != 0:
+    with whole_file(path, _quantised_bytes(source, precision)) as part, llama_log(follow):
+        if call_apart(run, part) != 0:
             raise ExportError(
                 f"llama.cpp could not quantise to {precision}: {last_llama_error() or 'no reason given'}"
             )

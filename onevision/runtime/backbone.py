@@ -17,7 +17,7 @@ import numpy as np
 
 from onevision.errors import BundleError, DeviceError, GenerationError, PromptError
 from onevision.runtime.device import Device, default_threads
-from onevision.runtime.llama_log import last_llama_error, llama_log, silence_llama
+from onevision.runtime.llama_log import call_apart, last_llama_error, llama_log, silence_llama
 
 # Where another program takes a core, llama.cpp's threads (GNU OpenMP) wait for each other by spinning, which
 # keeps the late one from its core: a short spin makes that 1.4 times as fast, and costs nothing otherwise.
@@ -234,13 +234,13 @@ class Backbone:
         )
         params.offload_kqv = self.offloaded
         params.no_perf = True
-        context = api.llama_init_from_model(self._model, params)
+        context = call_apart(api.llama_init_from_model, self._model, params)
         if not context:
             raise GenerationError(
                 f"llama.cpp could not make a context of {capacity:,} tokens: {last_llama_error()}",
                 hint="ask about fewer or smaller pictures, or free some memory",
             )
-        return context  # type: ignore[no-any-return]
+        return int(context)
 
     def prefill(
         self,
@@ -323,7 +323,7 @@ def _load_model(path: Path, *, gpu_layers: int = 0, vocab_only: bool = False) ->
     # The last error only says that there was one; the first says which.
     lines: list[str] = []
     with llama_log(lines.append):
-        model = api.llama_model_load_from_file(os.fsencode(path), params)
+        model = call_apart(api.llama_model_load_from_file, os.fsencode(path), params)
     if not model:
         telling = (line for line in lines if line.startswith("gguf_") or "error loading model" in line)
         reason = next(telling, last_llama_error() or ": unknown error").partition(": ")[2]
@@ -331,4 +331,4 @@ def _load_model(path: Path, *, gpu_layers: int = 0, vocab_only: bool = False) ->
             f"llama.cpp cannot load {path}: {reason}",
             hint="copy or export the bundle again",
         )
-    return model  # type: ignore[no-any-return]
+    return int(model)

@@ -7,12 +7,15 @@ In: lines that llama.cpp writes from any of its threads. Out: nothing on stderr,
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
@@ -45,6 +48,15 @@ def llama_log(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+def call_apart(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of llama.cpp that logs, on a thread of its own.
+
+    On the main thread, a Ctrl-C that arrives while llama.cpp calls back to log would be lost.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 @cache

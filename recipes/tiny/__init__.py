@@ -1,0 +1,1 @@
+"""How the tiny model is made: from random weights, by the paper's curriculum."""

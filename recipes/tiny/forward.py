@@ -1,0 +1,125 @@
+"""The forward pass in torch: transformers' modules, joined over batches of many scenes.
+
+``LlavaOnevisionForConditionalGeneration.forward`` packs one picture after the other; here all visual tokens
+of a batch are one gather, which gives the same embeddings (tests compare them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recipes.tiny.data import IGNORED, Encoder, Turn, collate
+from recipes.tiny.model import HIDDEN
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from onevision.suite import Sample, Scene
+    from recipes.tiny.data import Batch
+    from recipes.tiny.tiles import LabelledTiles
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a batch taught, by question."""
+
+    loss: Tensor  # scalar
+    families: tuple[str, ...]  # [Q]
+    losses: Tensor  # [Q], mean over the answer's tokens
+    right: Tensor  # [Q], whether greedy decoding would give the answer
+
+
+def features(model: Any, tiles: NDArray[np.uint8]) -> Tensor:  # noqa: ANN401
+    """The tower's features [T, P, V] of tiles uint8 [T, S, S, 3]."""
+    dtype = model.model.image_newline.dtype
+    pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+    hidden: Tensor = model.model.vision_tower(pixels.to(dtype), output_hidden_states=True).hidden_states[-1]
+    return hidden
+
+
+def embeddings(model: Any, batch: Batch) -> Tensor:  # noqa: ANN401
+    """The language model's input [B, L, H]: text embedded, visual tokens in their places."""
+    embedded: Tensor = model.get_input_embeddings()(torch.from_numpy(batch.ids))
+    if not len(batch.tiles):
+        return embedded
+    projected = model.model.multi_modal_projector(features(model, batch.tiles)).flatten(0, 1)
+    rows = torch.cat([projected, model.model.image_newline[None]])
+    weights = torch.from_numpy(batch.weights).to(rows.dtype)
+    visual = (rows[torch.from_numpy(batch.taps)] * weights[..., None]).sum(1)
+    flat = embedded.flatten(0, 1).index_copy(0, torch.from_numpy(batch.places), visual)
+    return flat.view(*batch.ids.shape, HIDDEN)
+
+
+def hidden_states(model: Any, batch: Batch) -> Tensor:  # noqa: ANN401
+    """The language model's last hidden states [B, L, H]. A question sees the common part and itself."""
+    segments = torch.from_numpy(batch.segments)
+    seen = (segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])
+    seen &= torch.ones(seen.shape[1:], dtype=torch.bool).tril()
+    embedded = embeddings(model, batch)
+    hidden = torch.finfo(embedded.dtype).min
+    mask = torch.zeros(seen.shape, dtype=embedded.dtype).masked_fill_(~seen, hidden)[:, None]
+    states: Tensor = model.model.language_model(
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=torch.from_numpy(batch.positions),
+        use_cache=False,
+    ).last_hidden_state
+    return states
+
+
+def learn(model: Any, batch: Batch) -> Learned:  # noqa: ANN401
+    """Loss of a batch. An answer of n tokens counts as √n: captions teach more than a letter, not n times."""
+    labels = torch.from_numpy(batch.labels)
+    answered = labels != IGNORED
+    wanted = labels[answered]
+    states = hidden_states(model, batch)[answered]
+    # A head on a round number of rows: see ``stages.LENGTH_STEP``.
+    padded = functional.pad(states, (0, 0, 0, -len(states) % 64))
+    logits = model.lm_head(padded)[: len(states)].float()
+    losses = functional.cross_entropy(logits, wanted, reduction="none")
+    families = tuple(family for row in batch.families for family in row)
+    question, count = _questions(batch, answered), len(families)
+    lengths = torch.zeros(count).index_add(0, question, torch.ones_like(losses))
+    by_question = torch.zeros(count).index_add(0, question, losses)
+    wrong = torch.zeros(count).index_add(0, question, (logits.argmax(-1) != wanted).float())
+    weights = lengths.rsqrt()
+    loss = (by_question * weights).sum() / (lengths * weights).sum()
+    return Learned(loss, families, (by_question / lengths).detach(), wrong == 0)
+
+
+def _questions(batch: Batch, answered: Tensor) -> Tensor:
+    """The question that each answer token belongs to, counted over the batch."""
+    segments = torch.from_numpy(batch.segments)
+    before = torch.tensor([0, *(len(row) for row in batch.families)]).cumsum(0)[:-1]
+    # The token that foretells the first of an answer may be common to all, when there is but one question.
+    return (segments.clamp(min=1) - 1 + before[:, None])[answered]
+
+
+def label_loss(model: Any, head: Any, batch: LabelledTiles) -> Tensor:  # noqa: ANN401
+    """Stage 0: how well the tower's features, through one linear head, name what each patch shows."""
+    shown = features(model, batch.tiles)
+    return (
+        functional.binary_cross_entropy_with_logits(head(shown).float(), torch.from_numpy(batch.labels)) * 10
+    )
+
+
+@torch.no_grad()
+def answer(model: Any, encoder: Encoder, scene: Scene | Sample, prompt: str, most: int = 32) -> list[int]:  # noqa: ANN401
+    """Greedy answer of a torch model, token by token without a cache: for tests."""
+    ids: list[int] = []
+    row = encoder.row(scene, [Turn("", prompt, "")])
+    while len(ids) < most:
+        batch = collate([row.extended(ids)])
+        logits = model.lm_head(hidden_states(model, batch)[0, -1])
+        # Behind it are the places of pictures and videos, and rows without a token: never an answer.
+        token = int(logits[: encoder.end + 1].argmax())
+        if token == encoder.end:
+            break
+        ids.append(token)
+    return ids

@@ -1,0 +1,103 @@
+"""The training log: losses and held-out accuracy by family as CSV, and a plot of them."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from recipes.tiny.forward import Learned
+
+FIELDS = ("stage", "step", "seconds", "kind", "family", "loss", "accuracy", "n")
+
+
+@dataclass
+class Tally:
+    """Losses and right answers by family since the last report."""
+
+    losses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, learned: Learned) -> None:
+        """Count a batch."""
+        for family, loss, right in zip(
+            learned.families, learned.losses.tolist(), learned.right.tolist(), strict=True
+        ):
+            self.losses[family].append(loss)
+            self.right[family].append(right)
+
+    def add_loss(self, family: str, loss: float) -> None:
+        """Count a loss that has no answers."""
+        self.losses[family].append(loss)
+
+    def accuracy(self) -> float:
+        """Mean over the families; captions do not count."""
+        shares = [sum(right) / len(right) for family, right in self.right.items() if family != "caption"]
+        return sum(shares) / len(shares) if shares else 0.0
+
+    def loss(self) -> float:
+        """Mean over all questions."""
+        every = [loss for losses in self.losses.values() for loss in losses]
+        return sum(every) / len(every) if every else 0.0
+
+
+class Log:
+    """Appends to a CSV file. ``size`` is where it ends, to cut off what a resumed run does again."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        with path.open("ab") as file:
+            file.truncate(size)
+        if not size:
+            self._append([FIELDS])
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self.path.stat().st_size
+
+    def write(self, stage: str, step: int, seconds: float, kind: str, tally: Tally) -> None:
+        """One line per family; ``kind`` is ``train`` or ``held-out``."""
+        lines: list[tuple[object, ...]] = []
+        for family, losses in sorted(tally.losses.items()):
+            right = tally.right.get(family, [])
+            accuracy = f"{sum(right) / len(right):.4f}" if right else ""
+            mean = sum(losses) / len(losses)
+            lines.append((stage, step, f"{seconds:.0f}", kind, family, f"{mean:.4f}", accuracy, len(losses)))
+        self._append(lines)
+
+    def _append(self, lines: list[tuple[object, ...]]) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+
+
+def plot(log: Path, target: Path) -> None:
+    """Draw loss and held-out accuracy over time, a line per family, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    with log.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            hours = float(line["seconds"]) / 3600
+            if line["kind"] == "train":
+                curves["loss", line["family"]].append((hours, float(line["loss"])))
+            elif line["accuracy"]:
+                curves["accuracy", line["family"]].append((hours, float(line["accuracy"])))
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, quantity in zip(figure.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):
+        for (kind, family), points in sorted(curves.items()):
+            if kind == quantity:
+                axes.plot(*zip(*points, strict=True), label=family, linewidth=1)
+        axes.set_ylabel("training loss" if quantity == "loss" else "held-out accuracy, teacher-forced")
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("hours")
+    if curves:
+        figure.axes[0].set_yscale("log")
+        figure.axes[0].legend(fontsize=6, ncols=4)
+    figure.savefig(target, dpi=110)

@@ -1,0 +1,108 @@
+"""The curriculum: reference stages 1, 1.5, 2-SI and 2-OV, and before them a stage 0 in two parts.
+
+Stage 0 stands for what the published model starts from: the tower learns to name what patches show
+(:mod:`recipes.tiny.tiles`; SigLIP's pretraining), the language model to answer questions about captions that
+it is told (Qwen2's). Data of a step comes from the step's number alone, whatever came before: it can be made
+ahead, in other processes, and a run that was cut off goes on with the very next batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from onevision.suite import FAMILIES, build_scene
+from recipes.tiny.data import Encoder, collate, turns_of
+from recipes.tiny.tiles import LabelledTiles, labelled_tiles
+
+if TYPE_CHECKING:
+    from recipes.tiny.data import Batch, Row
+
+Part = Literal["tower", "projector", "language", "head"]
+
+_READ = {"sign": 2.0, "small_print": 1.5, "form": 1.5, "bars": 1.5, "table": 1.5, "screen": 2.0}
+_SEE = {"objects": 2.0, "pair": 1.0, "crowd": 1.5, "sum": 1.0}
+_SEVERAL = {"same": 1.0, "difference": 1.5, "which_has": 1.0, "more": 1.0}
+_VIDEO = {"moving": 1.0, "order": 1.0, "flashing": 1.0, "changing": 1.0}
+_TEXT = {"text": 0.7}
+_SINGLE = _READ | _SEE
+
+
+def _weighted(parts: dict[str, float], share: float) -> dict[str, float]:
+    total = sum(parts.values())
+    return {name: weight * share / total for name, weight in parts.items()}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. Learning rates are peaks; a part that is not named is frozen."""
+
+    name: str
+    share: float  # of the whole time
+    rates: dict[Part, float]
+    scenes: dict[str, float]  # kinds with their weights; none: labelled tiles for the tower
+    caption: bool = False
+    questions: bool = True
+    told: bool = False  # captions instead of pictures
+    batch: int = 16  # scenes of a step, or canvases of labelled tiles
+
+
+_LM = 1e-3
+_FULL: dict[Part, float] = {"tower": _LM / 5, "projector": _LM, "language": _LM}
+
+STAGES: tuple[Stage, ...] = (
+    Stage("0-tower", 0.12, {"tower": 1e-3, "head": 1e-3}, {}, batch=4),
+    Stage(
+        "0-language", 0.04, {"language": 1e-3}, _SINGLE | _TEXT | _SEVERAL | _VIDEO, caption=True, told=True
+    ),
+    Stage("1", 0.02, {"projector": 2e-3}, _SINGLE, caption=True, questions=False),
+    Stage("1.5", 0.22, _FULL, _SINGLE | _TEXT, caption=True),
+    Stage("2-si", 0.28, _FULL, _SINGLE | _TEXT),
+    # The paper's pie of the last stage: 31 % single image, 43 % several, 26 % video.
+    Stage(
+        "2-ov",
+        0.32,
+        {part: rate * 0.8 for part, rate in _FULL.items()},
+        _weighted(_SINGLE | _TEXT, 0.31) | _weighted(_SEVERAL, 0.43) | _weighted(_VIDEO, 0.26),
+    ),
+)
+
+HELD_OUT_SCENES = 12  # of each kind
+MICRO_BATCHES = 4  # a step's rows are sorted by length and cut into so many, so that little is padding
+# Few different shapes: oneDNN makes a kernel for each, and remembers about a thousand.
+LENGTH_STEP, TILE_STEP = 32, 4
+
+
+def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batch] | LabelledTiles:
+    """The data of one step: micro-batches, or labelled tiles. The same arguments give the same data."""
+    number = STAGES.index(stage) * 10**9 + step * stage.batch
+    if not stage.scenes:
+        return labelled_tiles(seed, number, stage.batch)
+    rows = []
+    for at in range(stage.batch):
+        random = Random(f"step {seed} {number + at}")  # noqa: S311
+        name = random.choices(list(stage.scenes), list(stage.scenes.values()))[0]
+        scene = build_scene(name, "train", seed, number + at)
+        turns = turns_of(scene, random, caption=stage.caption, questions=stage.questions, told=stage.told)
+        rows.append(encoder.row(scene, turns, blind=stage.told))
+    return _micro_batches(rows)
+
+
+def held_out_batches(encoder: Encoder) -> list[Batch]:
+    """Test scenes of all kinds with their questions, always the same."""
+    batches = []
+    for name in dict.fromkeys(FAMILIES.values()):
+        rows = []
+        for number in range(HELD_OUT_SCENES):
+            scene, random = build_scene(name, "test", 0, number), Random(f"held out {name} {number}")  # noqa: S311
+            rows.append(encoder.row(scene, turns_of(scene, random, caption=False, questions=True)))
+        batches.append(collate(rows, length_step=LENGTH_STEP, tile_step=TILE_STEP))
+    return batches
+
+
+def _micro_batches(rows: list[Row]) -> list[Batch]:
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    size = -(-len(rows) // MICRO_BATCHES)
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [collate(part, length_step=LENGTH_STEP, tile_step=TILE_STEP) for part in parts]

@@ -1,0 +1,78 @@
+"""The tiny model's tokenizer: byte-level BPE as Qwen2's, learned from the suite's questions and answers.
+
+Words in capitals, which stand in pictures, are left out of what it learns from: they stay single letters, so
+that a word that was never seen can be read letter by letter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.synth_vocab import Vocabulary
+from onevision.export.tokenizer import END_OF_TEXT, IM_END, IM_START, PRE_TOKENIZER
+from onevision.runtime.prompt import DEFAULT_SYSTEM
+from onevision.suite import FAMILIES, build_scene
+from onevision.suite.sample import FORMS, INSTRUCTIONS, LETTERS
+from recipes.tiny.data import CAPTION_PROMPT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SPECIALS = (END_OF_TEXT, IM_START, IM_END, IMAGE_TOKEN, VIDEO_TOKEN)
+MOST_TOKENS = 1024
+SCENES_EACH = 200
+
+
+def train_tokenizer() -> Vocabulary:
+    """Learn the vocabulary. Always the same."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    any_tokenizer: Any = Tokenizer(models.BPE())
+    any_tokenizer.normalizer = normalizers.NFC()
+    any_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENIZER), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=MOST_TOKENS - len(SPECIALS),
+        min_frequency=4,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    any_tokenizer.train_from_iterator(corpus(), trainer)
+    model = json.loads(any_tokenizer.to_str())["model"]
+    tokens = tuple(sorted(model["vocab"], key=model["vocab"].__getitem__))
+    return Vocabulary(tokens, tuple((left, right) for left, right in model["merges"]), SPECIALS)
+
+
+def load_tokenizer(vocabulary: Vocabulary) -> Any:  # noqa: ANN401
+    """The vocabulary as a ``tokenizers.Tokenizer``."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from tokenizers import Tokenizer
+
+    with TemporaryDirectory() as folder:
+        vocabulary.write(Path(folder), context_length=1)
+        return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+
+
+def corpus() -> Iterator[str]:
+    """All that is said about some scenes of each kind, without the words in capitals."""
+    yield from (DEFAULT_SYSTEM, "system\n", "user\n", "assistant\n", CAPTION_PROMPT)
+    for name in dict.fromkeys(FAMILIES.values()):
+        for number in range(SCENES_EACH):
+            scene = build_scene(name, "train", 0, number)
+            lines = [scene.caption]
+            for question in scene.questions:
+                options = [
+                    f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False)
+                ]
+                lines += [question.text, *options, question.answer, question.sentence]
+                lines += [INSTRUCTIONS[form] for form in FORMS]
+            yield re.sub(r"[A-Z]{2,}", "", "\n".join(lines))

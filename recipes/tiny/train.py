@@ -1,0 +1,255 @@
+"""Train the tiny model from random weights: ``python -m recipes.tiny.train --hours 3 --out DIR``.
+
+The same command goes on where a run was cut off. ``DIR`` gets ``state.pt``, ``log.csv``, ``log.png``, and the
+checkpoints ``si`` and ``ov`` when their stages are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from recipes.tiny.feed import Feed
+from recipes.tiny.forward import label_loss, learn
+from recipes.tiny.log import Log, Tally, plot
+from recipes.tiny.model import VISION_HIDDEN, build_model, export_checkpoint, save_atomically
+from recipes.tiny.optimiser import MasterAdamW
+from recipes.tiny.stages import STAGES, held_out_batches
+from recipes.tiny.tiles import LABELS
+from recipes.tiny.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from recipes.tiny.data import Batch
+    from recipes.tiny.stages import Part, Stage
+    from recipes.tiny.tiles import LabelledTiles
+
+WARM_UP, FLOOR = 0.03, 0.05  # of a stage's steps; of the peak learning rate
+SAVE_SECONDS, EVAL_SECONDS, REPORT_STEPS = 300, 900, 50
+EXPORTS = {"2-si": "si", "2-ov": "ov"}
+PREFIXES: dict[str, Part] = {
+    "model.vision_tower.": "tower",
+    "model.multi_modal_projector.": "projector",
+    "model.image_newline": "projector",
+    "model.language_model.": "language",
+    "head.": "head",
+}
+
+
+class Schedule(Protocol):
+    """How far a stage is, from 0 to 1; at 1 it is done."""
+
+    def progress(self, stage: Stage, step: int, seconds: float) -> float:
+        """After ``step`` steps of the stage, and so many seconds of the whole run."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByTime:
+    """Each stage ends when its share of the time is over; the last hundredth is kept for saving."""
+
+    hours: float
+
+    def progress(self, stage: Stage, step: int, seconds: float) -> float:  # noqa: ARG002
+        """See :class:`Schedule`."""
+        before = sum(other.share for other in STAGES[: STAGES.index(stage)])
+        return min(1.0, (seconds / (self.hours * 3600 * 0.99) - before) / stage.share)
+
+
+@dataclass(frozen=True)
+class BySteps:
+    """Each stage has so many steps."""
+
+    steps: int
+
+    def progress(self, stage: Stage, step: int, seconds: float) -> float:  # noqa: ARG002
+        """See :class:`Schedule`."""
+        return min(1.0, step / self.steps)
+
+
+def learning_rate(progress: float) -> float:
+    """Warm-up, then cosine, as a part of the peak."""
+    if progress < WARM_UP:
+        return max(progress, 1e-3) / WARM_UP
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+class Trainer:
+    """A run, from its beginning or from where it was cut off.
+
+    Args:
+        out: Folder of the run.
+        schedule: When stages end.
+        seed: Of weights and data. A resumed run has to have the same.
+        workers: Processes that make data.
+    """
+
+    def __init__(self, out: Path, schedule: Schedule, *, seed: int = 1, workers: int = 1) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self._schedule, self._seed = out, schedule, seed
+        self.vocabulary = train_tokenizer()
+        self.vocabulary.write(out, context_length=1)
+        self.model = build_model(self.vocabulary, seed).train()
+        self._head = torch.nn.Linear(VISION_HIDDEN, len(LABELS))
+        torch.nn.init.constant_(self._head.bias, -3.0)  # a patch shows few of all things
+        self.masters = {name: value.detach().clone() for name, value in self._parameters().items()}
+        self.model.to(torch.bfloat16)
+        self._head.to(torch.bfloat16)
+        self._stage, self._step, self._seconds, log_size = 0, 0, 0.0, 0
+        self._moments: dict[str, Any] | None = None
+        if (out / "state.pt").is_file():
+            log_size = self._resume(torch.load(out / "state.pt", weights_only=True))
+        self._log = Log(out / "log.csv", log_size)
+        self._feed = Feed(out / "tokenizer.json", seed, workers)
+        self._held_out = held_out_batches(self._feed.encoder)
+
+    def run(self, *, stop_after: int | None = None) -> None:
+        """Train all stages that are left; ``stop_after`` steps of this call the run is saved and ends."""
+        self._began = time.monotonic() - self._seconds
+        self._left = stop_after
+        try:
+            while self._stage < len(STAGES):
+                if not self._run_stage(STAGES[self._stage]):
+                    return
+        finally:
+            self._feed.close()
+
+    def _run_stage(self, stage: Stage) -> bool:
+        """Whether the stage is done."""
+        optimiser = MasterAdamW(self._learners(stage), self.masters)
+        if self._moments is not None:
+            optimiser.load_state_dict(self._moments)
+            self._moments = None
+        tally = Tally()
+        saved = evaluated = self._now()
+        for data in self._feed.steps(stage, self._step):
+            progress = self._schedule.progress(stage, self._step, self._now())
+            if progress >= 1:
+                break
+            if self._left == 0:
+                self._save(optimiser)
+                return False
+            self._learn(data, tally)
+            optimiser.step({part: rate * learning_rate(progress) for part, rate in stage.rates.items()})
+            self._step += 1
+            self._left = None if self._left is None else self._left - 1
+            if self._step % REPORT_STEPS == 0:
+                self._report(stage, tally, progress)
+                tally = Tally()
+            if self._now() - evaluated > EVAL_SECONDS:
+                self._evaluate(stage)
+                evaluated = self._now()
+            if self._now() - saved > SAVE_SECONDS:
+                self._save(optimiser)
+                saved = self._now()
+        self._report(stage, tally, 1.0)
+        self._evaluate(stage)
+        if stage.name in EXPORTS:
+            export_checkpoint(self.model, self.vocabulary, self.out / EXPORTS[stage.name])
+        self._stage, self._step = self._stage + 1, 0
+        self._save(None)
+        return True
+
+    def _learn(self, data: list[Batch] | LabelledTiles, tally: Tally) -> None:
+        """Gradients of one step."""
+        if not isinstance(data, list):
+            loss = label_loss(self.model, self._head, data)
+            loss.backward()  # type: ignore[no-untyped-call]
+            tally.add_loss("labels", loss.item())
+            return
+        for batch in data:
+            learned = learn(self.model, batch)
+            (learned.loss / len(data)).backward()  # type: ignore[no-untyped-call]
+            tally.add(learned)
+
+    @torch.no_grad()
+    def _evaluate(self, stage: Stage) -> None:
+        """Held-out accuracy by family: whether each token of the answer is the most likely one."""
+        if not stage.scenes:
+            return
+        tally = Tally()
+        for batch in self._held_out:
+            tally.add(learn(self.model, batch))
+        self._log.write(stage.name, self._step, self._now(), "held-out", tally)
+        plot(self._log.path, self.out / "log.png")
+        _say(f"stage {stage.name}: held-out accuracy {tally.accuracy():.1%}")
+
+    def _report(self, stage: Stage, tally: Tally, progress: float) -> None:
+        seconds = self._now()
+        self._log.write(stage.name, self._step, seconds, "train", tally)
+        _say(
+            f"stage {stage.name} {progress:4.0%}, step {self._step}, {seconds / 60:.1f} min: "
+            f"loss {tally.loss():.3f}, accuracy {tally.accuracy():.1%}"
+        )
+
+    def _parameters(self) -> dict[str, Parameter]:
+        head = {f"head.{name}": value for name, value in self._head.named_parameters()}
+        return {**dict(self.model.named_parameters()), **head}
+
+    def _learners(self, stage: Stage) -> dict[Part, dict[str, Parameter]]:
+        """The parameters that learn in a stage, by part; all others are frozen."""
+        learners: dict[Part, dict[str, Parameter]] = {part: {} for part in stage.rates}
+        for name, parameter in self._parameters().items():
+            part = next(part for prefix, part in PREFIXES.items() if name.startswith(prefix))
+            parameter.requires_grad_(part in stage.rates)
+            if part in stage.rates:
+                learners[part][name] = parameter
+        return learners
+
+    def _now(self) -> float:
+        """Seconds of the run, those before it was cut off included."""
+        return time.monotonic() - self._began
+
+    def _save(self, optimiser: MasterAdamW | None) -> None:
+        state = {
+            "stage": self._stage,
+            "step": self._step,
+            "seconds": self._now(),
+            "seed": self._seed,
+            "masters": {name: value.detach() for name, value in self.masters.items()},
+            "moments": optimiser.state_dict() if optimiser else None,
+            "random": torch.get_rng_state(),
+            "log_size": self._log.size,
+        }
+        save_atomically(state, self.out / "state.pt")
+
+    def _resume(self, state: dict[str, Any]) -> int:
+        """Put a saved state in place; the size of the log then."""
+        if state["seed"] != self._seed:
+            raise SystemExit(f"{self.out} has a run with seed {state['seed']}: go on with that, or elsewhere")
+        self._stage, self._step, self._seconds = state["stage"], state["step"], state["seconds"]
+        self._moments, self.masters = state["moments"], state["masters"]
+        torch.set_rng_state(state["random"])
+        with torch.no_grad():
+            for name, parameter in self._parameters().items():
+                parameter.copy_(self.masters[name])
+        return int(state["log_size"])
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the tiny model from random weights, or go on.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--hours", type=float, default=3.0, help="for the whole run (default: 3)")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make data (default: 1)")
+    arguments = parser.parse_args()
+    trainer = Trainer(arguments.out, ByTime(arguments.hours), seed=arguments.seed, workers=arguments.workers)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()
