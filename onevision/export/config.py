@@ -47,6 +47,22 @@ class VisionConfig:
         return self.side**2
 
 
+def siglip_config(vision: VisionConfig) -> dict[str, object]:
+    """The tower as transformers' ``SiglipVisionConfig`` describes it."""
+    return {
+        "model_type": "siglip_vision_model",
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "layer_norm_eps": vision.layer_norm_eps,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": False,
+    }
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """Qwen2 backbone."""

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from onevision.errors import ExportError
+from onevision.export.config import siglip_config
 from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
@@ -272,20 +273,9 @@ _UNUSED = ("model.vision_tower.vision_model.post_layernorm", "model.vision_tower
 
 
 def _transformers_config(config: ModelConfig, *, backbone: bool) -> dict[str, Any]:
-    vision, text = config.vision, config.text
+    text = config.text
     return {
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "layer_norm_eps": vision.layer_norm_eps,
-            "hidden_act": "gelu_pytorch_tanh",
-            "vision_use_head": False,
-        },
+        "vision_config": siglip_config(config.vision),
         "text_config": {
             "model_type": "qwen2",
             "hidden_size": text.hidden_size,

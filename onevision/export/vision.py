@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.errors import ExportError
+from onevision.export.config import siglip_config
 from onevision.export.disk import disk_space, scratch_folder
 from onevision.runtime.vision import INPUT, OUTPUT, VisionEncoder
 
@@ -112,19 +113,9 @@ def _encoder(config: ModelConfig) -> torch.nn.Module:
     from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
     from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipVisionEmbeddings
 
-    vision = config.vision
     # Eager attention is what the reference computes; scaled_dot_product_attention is no faster in the graph.
     whole = LlavaOnevisionConfig(  # type: ignore[no-untyped-call]
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "layer_norm_eps": vision.layer_norm_eps,
-        },
+        vision_config=siglip_config(config.vision),
         text_config={"model_type": "qwen2", "hidden_size": config.text.hidden_size},
         attn_implementation="eager",
     )
@@ -146,7 +137,7 @@ def _encoder(config: ModelConfig) -> torch.nn.Module:
 
     with torch.device("meta"):
         encoder = Encoder().eval()
-    encoder.embeddings.position_ids = torch.arange(vision.patches)[None]  # a constant, not a weight
+    encoder.embeddings.position_ids = torch.arange(config.vision.patches)[None]  # a constant, not a weight
     return encoder
 
 
