@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,8 +16,10 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onevision.errors import BundleError, OneVisionError, UsageError
+from onevision.folder import is_vacant, whole_folder
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Mapping
 
 SCHEMA_VERSION = 1
@@ -267,85 +266,30 @@ def check_target(target: Path, *, force: bool) -> None:
     Raises:
         UsageError: Something is there; with ``force``, something that is not a bundle.
     """
-    if target.is_dir():
-        occupied = any(target.iterdir())
-        if occupied and not force:
-            raise UsageError(f"{target} exists", hint="choose another -o/--output, or --force to replace it")
-        if occupied and not (target / MANIFEST).is_file():
-            raise UsageError(f"{target} is not a bundle, so --force does not replace it")
-    elif target.exists() or target.is_symlink():
-        raise UsageError(f"{target} exists and is not a folder")
+    if is_vacant(target):
+        return
+    if not force:
+        raise UsageError(f"{target} exists", hint="choose another -o/--output, or --force to replace it")
+    if not (target / MANIFEST).is_file():
+        raise UsageError(f"{target} is not a bundle, so --force does not replace it")
 
 
 @contextmanager
 def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that becomes ``target`` if the body ends well.
-
-    Yields:
-        The folder to fill. On any exception, Ctrl-C included, it is removed and ``target`` is untouched.
+    """A temporary folder that becomes ``target`` if the body ends well, see :func:`whole_folder`.
 
     Raises:
         UsageError: See :func:`check_target`, or the parent folder cannot be written.
         BundleError: The operating system refused a write: the disk is full, say.
     """
     check_target(target, force=force)
-    target = target.resolve()  # what a link leads to is replaced, not the link
-    parent = target.parent
-    made = _make_parents(parent)
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))
+        with whole_folder(target) as work:
+            yield work
     except OSError as error:
-        _remove_empty(made)
-        raise UsageError(f"cannot write in {parent}: {error.strerror}") from error
-    try:
-        work.chmod(0o777 & ~_umask())
-        yield work
-        _swap(work, target)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        _remove_empty(made)
-        if isinstance(error, OSError) and not isinstance(error, OneVisionError):
-            raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
-        raise
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Make the missing parents; returns them, deepest first, so that a failure can take them away again."""
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _remove_empty(missing)
-        raise UsageError(f"cannot make the folder {parent}: {error.strerror}") from error
-    return missing
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _umask() -> int:
-    """The process's umask: mkdtemp makes private folders, a bundle is as readable as any other folder."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _swap(work: Path, target: Path) -> None:
-    """Rename ``work`` to ``target``; an old bundle there steps aside first and is deleted after."""
-    if not target.exists():
-        work.rename(target)
-        return
-    old = work.with_suffix(".old")
-    target.rename(old)
-    try:
-        work.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        if isinstance(error, OneVisionError):
+            raise
+        raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
 
 
 def _build(kind: type[T], data: object, where: str, key: str = "") -> T:

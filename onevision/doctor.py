@@ -14,11 +14,12 @@ from typing import Any
 import psutil
 
 from onevision import __version__
+from onevision.export import NEEDED
 from onevision.runtime.device import default_threads
 
 #: Modules by the extra that brings them.
 EXTRAS = {
-    "export": ("torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub"),
+    "export": NEEDED,
     "video": ("av",),
 }
 #: Instruction sets that the quantised kernels of llama.cpp and ONNX Runtime gain from, as Linux names them.
@@ -68,7 +69,7 @@ def examine() -> Health:
     facts = {
         "onevision": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_flags": _cpu_flags(),
         "cores": {
             "physical": psutil.cpu_count(logical=False),
@@ -137,7 +138,8 @@ def _advice(missing: dict[str, list[str]], facts: dict[str, Any]) -> list[str]:
     return advice
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

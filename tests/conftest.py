@@ -7,11 +7,16 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path  # noqa: TC003
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from onevision.default import default_bundle
 from tests.runtime.media import encode_video, photograph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class NoSteps:
@@ -63,6 +68,21 @@ def swap_head_rows(checkpoint: Path, target: Path, one: int, other: int) -> Path
     head[[one, other]] = head[[other, one]]
     save_file(tensors, weights, metadata={"format": "pt"})
     return copy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the default bundle goes: never into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("ONEVISION_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(cache: Path) -> Path:
+    """The default bundle, made of the shipped checkpoint. Do not change it: copy it."""
+    return default_bundle()
 
 
 @pytest.fixture(scope="session")

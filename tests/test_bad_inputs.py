@@ -409,7 +409,6 @@ def as_is(data: bytes) -> Callable[[bytes], bytes]:
 
 
 BUNDLES = (
-    Bad("none", "run Hi", "no bundle was given", 2),
     Bad("missing", "run Hi -m no", "no bundle at no: there is no such folder"),
     Bad("a file", "run Hi -m {photo}", "is a file, not a bundle folder"),
     Bad("a checkpoint", "run Hi -m {checkpoint}", "is not a bundle"),
@@ -485,6 +484,7 @@ EXPORT = (
     Bad("a file", "export --source {photo}", "is a file"),
     Bad("an empty folder", "export --source d", "d is empty", make=folder("d")),
     Bad("unknown size", "export --size 3b", "no size 3b", 2),
+    Bad("tiny of one stage less", "export --size tiny --variant si", "no size tiny, variant si", 2),
     Bad("unknown variant", "export --size 7b --variant xl", "variant xl", 2),
     *(
         Bad(name, f"export --source {{checkpoint}} {more}", says, 2, make)
@@ -610,7 +610,6 @@ PLAN = (
 )
 
 INSPECT = (
-    Bad("no bundle", "inspect", "no bundle was given", 2),
     Bad("bundle missing", "inspect no", "no bundle at no"),
     Bad("a checkpoint", "inspect {checkpoint}", "is not a bundle"),
     Bad(
@@ -620,6 +619,15 @@ INSPECT = (
         make=bundle("vision.onnx", flipped),
     ),
     Bad("two bundles", "inspect {bundle} {bundle}", "unexpected extra argument", 2),
+)
+
+DEMO = (
+    Bad("somebody's folder", "demo -o d -m {bundle}", "no demo's, such as diary", 2, folder("d/diary")),
+    Bad(
+        "the working folder", "demo -o . -m {bundle}", "no demo's, such as index.html", 2, file("index.html")
+    ),
+    Bad("a file", "demo -o {photo} -m {bundle}", "exists and is not a folder", 2),
+    Bad("bundle missing", "demo -m no", "no bundle at no"),
 )
 
 GROUPS = {
@@ -633,6 +641,7 @@ GROUPS = {
     "synth": SYNTH,
     "plan": PLAN,
     "inspect": INSPECT,
+    "demo": DEMO,
 }
 KINDS = [pytest.param(bad, id=f"{group}: {bad.name}") for group, table in GROUPS.items() for bad in table]
 
@@ -774,7 +783,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     ("command", "says", "expected"),
     [
         ("run Hi -i no.jpg -m {bundle}", "no.jpg does not exist", 1),
-        ("run Hi", "no bundle was given", 2),
+        ("export --size tiny --variant si", "no size tiny, variant si", 2),
         ("inspect {photo}", "is a file, not a bundle folder", 1),
         ("frobnicate", "no such command 'frobnicate'", 2),
     ],

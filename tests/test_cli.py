@@ -21,6 +21,7 @@ from onevision.cli import _run, app
 from onevision.cli.export import _default_target
 from onevision.export.hub import resolve
 from onevision.golden import load_golden, save_golden
+from onevision.models import SHIPPED
 from tests.conftest import replace_file
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def parsed(out: str) -> Any:
 
 
 def test_commands() -> None:
-    assert COMMANDS == ["export", "synth", "run", "plan", "verify", "inspect", "doctor"]
+    assert COMMANDS == ["export", "synth", "run", "demo", "eval", "plan", "verify", "inspect", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -281,7 +282,8 @@ def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("row", re.findall(r"\S+ \S+ \d+ \d+", PLANS))
 def test_plan(row: str, cli: Cli) -> None:
     size, grid, tiles, tokens = row.split()
-    status, out, err = cli("plan", "--image-size", size.replace("×", "x"), "--json")
+    words = ("plan", "--image-size", size.replace("×", "x"), "--size", "0.5b")
+    status, out, err = cli(*words, "--json")
     plan = parsed(out)
     assert (status, err) == (0, "")
     assert list(plan)[:7] == [
@@ -310,11 +312,11 @@ def test_plan(row: str, cli: Cli) -> None:
 @pytest.mark.usefixtures("known_rate")
 def test_plan_of_several(cli: Cli, photo: Path, clip: Path) -> None:
     """Two pictures are padded squares of 729 patches and a newline; 24 frames are 196 tokens each and one."""
-    plan = parsed(cli("plan", photo, photo, clip, "--json")[1])
+    plan = parsed(cli("plan", photo, photo, clip, "--size", "0.5b", "--json")[1])
     assert [item["image_tokens"] for item in plan["inputs"]] == [730, 730, 24 * 196 + 1]
     assert [item["kind"] for item in plan["inputs"]] == ["image", "image", "video"]
     assert plan["tiles"] == 26
-    few = parsed(cli("plan", clip, "--frames", 8, "--json")[1])
+    few = parsed(cli("plan", clip, "--frames", 8, "--size", "0.5b", "--json")[1])
     assert few["image_tokens"] == 8 * 196 + 1
 
 
@@ -333,13 +335,34 @@ def test_plan_on_screen(cli: Cli, photo: Path, tmp_path: Path) -> None:
     picture = tmp_path / ("long-" * 20) / "[red] :smile:.jpg"
     picture.parent.mkdir()
     shutil.copy(photo, picture)
-    status, out, err = cli("plan", picture)
+    status, out, err = cli("plan", picture, "--size", "0.5b")
     assert (status, err) == (0, "")
     assert re.search(r"^\[red\] :smile:\.jpg +640×427 +2×2 +5 +2,709$", out, re.MULTILINE)
+    assert re.search(r"^model     0\.5b$", out, re.MULTILINE)
     assert re.search(r"^prompt    about 2,73\d tokens, 8% of 32,768$", out, re.MULTILINE)
     assert "the context cannot hold" not in out
     pictures = ["--image-size", "100x100"] * 50
-    assert "the context cannot hold this prompt" in cli("plan", *pictures)[1]
+    assert "the context cannot hold this prompt" in cli("plan", *pictures, "--size", "0.5b")[1]
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_plan_without_a_model(cli: Cli, photo: Path, clip: Path) -> None:
+    """The tiny one's numbers, from its checkpoint: no bundle is made for them."""
+    plan = parsed(cli("plan", clip, "--json")[1])
+    # A frame of 5×5 patches is pooled to 3×3; keys and values are float32.
+    assert (plan["tiles"], plan["image_tokens"]) == (8, 8 * 9 + 1)
+    assert plan["kv_bytes"] == plan["prompt_tokens"] * 2 * 5 * 128 * 4
+    assert plan == parsed(cli("plan", clip, "--size", "tiny", "--json")[1])
+    status, out, err = cli("plan", photo)
+    assert (status, err) == (0, "")
+    assert re.search(r"^model     tiny$", out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_plan_of_the_tiny_model_is_what_a_run_takes(cli: Cli, tiny_bundle: Path, photo: Path) -> None:
+    plan = parsed(cli("plan", photo, "--json")[1])
+    usage = parsed(cli("run", "Hi", "-i", photo, "-n", 1, "--json")[1])["usage"]
+    assert (plan["tiles"], plan["image_tokens"]) == (usage["tiles"], usage["image_tokens"])
 
 
 # inspect, doctor, verify
@@ -464,9 +487,20 @@ def test_export(cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     assert parsed(cli("inspect", "toy-bundle", "--check", "--json")[1])["name"] == "toy-hf"
 
 
+def test_export_of_nothing_named_is_the_tiny_model(
+    cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHIPPED, ("tiny", "ov"), shutil.copytree(toy_checkpoint, tmp_path / "in" / "tiny"))
+    assert cli("export")[0] == 0
+    manifest = parsed(cli("inspect", "tiny-bundle", "--json")[1])
+    assert (manifest["size"], manifest["variant"], manifest["name"]) == ("tiny", "ov", "tiny")
+    assert manifest["source"] == {"repo": "tiny", "revision": None, "format": "hf"}
+
+
 @pytest.mark.parametrize(
     ("words", "folder"),
     [
+        ({"size": "tiny"}, "tiny-bundle"),
         ({"size": "0.5b"}, "llava-onevision-qwen2-0.5b-ov-bundle"),
         ({"size": "7b", "variant": "si"}, "llava-onevision-qwen2-7b-si-bundle"),
         ({"source": "someone/thing"}, "thing-bundle"),

@@ -80,3 +80,14 @@ def test_other_commands_need_nothing_of_the_export(toy_bundle: Path, photo: Path
         "plan": ("plan", photo, "-m", toy_bundle),
     }[command]
     assert modules_after(RUN, *arguments) & EXPORT == set()
+
+
+def test_the_default_bundle_needs_nothing_of_the_export(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Once it is made."""
+    monkeypatch.delenv("ONEVISION_MODEL", raising=False)
+    lacking = EXPORT | {"filelock"}
+    assert modules_after(RUN, *QUESTION) & (lacking | {"onnxruntime", "av"}) == set()
+    assert modules_after(RUN, "inspect") & (lacking | {"llama_cpp", "onnxruntime", "av"}) == set()
+    assert modules_after(RUN, "demo", "-o", tmp_path / "demo", "--threads", "1") & lacking == set()

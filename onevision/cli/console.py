@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 Model = Annotated[
     Path | None,
     typer.Option(
-        "-m", "--model", metavar="FOLDER", envvar="ONEVISION_MODEL", help="The bundle.", show_default=False
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        envvar="ONEVISION_MODEL",
+        help="The bundle.  [default: the tiny model]",
+        show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: the best there is.")]
@@ -42,17 +48,17 @@ def examples(about: str, *commands: str) -> str:
     return f"{about}\n\n\b\nExamples:\n{lines}"
 
 
-def bundle_folder(model: Path | None) -> Path:
-    """The bundle that ``-m`` names.
+def bundle_folder(model: Path | None, *, quiet: bool = False) -> Path:
+    """The bundle that ``-m`` names, or the default one; if that has to be made, its steps are shown.
 
     Raises:
-        UsageError: None was named.
+        OneVisionError: See :func:`onevision.default.default_bundle`.
     """
-    if model is None:
-        raise UsageError(
-            "no bundle was given", hint="-m FOLDER; make one with: onevision export --size 0.5b -o FOLDER"
-        )
-    return model
+    if model is not None:
+        return model
+    from onevision.default import default_bundle
+
+    return default_bundle(None if quiet else ConsoleSteps())
 
 
 def one_of(value: str, known: tuple[str, ...], option: str) -> Any:  # noqa: ANN401
@@ -114,8 +120,9 @@ def print_facts(facts: Mapping[str, str]) -> None:
 class ConsoleSteps:
     """Long work, step by step: bars on a terminal, a line when a step ends elsewhere."""
 
-    def __init__(self) -> None:
-        self._console = stderr()
+    @cached_property
+    def _console(self) -> Console:
+        return stderr()
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:
@@ -135,4 +142,4 @@ class ConsoleSteps:
 
     def note(self, text: str) -> None:
         """A line between steps."""
-        self._console.print(f"  {text}", style="dim")
+        self._console.print(f"  {text}", style="dim", soft_wrap=True)

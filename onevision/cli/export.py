@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -20,6 +19,7 @@ from onevision.cli.console import (
     stderr,
 )
 from onevision.errors import UsageError
+from onevision.export import missing_packages
 
 if TYPE_CHECKING:
     from onevision.export.build import Exported
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXPORT_HELP = examples(
     "Turn a checkpoint into a bundle, and prove it against the reference implementation.",
+    "onevision export",
     "onevision export --size 0.5b",
     "onevision export --size 7b --variant si --backbone q4_0 -o llava-7b",
     "onevision export --source ./my-finetune --vision fp16 --backbone f16",
@@ -38,9 +39,6 @@ SYNTH_HELP = examples(
     "onevision synth --size 0.5b checkpoint",
     "onevision synth --layers 2 --hidden 256 --naming lmms-lab checkpoint",
 )
-
-#: What the extra ``export`` brings, and the base install lacks.
-_NEEDED = ("torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub")
 
 #: More than that, and an export would refuse the checkpoint.
 _MOST_LAYERS, _MOST_GRID = 1000, 64
@@ -54,7 +52,7 @@ def register(app: typer.Typer) -> None:
 
 def require_export() -> None:
     """Raises a UsageError that says what to install, where the extra ``export`` is not."""
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+    if missing := missing_packages():
         raise UsageError(f"this command needs {', '.join(missing)}", hint="pip install 'onevision[export]'")
 
 
@@ -63,7 +61,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A published size: 0.5b, 7b or 72b.  [default: 0.5b, unless there is a --source]",
+            help="tiny, which comes with onevision, or a published size: 0.5b, 7b or 72b.  [default: tiny, "
+            "unless there is a --source]",
         ),
     ] = None,
     variant: Annotated[
@@ -105,7 +104,7 @@ def export(
     from onevision.export.vision import VisionPrecision
 
     if source is None and size is None:
-        size = "0.5b"
+        size = "tiny"
     if variant is not None and source is not None:
         raise UsageError("--variant belongs to a --size, not to a --source")
     resolved = hub.resolve(source, size=size, variant=variant or "ov", revision=revision)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HELP = examples(
     "Tell tiles, tokens, operations, memory and a rough time of a prompt, before anything is run.",
+    "onevision plan photo.jpg",
     "onevision plan photo.jpg -m bundle",
     'onevision plan a.png b.png --prompt "Which one is newer?" -m bundle',
     "onevision plan --image-size 4032x3024 --size 0.5b",
@@ -43,7 +44,7 @@ def plan(
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = "What is in the picture?",
     frames: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Frames taken from a video.  [default: the model's, 32]"),
+        typer.Option(min=1, metavar="N", help="Frames taken from a video.  [default: the model's]"),
     ] = None,
     exif: Exif = True,
     model: Model = None,
@@ -51,7 +52,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Instead of a bundle: a published size, 0.5b, 7b or 72b.  [default: 0.5b, without a bundle]",
+            help="Instead of a bundle: tiny, 0.5b, 7b or 72b.  [default: tiny, without a bundle]",
         ),
     ] = None,
     as_json: Json = False,
@@ -63,18 +64,20 @@ def plan(
         *(_measure(path, exif=exif) for path in files or ()),
         *(_parse_size(text) for text in image_size or ()),
     ]
-    if model is None or size is not None:
-        shape = planning.published(one_of(size or "0.5b", tuple(planning.PUBLISHED), "--size"))
-        tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
+    exact = model is not None and size is None
+    if model is not None and size is None:
+        name, shape, tokens = _of_bundle(model, prompt, len(inputs))
     else:
-        shape, tokens = _of_bundle(model, prompt, len(inputs))
+        name = one_of(size or "tiny", ("tiny", *planning.PUBLISHED), "--size")
+        shape = _shipped() if name == "tiny" else planning.published(name)
+        tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
     costs = planning.plan(
         shape, inputs, text_tokens=tokens, frames=frames, flops_per_second=planning.machine_rate()
     )
     if as_json:
         print_json(costs.to_dict())
     else:
-        _print(costs, exact=size is None and model is not None)
+        _print(costs, name, exact=exact)
 
 
 def _measure(path: str, *, exif: bool) -> Input:
@@ -104,8 +107,20 @@ def _parse_size(text: str) -> Input:
     return Input(text, "image", int(match[1]), int(match[2]))
 
 
-def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[Shape, int]:
-    """A bundle's shape, and the text tokens of a prompt in its format."""
+def _shipped() -> Shape:
+    """Shape of the tiny model, read from its checkpoint: planning makes no bundle."""
+    from onevision.export.config import read_config
+    from onevision.export.shape import backbone_info, video_info, vision_info
+    from onevision.models import SHIPPED
+    from onevision.runtime.plan import KV_BYTES, Shape
+
+    config = read_config(SHIPPED["tiny", "ov"])
+    # The default bundle is in full precision, and so is its cache.
+    return Shape(vision_info(config), backbone_info(config, 32.0), video_info(config), KV_BYTES * 2)
+
+
+def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[str, Shape, int]:
+    """A bundle's name and shape, and the text tokens of a prompt in its format."""
     from onevision.bundle import BACKBONE, open_bundle
     from onevision.runtime.backbone import count_tokens
     from onevision.runtime.plan import KV_BYTES, Shape
@@ -120,15 +135,16 @@ def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[Shape, int]:
     segments = render((Message("user", (*pictures, prompt)),), template, manifest.prompt.system)
     texts = [segment for segment in segments if isinstance(segment, str)]
     controls = sum(isinstance(segment, Control) for segment in segments)
-    return shape, controls + count_tokens(bundle.path(BACKBONE), texts)
+    return manifest.name, shape, controls + count_tokens(bundle.path(BACKBONE), texts)
 
 
-def _print(costs: Plan, *, exact: bool) -> None:
+def _print(costs: Plan, model: str, *, exact: bool) -> None:
     if costs.inputs:
         _print_inputs(costs.inputs)
     about = "" if exact else "about "
     share = costs.prompt_tokens / costs.context_length
     facts = {
+        "model": model,
         "prompt": f"{about}{costs.prompt_tokens:,} tokens, {share:.0%} of {costs.context_length:,}",
         "KV cache": readable(costs.kv_bytes),
     }

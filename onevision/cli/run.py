@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 HELP = examples(
     "Ask about a picture, several pictures or a video.",
+    'onevision run "What colour is the star?" --image scene.png',
     'onevision run "What is on the table?" --image photo.jpg -m bundle',
     'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
@@ -89,7 +90,7 @@ def run(
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's, 32]"),
+        typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's]"),
     ] = None,
     exif: Exif = True,
     template: Annotated[
@@ -128,8 +129,9 @@ def run(
     }
     make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
+    bundle = bundle_folder(model, quiet=quiet)
     with (
-        OneVision.load(bundle_folder(model), device=where, threads=threads, check=check) as loaded,
+        OneVision.load(bundle, device=where, threads=threads, check=check) as loaded,
         _progress(shown=not quiet) as on_progress,
         closing(loaded.stream(**question, on_progress=on_progress, **options)) as stream,
     ):

@@ -25,13 +25,10 @@ from onevision.bundle import (
     SCHEMA_VERSION,
     VISION,
     VISION_DATA,
-    BackboneInfo,
     Bundle,
     Manifest,
     PromptInfo,
     SourceInfo,
-    VideoInfo,
-    VisionInfo,
     check_target,
     files_of,
     write_bundle,
@@ -42,6 +39,7 @@ from onevision.export.card import model_card
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.reference import Reference, fits_in_memory, golden_cases
+from onevision.export.shape import backbone_info, video_info, vision_info
 from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
 from onevision.golden import save_golden
@@ -57,11 +55,6 @@ if TYPE_CHECKING:
     from onevision.export.gguf_report import BackbonePrecision, BackboneReport
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.vision import VisionPrecision
-
-#: Frames sampled from a video by default (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
-DEFAULT_FRAMES = 32
-#: Pixels are scaled to [-1, 1] (reference: ``siglip_encoder.py``).
-MEAN = STD = (0.5, 0.5, 0.5)
 
 
 class Steps(Protocol):
@@ -194,7 +187,6 @@ def _manifest(
     backbone: BackboneReport,
 ) -> Manifest:
     config = checkpoint.config
-    vision, text = config.vision, config.text
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -208,30 +200,10 @@ def _manifest(
             "onnxruntime": _onnxruntime_version(),
             "llama_cpp": version("llama-cpp-python"),
         },
-        vision=VisionInfo(
-            vision.image_size,
-            vision.patch_size,
-            vision.hidden_size,
-            vision.intermediate_size,
-            vision.layers,
-            config.grid_pinpoints,
-            config.aspect_ratio,
-            MEAN,
-            STD,
-        ),
-        backbone=BackboneInfo(
-            text.hidden_size,
-            text.intermediate_size,
-            text.layers,
-            text.heads,
-            text.kv_heads,
-            text.context_length,
-            text.vocab_size,
-            text.eos_ids,
-            backbone.bits_per_weight,
-        ),
+        vision=vision_info(config),
+        backbone=backbone_info(config, backbone.bits_per_weight),
         prompt=PromptInfo("training", DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN),
-        video=VideoInfo(DEFAULT_FRAMES, -(-vision.side // 2)),
+        video=video_info(config),
     )
 
 

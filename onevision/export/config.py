@@ -23,6 +23,11 @@ CheckpointFormat = Literal["hf", "lmms-lab"]
 IMAGE_TOKEN = "<image>"  # noqa: S105
 VIDEO_TOKEN = "<video>"  # noqa: S105
 
+#: Frames sampled from a video by default (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
+DEFAULT_FRAMES = 32
+#: Pixels are scaled to [-1, 1] (reference: ``siglip_encoder.py``).
+MEAN = STD = (0.5, 0.5, 0.5)
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -98,6 +103,7 @@ class ModelConfig:
     image_token_id: int | None  # None: the checkpoint's tokenizer has no such token
     video_token_id: int | None
     dtype: str | None  # as the config says; the tensors decide
+    frames: int = DEFAULT_FRAMES  # sampled from a video by default
 
 
 # <|im_end|> of every Qwen2 tokenizer: the training format closes each turn with it.
@@ -135,7 +141,8 @@ SIGLIP_TOWERS = {
 def read_config(folder: Path) -> ModelConfig:
     """Read the shape of a checkpoint from ``config.json`` and, when it is there, ``generation_config.json``.
 
-    Of ``preprocessor_config.json`` only the normalisation is looked at: it has to be SigLIP's.
+    Of ``preprocessor_config.json`` only the normalisation is looked at: it has to be SigLIP's. Of
+    ``video_preprocessor_config.json`` only the number of frames.
 
     A key that is left out has the value that the reference implementation gives it (transformers 4.57 for
     ``llava_onevision``, LLaVA-NeXT for ``llava``).
@@ -162,7 +169,7 @@ def read_config(folder: Path) -> ModelConfig:
     if model_type == "llava_onevision":
         config = _read_hf(root, stops)
         _check_processor(folder / "preprocessor_config.json")
-        return config
+        return replace(config, frames=_frames(folder / "video_preprocessor_config.json"))
     if model_type in ("llava", "llava_qwen"):
         return _read_lmms_lab(root, stops, folder)
     raise UnsupportedCheckpointError(f"config.json: model_type is {show(model_type)}", hint=SCOPE_HINT)
@@ -203,9 +210,16 @@ def _check_processor(path: Path) -> None:
     """Refuse a picture processor that makes other pixels than the published ones."""
     if path.is_file():
         processor = Section(read_json(path), f"{path.name}: ")
-        processor.expect("image_mean", [0.5, 0.5, 0.5])
-        processor.expect("image_std", [0.5, 0.5, 0.5])
+        processor.expect("image_mean", list(MEAN))
+        processor.expect("image_std", list(STD))
         processor.expect("resample", 3)  # PIL's bicubic
+
+
+def _frames(path: Path) -> int:
+    """How many frames the checkpoint's video processor takes by default."""
+    if not path.is_file():
+        return DEFAULT_FRAMES
+    return Section(read_json(path), f"{path.name}: ").integer("num_frames", DEFAULT_FRAMES)
 
 
 def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelConfig:

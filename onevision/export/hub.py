@@ -25,6 +25,7 @@ from onevision.export.checkpoint import PICKLE_HINT, PICKLES, SINGLE_FILE, weigh
 from onevision.export.config import read_config
 from onevision.export.disk import readable
 from onevision.export.hub_errors import StalledError, UnavailableError, UnreachableError, retried
+from onevision.models import SHIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from onevision.export.config import CheckpointFormat
 
-Size = Literal["0.5b", "7b", "72b"]
+Size = Literal["tiny", "0.5b", "7b", "72b"]
 Variant = Literal["ov", "si"]
 
 PUBLISHED: dict[tuple[Size, Variant, CheckpointFormat], str] = {
@@ -93,13 +94,13 @@ def resolve(
 
     Args:
         source: A local folder or a Hub id.
-        size: A published size, instead of ``source``.
+        size: Instead of ``source``: ``tiny``, which comes with the package, or a published size.
         variant: Of that size: ``ov`` (one-vision) or ``si`` (single image).
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        UsageError: Both or neither of ``source`` and ``size``, an unknown size or variant, or a revision of a
-            local folder.
+        UsageError: Both or neither of ``source`` and ``size``, a size or variant that there is not, or a
+            revision of a local folder.
         SourceError: ``source`` is neither a folder nor a Hub id.
     """
     if bool(source) == bool(size):
@@ -108,11 +109,14 @@ def resolve(
         )
     if source:
         return _resolve_source(source, revision)
+    if folder := SHIPPED.get((size or "", variant)):
+        return _local(folder, revision)
     repos = tuple(repo for (s, v, _), repo in PUBLISHED.items() if (s, v) == (size, variant))
     if not repos:
         sizes, variants = ", ".join(get_args(Size)), ", ".join(get_args(Variant))
         raise UsageError(
-            f"there is no size {size}, variant {variant}", hint=f"sizes: {sizes}; variants: {variants}"
+            f"there is no size {size}, variant {variant}",
+            hint=f"sizes: {sizes}; variants: {variants}, of tiny ov alone",
         )
     # A revision is one repository's own.
     return Source(None, repos if revision is None else repos[:1], revision)
@@ -127,10 +131,8 @@ def _resolve_source(source: str, revision: str | None) -> Source:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody's
         raise SourceError(f"cannot look into {source}: {error}", hint="name another folder") from error
-    if is_folder and revision is not None:
-        raise UsageError(f"{source} is a folder, and only the Hub has revisions")
     if is_folder:
-        return Source(path)
+        return _local(path, revision)
     if exists:
         raise SourceError(
             f"{source} is a file", hint="name the folder that holds config.json and the weights"
@@ -145,6 +147,12 @@ def _resolve_source(source: str, revision: str | None) -> Source:
             f"{source} is neither a folder nor a Hub id", hint=str(error).rstrip(".")
         ) from error
     return Source(None, (source,), revision)
+
+
+def _local(folder: Path, revision: str | None) -> Source:
+    if revision is not None:
+        raise UsageError(f"{folder} is a folder, and only the Hub has revisions")
+    return Source(folder)
 
 
 def fetch(source: Source, *, progress: bool, notify: Callable[[str], None]) -> FetchedCheckpoint:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Literal
 
-from onevision.bundle import write_bundle
 from onevision.errors import UsageError
 from onevision.export.config import ASPECT_RATIO
 from onevision.export.disk import disk_space
 from onevision.export.synth_config import CONTEXT_LENGTH, TORCH_DTYPES, config_files
 from onevision.export.synth_vocab import QWEN2_TOKENS, Vocabulary, write_json
+from onevision.folder import is_vacant, whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,11 +160,11 @@ def synthesise(out: Path, spec: SynthSpec, *, progress: Callable[[float], None] 
         UsageError: There is something at ``out``.
         ExportError: No disk space.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if not is_vacant(out):
         raise UsageError(f"{out} exists and is not an empty folder", hint="choose another")
     tensors = list(_tensors(spec))
     size = sum(prod(shape) for _, shape in tensors) * (4 if spec.dtype == "f32" else 2)
-    with write_bundle(out) as work, disk_space(work, size):
+    with whole_folder(out) as work, disk_space(work, size):
         vocabulary = spec.vocabulary
         vocabulary.write(work, context_length=CONTEXT_LENGTH)
         for name, values in config_files(spec, vocabulary.ids).items():

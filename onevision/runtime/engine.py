@@ -73,7 +73,7 @@ class OneVision:
     @classmethod
     def load(
         cls,
-        bundle: str | os.PathLike[str],
+        bundle: str | os.PathLike[str] | None = None,
         *,
         device: Device = "auto",
         threads: int | None = None,
@@ -82,7 +82,8 @@ class OneVision:
         """Load a bundle. The vision encoder is loaded when the first picture comes.
 
         Args:
-            bundle: The bundle's folder.
+            bundle: The bundle's folder; None for the tiny model, see
+                :func:`onevision.default.default_bundle`.
             device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
@@ -90,7 +91,12 @@ class OneVision:
         Raises:
             BundleError: Missing, damaged or unreadable bundle.
             DeviceError: The device is not available.
+            UsageError, ExportError: The tiny model's bundle has to be made first, and cannot.
         """
+        if bundle is None:
+            from onevision.default import default_bundle
+
+            bundle = default_bundle()
         return cls(open_bundle(bundle, check=check), device=device, threads=threads)
 
     def generate(

@@ -7,6 +7,7 @@ which.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from onevision.runtime.images import ImageSource
+    from onevision.runtime.video import VideoSource
 
 Kind = Literal["image", "images", "video", "text"]
 Split = Literal["train", "test"]
@@ -82,19 +86,19 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One question as a model gets it, and what counts as right."""
+    """One question as a model gets it, and what counts as right: of this suite, or of a user's file."""
 
     id: str
     family: str
     kind: Kind
     form: Form
     prompt: str
-    images: tuple[NDArray[np.uint8], ...]  # [h, w, 3] each
-    video: NDArray[np.uint8] | None  # [N, h, w, 3]
+    images: tuple[ImageSource, ...]  # the suite's are uint8 [h, w, 3]
+    video: VideoSource | None  # the suite's is uint8 [N, h, w, 3]
     answers: tuple[str, ...]  # accepted; the first is what training teaches
-    chance: float  # probability of guessing right without looking
-    split: Split
-    facts: Mapping[str, Any] = field(repr=False)  # what was drawn: for oracles, never for a model
+    chance: float | None  # probability of guessing right without looking, where it is known
+    split: Split | None = None  # of this suite; None for a user's question
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)  # for oracles, never for a model
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,12 @@ def score(sample: Sample, text: str) -> bool:
 
     A letter has to be that letter, with or without a full stop or parenthesis behind it. A short answer may
     differ in case, punctuation and a leading article. A sentence has to say the answer, in whole words, and
-    may not be longer than the sentence expected by more than half.
+    may not be longer than the sentence expected, which is the first answer, by more than half.
     """
     if sample.form == "letter":
-        return (
-            re.fullmatch(r"([A-D])[.)]?", text.strip()) is not None and text.strip()[0] == sample.answers[0]
-        )
-    said = _normalised(text)
-    accepted = [_normalised(answer) for answer in sample.answers]
+        return re.sub(r"[.)]$", "", text.strip()) in sample.answers
+    said = normalised(text)
+    accepted = [normalised(answer) for answer in sample.answers]
     if sample.form == "short":
         return said in accepted
     # A listing of all that could be the answer is none.
@@ -150,7 +152,7 @@ def score(sample: Sample, text: str) -> bool:
     return any(f" {phrase} " in f" {said} " for phrase in accepted)
 
 
-def _normalised(text: str) -> str:
-    """Lower case, without punctuation, in single spaces, without a leading article."""
-    words = re.sub(r"[^\w+\s]", " ", text.casefold()).split()
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, in single spaces, without a leading article: what scoring compares."""
+    words = re.sub(r"[^\w+\s]", " ", unicodedata.normalize("NFC", text.casefold())).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("the", "a", "an") else words)

@@ -6,6 +6,7 @@ of a batch are one gather, which gives the same embeddings (tests compare them).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recipes.tiny.data import IGNORED, Encoder, Turn, collate
-from recipes.tiny.model import HIDDEN
+from recipes.tiny.model import HIDDEN, VISION_HIDDEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,14 +33,16 @@ class Learned:
     loss: Tensor  # scalar
     families: tuple[str, ...]  # [Q]
     losses: Tensor  # [Q], mean over the answer's tokens
-    right: Tensor  # [Q], whether greedy decoding would give the answer
+    right: Tensor | None  # [Q], whether greedy decoding would give the answer; None: there is none
 
 
 def features(model: Any, tiles: NDArray[np.uint8]) -> Tensor:  # noqa: ANN401
     """The tower's features [T, P, V] of tiles uint8 [T, S, S, 3]."""
     dtype = model.model.image_newline.dtype
     pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-    hidden: Tensor = model.model.vision_tower(pixels.to(dtype), output_hidden_states=True).hidden_states[-1]
+    tower = model.model.vision_tower.vision_model
+    # Before the last norm. Asking for all hidden states instead is not safe with threads.
+    hidden: Tensor = tower.encoder(inputs_embeds=tower.embeddings(pixels.to(dtype))).last_hidden_state
     return hidden
 
 
@@ -101,12 +104,45 @@ def _questions(batch: Batch, answered: Tensor) -> Tensor:
     return (segments.clamp(min=1) - 1 + before[:, None])[answered]
 
 
-def label_loss(model: Any, head: Any, batch: LabelledTiles) -> Tensor:  # noqa: ANN401
-    """Stage 0: how well the tower's features, through one linear head, name what each patch shows."""
-    shown = features(model, batch.tiles)
-    return (
-        functional.binary_cross_entropy_with_logits(head(shown).float(), torch.from_numpy(batch.labels)) * 10
-    )
+class LabelHead(torch.nn.Module):
+    """What stage 0 reads labels with, and throws away: from the tower, and from the projector.
+
+    The projector's output is compared with the language model's own embeddings of the labels, by SigLIP's
+    loss (arXiv:2303.15343): a sigmoid for each pair, with a learned temperature and bias.
+
+    Args:
+        words: Token ids of each label, one row each; both spellings, with a space before it or without.
+    """
+
+    def __init__(self, words: Tensor) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(VISION_HIDDEN, len(words))
+        torch.nn.init.constant_(self.linear.bias, -3.0)  # a patch shows few of all things
+        self.temperature = torch.nn.Parameter(torch.tensor([math.log(10.0)]))
+        self.bias = torch.nn.Parameter(torch.tensor([-5.0]))
+        self.register_buffer("words", words, persistent=False)
+
+    def tower_loss(self, model: Any, batch: LabelledTiles) -> Learned:  # noqa: ANN401
+        """How badly the tower's features tell what each patch shows."""
+        return _named(_label_loss(self.linear(features(model, batch.tiles)), batch))
+
+    def word_loss(self, model: Any, batch: LabelledTiles) -> Learned:  # noqa: ANN401
+        """How far a projected patch is from the words for what it shows, in direction and in length."""
+        projected = model.model.multi_modal_projector(features(model, batch.tiles)).float()
+        words = model.get_input_embeddings().weight.detach().float()[self.words].mean(1)
+        alike = functional.normalize(projected, dim=-1) @ functional.normalize(words, dim=-1).T
+        length = projected.norm(dim=-1) / words.norm(dim=-1).mean()
+        logits = alike * self.temperature.float().exp() + self.bias.float()
+        return _named(_label_loss(logits, batch) + 0.1 * (length - 1).square().mean())
+
+
+def _label_loss(logits: Tensor, batch: LabelledTiles) -> Tensor:
+    labels = torch.from_numpy(batch.labels)
+    return functional.binary_cross_entropy_with_logits(logits.float(), labels) * 10
+
+
+def _named(loss: Tensor) -> Learned:
+    return Learned(loss, ("labels",), loss.detach()[None], None)
 
 
 @torch.no_grad()

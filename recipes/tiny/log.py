@@ -24,15 +24,11 @@ class Tally:
 
     def add(self, learned: Learned) -> None:
         """Count a batch."""
-        for family, loss, right in zip(
-            learned.families, learned.losses.tolist(), learned.right.tolist(), strict=True
-        ):
+        for family, loss in zip(learned.families, learned.losses.tolist(), strict=True):
             self.losses[family].append(loss)
-            self.right[family].append(right)
-
-    def add_loss(self, family: str, loss: float) -> None:
-        """Count a loss that has no answers."""
-        self.losses[family].append(loss)
+        if learned.right is not None:
+            for family, right in zip(learned.families, learned.right.tolist(), strict=True):
+                self.right[family].append(right)
 
     def accuracy(self) -> float:
         """Mean over the families; captions do not count."""

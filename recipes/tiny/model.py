@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from onevision.runtime.anyres import AnyRes
+from onevision.suite.video import FRAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +100,7 @@ def export_checkpoint(model: Any, vocabulary: Vocabulary, folder: Path) -> Path:
         LlavaOnevisionImageProcessor,
     )
 
-    from onevision.export.build import MEAN, STD
+    from onevision.export.config import MEAN, STD
     from onevision.export.synth_vocab import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,16 @@ def export_checkpoint(model: Any, vocabulary: Vocabulary, folder: Path) -> Path:
         image_std=list(STD),
     )
     write_json(folder / "preprocessor_config.json", processor.to_dict())
+    # Written by hand: transformers makes a video processor only where torchvision is.
+    videos = {
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+        "do_sample_frames": True,
+        "num_frames": FRAMES,
+        "size": {"height": TILE, "width": TILE},
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+    }
+    write_json(folder / "video_preprocessor_config.json", videos)
     return folder
 
 

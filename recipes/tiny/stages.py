@@ -1,9 +1,10 @@
-"""The curriculum: reference stages 1, 1.5, 2-SI and 2-OV, and before them a stage 0 in two parts.
+"""The curriculum: reference stages 1, 1.5, 2-SI and 2-OV, and before them a stage 0 in three parts.
 
 Stage 0 stands for what the published model starts from: the tower learns to name what patches show
-(:mod:`recipes.tiny.tiles`; SigLIP's pretraining), the language model to answer questions about captions that
-it is told (Qwen2's). Data of a step comes from the step's number alone, whatever came before: it can be made
-ahead, in other processes, and a run that was cut off goes on with the very next batch.
+(:mod:`recipes.tiny.tiles`; SigLIP's pretraining on pictures), the language model to answer questions about
+captions that it is told (Qwen2's), and the projector to name patches in the language model's own words
+(SigLIP's pretraining on pairs). Data of a step comes from the step's number alone, whatever came before: it
+can be made ahead, in other processes, and a run that was cut off goes on with the very next batch.
 """
 
 from __future__ import annotations
@@ -48,16 +49,17 @@ class Stage:
     batch: int = 16  # scenes of a step, or canvases of labelled tiles
 
 
-_LM = 1e-3
+_LM = 2.5e-3
 _FULL: dict[Part, float] = {"tower": _LM / 5, "projector": _LM, "language": _LM}
 
 STAGES: tuple[Stage, ...] = (
-    Stage("0-tower", 0.12, {"tower": 1e-3, "head": 1e-3}, {}, batch=4),
+    Stage("0-tower", 0.10, {"tower": 2.5e-3, "head": 1e-3}, {}, batch=4),
     Stage(
-        "0-language", 0.04, {"language": 1e-3}, _SINGLE | _TEXT | _SEVERAL | _VIDEO, caption=True, told=True
+        "0-language", 0.06, {"language": _LM}, _SINGLE | _TEXT | _SEVERAL | _VIDEO, caption=True, told=True
     ),
-    Stage("1", 0.02, {"projector": 2e-3}, _SINGLE, caption=True, questions=False),
-    Stage("1.5", 0.22, _FULL, _SINGLE | _TEXT, caption=True),
+    Stage("0-projector", 0.02, {"projector": 4e-3, "head": 1e-3}, {}, batch=4),
+    Stage("1", 0.02, {"projector": 4e-3}, _SINGLE, caption=True, questions=False),
+    Stage("1.5", 0.20, _FULL, _SINGLE | _TEXT, caption=True),
     Stage("2-si", 0.28, _FULL, _SINGLE | _TEXT),
     # The paper's pie of the last stage: 31 % single image, 43 % several, 26 % video.
     Stage(
@@ -74,11 +76,12 @@ MICRO_BATCHES = 4  # a step's rows are sorted by length and cut into so many, so
 LENGTH_STEP, TILE_STEP = 32, 4
 
 
-def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batch] | LabelledTiles:
-    """The data of one step: micro-batches, or labelled tiles. The same arguments give the same data."""
+def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batch] | list[LabelledTiles]:
+    """The data of one step, in parts of equal weight. The same arguments give the same data."""
     number = STAGES.index(stage) * 10**9 + step * stage.batch
     if not stage.scenes:
-        return labelled_tiles(seed, number, stage.batch)
+        half = stage.batch // 2
+        return [labelled_tiles(seed, number + at, half) for at in (0, half)]
     rows = []
     for at in range(stage.batch):
         random = Random(f"step {seed} {number + at}")  # noqa: S311
@@ -105,4 +108,4 @@ def _micro_batches(rows: list[Row]) -> list[Batch]:
     rows = sorted(rows, key=lambda row: len(row.ids))
     size = -(-len(rows) // MICRO_BATCHES)
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [collate(part, length_step=LENGTH_STEP, tile_step=TILE_STEP) for part in parts]
+    return [collate(part, length_step=LENGTH_STEP, tile_step=TILE_STEP) for part in reversed(parts)]

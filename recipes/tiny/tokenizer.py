@@ -17,6 +17,7 @@ from onevision.runtime.prompt import DEFAULT_SYSTEM
 from onevision.suite import FAMILIES, build_scene
 from onevision.suite.sample import FORMS, INSTRUCTIONS, LETTERS
 from recipes.tiny.data import CAPTION_PROMPT
+from recipes.tiny.tiles import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,17 @@ def load_tokenizer(vocabulary: Vocabulary) -> Any:  # noqa: ANN401
     with TemporaryDirectory() as folder:
         vocabulary.write(Path(folder), context_length=1)
         return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+
+
+def label_tokens(vocabulary: Vocabulary) -> list[tuple[int, int]]:
+    """The tokens of each of stage 0's labels: with a space before it, if that is one token, and without."""
+    tokenizer = load_tokenizer(vocabulary)
+    pairs = []
+    for label in LABELS:
+        (bare,) = tokenizer.encode(label, add_special_tokens=False).ids
+        spaced = tokenizer.encode(f" {label}", add_special_tokens=False).ids
+        pairs.append((bare, spaced[0] if len(spaced) == 1 else bare))
+    return pairs
 
 
 def corpus() -> Iterator[str]:

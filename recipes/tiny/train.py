@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from recipes.tiny.feed import Feed
-from recipes.tiny.forward import label_loss, learn
+from recipes.tiny.forward import LabelHead, learn
 from recipes.tiny.log import Log, Tally, plot
-from recipes.tiny.model import VISION_HIDDEN, build_model, export_checkpoint, save_atomically
-from recipes.tiny.optimiser import MasterAdamW
+from recipes.tiny.model import build_model, export_checkpoint, save_atomically
+from recipes.tiny.optimiser import MasterOptimiser
 from recipes.tiny.stages import STAGES, held_out_batches
-from recipes.tiny.tiles import LABELS
-from recipes.tiny.tokenizer import train_tokenizer
+from recipes.tiny.tiles import LabelledTiles
+from recipes.tiny.tokenizer import label_tokens, train_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
     from torch.nn import Parameter
 
     from recipes.tiny.data import Batch
+    from recipes.tiny.forward import Learned
     from recipes.tiny.stages import Part, Stage
-    from recipes.tiny.tiles import LabelledTiles
 
 WARM_UP, FLOOR = 0.03, 0.05  # of a stage's steps; of the peak learning rate
 SAVE_SECONDS, EVAL_SECONDS, REPORT_STEPS = 300, 900, 50
@@ -98,8 +104,7 @@ class Trainer:
         self.vocabulary = train_tokenizer()
         self.vocabulary.write(out, context_length=1)
         self.model = build_model(self.vocabulary, seed).train()
-        self._head = torch.nn.Linear(VISION_HIDDEN, len(LABELS))
-        torch.nn.init.constant_(self._head.bias, -3.0)  # a patch shows few of all things
+        self._head = LabelHead(torch.tensor(label_tokens(self.vocabulary)))
         self.masters = {name: value.detach().clone() for name, value in self._parameters().items()}
         self.model.to(torch.bfloat16)
         self._head.to(torch.bfloat16)
@@ -109,6 +114,7 @@ class Trainer:
             log_size = self._resume(torch.load(out / "state.pt", weights_only=True))
         self._log = Log(out / "log.csv", log_size)
         self._feed = Feed(out / "tokenizer.json", seed, workers)
+        self._threads = ThreadPoolExecutor(os.cpu_count(), initializer=partial(torch.set_num_threads, 1))
         self._held_out = held_out_batches(self._feed.encoder)
 
     def run(self, *, stop_after: int | None = None) -> None:
@@ -121,10 +127,11 @@ class Trainer:
                     return
         finally:
             self._feed.close()
+            self._threads.shutdown()
 
     def _run_stage(self, stage: Stage) -> bool:
         """Whether the stage is done."""
-        optimiser = MasterAdamW(self._learners(stage), self.masters)
+        optimiser = MasterOptimiser(self._learners(stage), self.masters, self._threads)
         if self._moments is not None:
             optimiser.load_state_dict(self._moments)
             self._moments = None
@@ -137,7 +144,7 @@ class Trainer:
             if self._left == 0:
                 self._save(optimiser)
                 return False
-            self._learn(data, tally)
+            self._learn(stage, data, tally)
             optimiser.step({part: rate * learning_rate(progress) for part, rate in stage.rates.items()})
             self._step += 1
             self._left = None if self._left is None else self._left - 1
@@ -158,17 +165,25 @@ class Trainer:
         self._save(None)
         return True
 
-    def _learn(self, data: list[Batch] | LabelledTiles, tally: Tally) -> None:
-        """Gradients of one step."""
-        if not isinstance(data, list):
-            loss = label_loss(self.model, self._head, data)
-            loss.backward()  # type: ignore[no-untyped-call]
-            tally.add_loss("labels", loss.item())
-            return
-        for batch in data:
-            learned = learn(self.model, batch)
-            (learned.loss / len(data)).backward()  # type: ignore[no-untyped-call]
+    def _learn(self, stage: Stage, data: Sequence[Batch | LabelledTiles], tally: Tally) -> None:
+        """Gradients of one step. Each part of it is one thread's: small matrices gain little from two."""
+        learners = [value for value in self._parameters().values() if value.requires_grad]
+
+        def gradients(part: Batch | LabelledTiles) -> tuple[Learned, Sequence[Tensor | None]]:
+            learned = self._lesson(stage, part)
+            return learned, torch.autograd.grad(learned.loss / len(data), learners, allow_unused=True)
+
+        for learned, found in self._threads.map(gradients, data):
             tally.add(learned)
+            for value, gradient in zip(learners, found, strict=True):
+                if gradient is not None:
+                    value.grad = gradient if value.grad is None else value.grad + gradient
+
+    def _lesson(self, stage: Stage, part: Batch | LabelledTiles) -> Learned:
+        if isinstance(part, LabelledTiles):
+            lesson = self._head.tower_loss if "tower" in stage.rates else self._head.word_loss
+            return lesson(self.model, part)
+        return learn(self.model, part)
 
     @torch.no_grad()
     def _evaluate(self, stage: Stage) -> None:
@@ -208,7 +223,7 @@ class Trainer:
         """Seconds of the run, those before it was cut off included."""
         return time.monotonic() - self._began
 
-    def _save(self, optimiser: MasterAdamW | None) -> None:
+    def _save(self, optimiser: MasterOptimiser | None) -> None:
         state = {
             "stage": self._stage,
             "step": self._step,

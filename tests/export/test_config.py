@@ -441,6 +441,22 @@ def test_unused_keys_do_not_matter(tiny: Path) -> None:
     assert read_config(tiny) == before
 
 
+@pytest.mark.parametrize(("written", "expected"), [(None, 32), ({}, 32), (8, 8), ("null", 32), (1, 1)])
+def test_frames_are_the_video_processors(written: object, expected: int, tiny: Path) -> None:
+    values = {} if written == {} else {"num_frames": None if written == "null" else written}
+    if written is not None:
+        (tiny / "video_preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
+    assert read_config(tiny).frames == expected
+
+
+@pytest.mark.parametrize("contents", ["0", "-8", "8.0", '"8"', "true", "[8]", "x"])
+def test_frames_that_make_no_sense(contents: str, tiny: Path) -> None:
+    path = tiny / "video_preprocessor_config.json"
+    path.write_text(f'{{"num_frames": {contents}}}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"video_preprocessor_config\.json"):
+        read_config(tiny)
+
+
 def test_other_pixels_are_refused(tiny: Path) -> None:
     processor = tiny / "preprocessor_config.json"
     processor.write_text(

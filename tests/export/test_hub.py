@@ -22,7 +22,9 @@ from onevision.errors import (
 )
 from onevision.export import hub_errors
 from onevision.export.checkpoint import Checkpoint
+from onevision.export.config import read_config
 from onevision.export.hub import PUBLISHED, FetchedCheckpoint, Source, fetch, resolve
+from onevision.models import SHIPPED
 from tests.export.hub_server import Hub, Repo
 
 if TYPE_CHECKING:
@@ -110,6 +112,14 @@ def test_resolve_size() -> None:
     )
 
 
+def test_resolve_shipped() -> None:
+    tiny = resolve(size="tiny")
+    assert tiny == Source(SHIPPED["tiny", "ov"])
+    assert tiny.folder is not None
+    assert read_config(tiny.folder).frames == 8
+    assert get(tiny) == FetchedCheckpoint(tiny.folder, None, None)
+
+
 def test_resolve_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve(ID, revision="v1") == Source(None, (ID,), "v1")
@@ -127,6 +137,8 @@ def test_resolve_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ({}, UsageError, "by its size or by its source"),
         ({"source": ID, "size": "7b"}, UsageError, "not both"),
         ({"size": "3b"}, UsageError, "no size 3b"),
+        ({"size": "tiny", "variant": "si"}, UsageError, "no size tiny, variant si"),
+        ({"size": "tiny", "revision": "main"}, UsageError, "only the Hub has revisions"),
         ({"size": "7b", "variant": "chat"}, UsageError, "variant chat"),
         ({"source": ".", "revision": "main"}, UsageError, "only the Hub has revisions"),
         ({"source": "./nowhere"}, SourceError, "no folder ./nowhere"),

@@ -189,7 +189,7 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     with pytest.raises(UsageError, match="not an empty folder"):
         synthesise(tmp_path / "empty", SynthSpec())
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         synthesise(tmp_path / "file", SynthSpec())
 
 

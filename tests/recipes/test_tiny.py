@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path  # noqa: TC003
@@ -18,15 +19,16 @@ from onevision.export.reference import Reference
 from onevision.export.tokenizer import read_tokenizer
 from onevision.runtime.engine import OneVision
 from onevision.suite import FAMILIES, build_scene, iter_samples, score
+from onevision.suite.video import FRAMES
 from onevision.suite.vocabulary import HELD_OUT_NUMBERS, HELD_OUT_WORDS
 from recipes.tiny import tiles, train
 from recipes.tiny.data import IGNORED, Encoder, Turn, collate, turns_of
-from recipes.tiny.forward import answer, embeddings, hidden_states, learn
+from recipes.tiny.forward import LabelHead, answer, embeddings, features, hidden_states, learn
 from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
-from recipes.tiny.optimiser import MasterAdamW
+from recipes.tiny.optimiser import MasterOptimiser
 from recipes.tiny.stages import STAGES, make_step
 from recipes.tiny.tiles import LABELS, labelled_tiles
-from recipes.tiny.tokenizer import train_tokenizer
+from recipes.tiny.tokenizer import label_tokens, load_tokenizer, train_tokenizer
 from recipes.tiny.train import BySteps, ByTime, Trainer, learning_rate
 from tests.conftest import make_bundle
 
@@ -77,6 +79,7 @@ def test_the_checkpoint_is_small_and_published_in_shape(checkpoint):
     with Checkpoint.open(checkpoint) as opened:
         assert opened.config.text.hidden_size % 256 == 0
         assert opened.config.vision.image_size == TILE
+        assert opened.config.frames == FRAMES
         assert len(opened.config.grid_pinpoints) == GRID**2
         tokenizer = read_tokenizer(checkpoint, opened.config)
     assert tokenizer.tokens[tokenizer.im_end_id] == "<|im_end|>"
@@ -137,9 +140,8 @@ def test_only_answers_are_learned(encoder):
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_data_of_a_step_comes_from_its_number(encoder, stage):
-    first, again, next_ = (make_step(encoder, stage, 1, step) for step in (4, 4, 5))
+    first, again, next_ = (make_step(encoder, stage, 1, step)[0] for step in (4, 4, 5))
     if stage.scenes:
-        first, again, next_ = first[0], again[0], next_[0]
         assert np.array_equal(first.ids, again.ids)
         assert len(first.families) == stage.batch // 4
     assert np.array_equal(first.tiles, again.tiles)
@@ -150,7 +152,15 @@ def test_data_of_a_step_comes_from_its_number(encoder, stage):
 
 def test_the_curriculum():
     assert sum(stage.share for stage in STAGES) == pytest.approx(1)
-    assert [stage.name for stage in STAGES] == ["0-tower", "0-language", "1", "1.5", "2-si", "2-ov"]
+    assert [stage.name for stage in STAGES] == [
+        "0-tower",
+        "0-language",
+        "0-projector",
+        "1",
+        "1.5",
+        "2-si",
+        "2-ov",
+    ]
     by_name = {stage.name: stage for stage in STAGES}
     assert set(by_name["1"].rates) == {"projector"}
     for name in ("1.5", "2-si", "2-ov"):
@@ -184,6 +194,53 @@ def test_the_learning_rate_warms_up_and_falls():
     assert rates[0] < 0.1 < 0.9 < max(rates) <= 1
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] == pytest.approx(0.05)
+
+
+def test_labels_are_the_language_models_own_words(vocabulary):
+    tokenizer = load_tokenizer(vocabulary)
+    pairs = label_tokens(vocabulary)
+    assert len(pairs) == len(LABELS)
+    for label, pair in zip(LABELS, pairs, strict=True):
+        assert {tokenizer.decode([token]).strip() for token in pair} == {label}
+
+
+def test_a_patch_projected_to_its_words_costs_least(lively, vocabulary):
+    """The loss of stage 0 for the projector: lowest where each patch is the sum of its labels' embeddings."""
+    batch = labelled_tiles(1, 0, 1)
+    head = LabelHead(torch.tensor(label_tokens(vocabulary)))
+    words = lively.get_input_embeddings().weight[head.words].mean(1)
+    words = words / words.norm(dim=-1, keepdim=True)
+    wanted = torch.from_numpy(batch.labels) @ words
+    aligned = 3 * wanted + torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)) * 0.01
+    with torch.no_grad():
+        random = float(head.word_loss(lively, batch).loss)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lively.model, "multi_modal_projector", _Fixed(aligned))
+            perfect = float(head.word_loss(lively, batch).loss)
+    assert perfect < 0.5 * random
+
+
+class _Fixed(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, _):
+        return self.value
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_features_are_the_same_with_threads(lively, threads):
+    batches = [labelled_tiles(1, number, 1).tiles[:4] for number in range(6)]
+    with torch.no_grad(), ThreadPoolExecutor(threads) as pool:
+        got = list(pool.map(lambda tiles: features(lively, tiles), batches))
+        expected = [
+            lively.model.vision_tower(
+                torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 127.5 - 1, output_hidden_states=True
+            ).hidden_states[-1]
+            for tiles in batches
+        ]
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(got, expected, strict=True))
 
 
 def test_time_is_shared_by_the_stages():
@@ -265,15 +322,16 @@ def test_loss_falls(vocabulary, encoder):
     model = build_model(vocabulary, seed=1).train()
     masters = {name: value.detach().clone() for name, value in model.named_parameters()}
     model.to(torch.bfloat16)
-    optimiser = MasterAdamW({"language": dict(model.named_parameters())}, masters)
-    data = make_step(encoder, STAGES[4], 1, 0)
+    data = make_step(encoder, STAGES[5], 1, 0)
     losses = []
-    for _ in range(8):
-        learned = [learn(model, batch) for batch in data]
-        loss = sum(part.loss for part in learned)
-        loss.backward()
-        optimiser.step({"language": 2e-3})
-        losses.append(float(loss.detach()))
+    with ThreadPoolExecutor(1) as threads:
+        optimiser = MasterOptimiser({"language": dict(model.named_parameters())}, masters, threads)
+        for _ in range(8):
+            learned = [learn(model, batch) for batch in data]
+            loss = sum(part.loss for part in learned)
+            loss.backward()
+            optimiser.step({"language": 2e-3})
+            losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
 
 

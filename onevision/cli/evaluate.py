@@ -1,0 +1,259 @@
+"""``onevision eval``: a suite or a user's questions, asked, scored, and compared with another run."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from onevision.cli.console import (
+    CheckSums,
+    Device,
+    Json,
+    Model,
+    Threads,
+    bundle_folder,
+    examples,
+    one_of,
+    print_json,
+    print_warning,
+    stderr,
+)
+from onevision.cli.scores import print_comparison, print_scores
+from onevision.errors import UsageError
+from onevision.runtime.options import make_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from onevision.bundle import Bundle
+    from onevision.eval.ask import Settings
+    from onevision.eval.questions import TinySuite
+    from onevision.eval.records import AnswersFile, Record
+    from onevision.runtime.device import Device as DeviceName
+    from onevision.suite import Sample
+
+    Questions = TinySuite | tuple[Sample, ...]
+
+HELP = examples(
+    "Measure how good a bundle's answers are.",
+    "onevision eval --limit 260",
+    "onevision eval --family small_print --see base -o base.jsonl",
+    "onevision eval --questions mine/ --json -m bundle",
+    "onevision eval -m small --against bundle -o small.jsonl",
+)
+
+_SUITES = ("tiny",)
+_MAX_TOKENS = 64  # enough for the suite's longest sentence, and an end for a model that babbles
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("eval", help=HELP, short_help="Measure how good the answers are.")(evaluate)
+
+
+def evaluate(
+    model: Model = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A suite of generated questions.  [default: tiny]")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Instead of a suite: a JSONL file, or a folder with questions.jsonl. A line is an object "
+            "with prompt, answer or answers, and image, images or video; and, if you like, form (short, "
+            "letter or sentence), family and id.",
+        ),
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only questions of this family; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Most questions.  [default: 100 of each family of a suite; all of yours]"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Which questions a suite draws.  [default: 0]")
+    ] = None,
+    see: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="all; base: a picture is squashed to one tile, so that AnyRes' grid shows nothing more; "
+            "nothing: no picture or video is given.",
+        ),
+    ] = "all",
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", help="Longest answer.")
+    ] = _MAX_TOKENS,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frames taken from each of your videos.  [default: the bundle's]"),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--answers",
+            metavar="FILE",
+            help="Write the answers as JSONL. A run that was stopped leaves FILE.part, and goes on after it.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER", help="Compare with another bundle, or with the answers file of another run."
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    check: CheckSums = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how good a bundle's answers are."""
+    from onevision.bundle import open_bundle
+    from onevision.eval.ask import See, Settings, run_id
+    from onevision.eval.compare import compare
+    from onevision.eval.records import AnswersFile
+    from onevision.eval.report import report
+    from onevision.runtime import device as devices
+
+    # Whatever can be wrong is looked at before a model is loaded.
+    make_options({"max_tokens": max_tokens, "frames": frames})
+    settings = Settings(one_of(see, get_args(See), "--see"), max_tokens, frames)
+    where = one_of(device, get_args(devices.Device), "--device")
+    asked = _questions(suite, questions, family or [], limit, seed, frames)
+    if force and answers is None:
+        raise UsageError("--force belongs to -o/--answers: nothing else is written")
+    file = AnswersFile(answers, force=force) if answers else None
+    other = _other(against, asked, check=check) if against else None
+    bundle = open_bundle(bundle_folder(model), check=check)
+    if file:
+        file.check(asked, run_id(bundle.manifest, settings))
+
+    records = _run(bundle, asked, settings, where, threads, file)
+    _warn_of_errors(records)
+    scores = report(records)
+    if not as_json:
+        print_scores(scores)
+    source = {"questions": str(questions)} if questions else {"suite": _SUITES[0], "seed": seed or 0}
+    data = {"bundle": str(bundle.folder), **source, **asdict(settings), **scores.to_dict()}
+    if other is not None:
+        # The first model is closed: two never share the memory.
+        theirs = other if isinstance(other, list) else _run(other, asked, settings, where, threads)
+        comparison = compare(records, theirs)
+        data["against"] = {"name": str(against), **comparison.to_dict()}
+        if not as_json:
+            print_comparison(comparison, scores, str(against))
+    if as_json:
+        print_json(data)
+
+
+def _questions(
+    suite: str | None,
+    questions: Path | None,
+    families: Sequence[str],
+    limit: int | None,
+    seed: int | None,
+    frames: int | None,
+) -> Questions:
+    """What is asked, of the suite or the user's file."""
+    from onevision.eval.questions import read_questions, tiny_suite
+
+    if questions is None:
+        one_of(suite or _SUITES[0], _SUITES, "--suite")
+        if frames is not None:
+            raise UsageError("--frames is for --questions: the videos of a suite are seen whole")
+        return tiny_suite(families, limit=limit, seed=seed or 0)
+    if suite is not None or seed is not None:
+        raise UsageError("--questions stands instead of --suite and --seed")
+    return read_questions(questions, families, limit=limit)
+
+
+def _other(against: Path, asked: Questions, *, check: bool) -> Bundle | list[Record]:
+    """What to compare with: a bundle that is still to be asked, or the records of another run."""
+    from onevision.bundle import open_bundle
+    from onevision.eval.compare import matched
+    from onevision.eval.records import read_records
+
+    if against.is_file():
+        return matched(asked, read_records(against), against)
+    return open_bundle(against, check=check)
+
+
+def _run(
+    bundle: Bundle,
+    asked: Questions,
+    settings: Settings,
+    device: DeviceName,
+    threads: int | None,
+    file: AnswersFile | None = None,
+) -> list[Record]:
+    """Load a bundle, ask it everything and close it; with a file, go on after what is kept there."""
+    from onevision.eval.ask import ask
+    from onevision.runtime.engine import OneVision
+
+    records = list(file.kept) if file else []
+    if file and records:
+        stderr().print(f"going on after {len(records):,} answers in {file.part}", style="dim")
+    try:
+        with (
+            file.writing() if file else nullcontext() as write,
+            OneVision(bundle, device=device, threads=threads) as model,
+            _progress(bundle.manifest.name, len(asked), records) as show,
+        ):
+            for record in ask(model, islice(asked, len(records), None), settings):
+                if write:
+                    write(record)
+                records.append(record)
+                show()
+    finally:
+        if file and (kept := file.count()):
+            print_warning(
+                f"{kept:,} of {len(asked):,} answers are kept in {file.part}: "
+                "the same command goes on after them"
+            )
+    return records
+
+
+@contextmanager
+def _progress(name: str, total: int, records: Sequence[Record]) -> Iterator[Callable[[], None]]:
+    """A bar with the share of right answers so far; on a terminal only."""
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    right = sum(record.right for record in records)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[right]:.0%} right"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(name, total=total, completed=len(records), right=right / max(1, len(records)))
+
+        def show() -> None:
+            nonlocal right
+            right += records[-1].right
+            bars.update(task, completed=len(records), right=right / len(records))
+
+        yield show
+
+
+def _warn_of_errors(records: Sequence[Record]) -> None:
+    bad = [record for record in records if record.error is not None]
+    if bad:
+        counted = "1 question" if len(bad) == 1 else f"{len(bad):,} questions"
+        print_warning(f"{counted} could not be asked, and count as wrong; {bad[0].id}: {bad[0].error}")

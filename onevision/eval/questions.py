@@ -1,0 +1,190 @@
+r"""What is asked: the tiny suite, or a user's file. Both have a length, and can be gone through again.
+
+A user's file is JSON Lines; pictures and videos are found from the folder of the file::
+
+    {"prompt": "What colour is the door?", "image": "door.jpg", "answers": ["red", "dark red"]}
+    {"prompt": "Which is newer?\nA. the first\nB. the second", "images": ["a.png", "b.png"],
+     "answer": "B", "form": "letter", "family": "age", "id": "age-1"}
+
+``form`` says how an answer is judged, see :func:`onevision.suite.score`: ``short`` (the default), ``letter``,
+or ``sentence``, whose first answer is the full sentence and whose others are phrases it may say instead.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, get_args
+
+from onevision.errors import ImageError, InputError, UsageError, VideoError
+from onevision.eval.jsonl import read_objects
+from onevision.runtime.images import existing_file
+from onevision.suite import FAMILIES, Sample, iter_samples
+from onevision.suite.sample import Form, normalised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+#: The file that is looked for in a folder.
+QUESTIONS = "questions.jsonl"
+#: Samples of each family of the tiny suite, unless a limit is given.
+SAMPLES_EACH = 100
+#: Family of a question that names none.
+DEFAULT_FAMILY = "all"
+
+_KEYS = ("prompt", "image", "images", "video", "answer", "answers", "form", "family", "id")
+
+
+@dataclass(frozen=True)
+class TinySuite:
+    """Samples of the suite's test split, families in turn; drawn anew each time one goes through them.
+
+    Sample k of a family is the same whichever other families are asked for.
+    """
+
+    families: tuple[str, ...]
+    limit: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __iter__(self) -> Iterator[Sample]:
+        streams = [iter_samples("test", self.seed, (family,)) for family in self.families]
+        return islice(chain.from_iterable(zip(*streams, strict=True)), self.limit)
+
+
+def tiny_suite(families: Sequence[str] = (), *, limit: int | None = None, seed: int = 0) -> TinySuite:
+    """The generated suite.
+
+    Args:
+        families: Names of :data:`onevision.suite.FAMILIES`; none means all.
+        limit: Samples in all; None for :data:`SAMPLES_EACH` of each family.
+        seed: Which samples.
+
+    Raises:
+        UsageError: There is no such family.
+    """
+    chosen = _chosen(families, FAMILIES)
+    return TinySuite(chosen, SAMPLES_EACH * len(chosen) if limit is None else limit, seed)
+
+
+def read_questions(
+    place: Path, families: Sequence[str] = (), *, limit: int | None = None
+) -> tuple[Sample, ...]:
+    """A user's questions, all of them checked: whether the pictures can be decoded shows when they are asked.
+
+    Args:
+        place: The file, or a folder with a file :data:`QUESTIONS`.
+        families: Only these; none means all.
+        limit: The first so many; None for all.
+
+    Raises:
+        InputError: No such file, no question in it, or a line that is wrong.
+        UsageError: There is no such family, or a video without PyAV.
+    """
+    path = place / QUESTIONS if place.is_dir() else place
+    samples: list[Sample] = []
+    line_of: dict[str, int] = {}
+    for number, data in read_objects(path).items():
+        try:
+            sample = _sample(data, number, path.parent)
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error.message}", hint=error.hint) from error
+        if (first := line_of.setdefault(sample.id, number)) != number:
+            raise InputError(
+                f"{path}, line {number}: the id {sample.id!r} is that of line {first}",
+                hint="a question without an id has the number of its line",
+            )
+        samples.append(sample)
+    if not samples:
+        raise InputError(f"{path} has no questions", hint='{"prompt": "…", "image": "a.png", "answer": "…"}')
+    chosen = _chosen(families, dict.fromkeys(sample.family for sample in samples))
+    asked = tuple(sample for sample in samples if sample.family in chosen)[:limit]
+    if any(sample.video is not None for sample in asked) and find_spec("av") is None:
+        raise UsageError(f"{path} asks about videos, which need PyAV", hint="pip install 'onevision[video]'")
+    return asked
+
+
+def _chosen(wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The families wanted, each once, or all."""
+    names = tuple(known)
+    if unknown := [name for name in wanted if name not in names]:
+        raise UsageError(f"there is no family {unknown[0]!r}", hint=f"known: {', '.join(names)}")
+    return tuple(dict.fromkeys(wanted)) or names
+
+
+def _sample(data: dict[str, Any], number: int, folder: Path) -> Sample:
+    """A question of one line. A key whose value is null is not there."""
+    given = {key: value for key, value in data.items() if value is not None}
+    if unknown := [key for key in given if key not in _KEYS]:
+        raise InputError(f"unknown key {unknown[0]!r}", hint=f"known: {', '.join(_KEYS)}")
+    if "prompt" not in given:
+        raise InputError("there is no prompt")
+    form = given.get("form", "short")
+    if form not in get_args(Form):
+        raise InputError(f"form is {form!r}", hint=f"one of {', '.join(get_args(Form))}")
+    images = tuple(_file(name, folder, ImageError) for name in _texts(given, "image", "images"))
+    video = _file(_text(given["video"], "video"), folder, VideoError) if "video" in given else None
+    if images and video:
+        raise InputError("a question has pictures or a video, not both")
+    return Sample(
+        id=_text(given.get("id", number), "id"),
+        family=_text(given.get("family", DEFAULT_FAMILY), "family"),
+        kind="video" if video else ("text", "image", "images")[min(len(images), 2)],
+        form=form,
+        prompt=_text(given["prompt"], "prompt"),
+        images=images,
+        video=video,
+        answers=_answers(given, form),
+        chance=None,
+    )
+
+
+def _answers(given: dict[str, Any], form: Form) -> tuple[str, ...]:
+    answers = _texts(given, "answer", "answers")
+    if not answers:
+        raise InputError("there is no answer", hint='"answer": "red", or "answers": ["red", "dark red"]')
+    for answer in answers:
+        if form == "letter" and not re.fullmatch("[A-Z]", answer):
+            raise InputError(f"the answer {answer!r} is not a letter from A to Z")
+        if not normalised(answer):
+            raise InputError(f"the answer {answer!r} has no letter or digit: any answer would do")
+    return answers
+
+
+def _texts(given: dict[str, Any], one: str, many: str) -> tuple[str, ...]:
+    """Of two keys, the one that is there: a text, or a list of texts."""
+    if one in given and many in given:
+        raise InputError(f"there are both {one} and {many}")
+    if one in given:
+        return (_text(given[one], one),)
+    values = given.get(many, [])
+    if not isinstance(values, list):
+        raise InputError(f"{many} is not a list")
+    return tuple(_text(value, f"{many}[{at}]") for at, value in enumerate(values))
+
+
+def _text(value: object, key: str) -> str:
+    """A text that says something; a whole number is taken for one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise InputError(f"{key} is not a text")
+    if not value.strip():
+        raise InputError(f"{key} is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{key} is not valid Unicode")
+    return value
+
+
+def _file(name: str, folder: Path, error: type[InputError]) -> Path:
+    """The path of a file that is there; relative to the folder of the questions."""
+    place = name if "://" in name else folder / name
+    try:
+        return existing_file(place, error)
+    except error as missing:
+        raise error(missing.message, hint=f"relative paths start at {folder.absolute()}") from missing
