@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -12,6 +13,7 @@ import typer
 
 from onevision.cli.console import (
     CheckSums,
+    ConsoleSteps,
     Device,
     Json,
     Model,
@@ -23,21 +25,25 @@ from onevision.cli.console import (
     print_warning,
     stderr,
 )
+from onevision.cli.export import require_export
 from onevision.cli.scores import print_comparison, print_scores
 from onevision.errors import UsageError
 from onevision.runtime.options import make_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from onevision.bundle import Bundle
-    from onevision.eval.ask import Settings
+    from onevision.eval.ask import Answerer, Settings
     from onevision.eval.questions import TinySuite
     from onevision.eval.records import AnswersFile, Record
     from onevision.runtime.device import Device as DeviceName
     from onevision.suite import Sample
 
     Questions = TinySuite | tuple[Sample, ...]
+    Asked = tuple[str, Answerer, int]  # name, what is asked, pixels a side of its tiles
+    Opened = AbstractContextManager[Asked]
 
 HELP = examples(
     "Measure how good a bundle's answers are.",
@@ -45,6 +51,7 @@ HELP = examples(
     "onevision eval --family small_print --see base -o base.jsonl",
     "onevision eval --questions mine/ --json -m bundle",
     "onevision eval -m small --against bundle -o small.jsonl",
+    "onevision eval -m bundle --against checkpoint --limit 500",
 )
 
 _SUITES = ("tiny",)
@@ -110,7 +117,9 @@ def evaluate(
     against: Annotated[
         Path | None,
         typer.Option(
-            metavar="OTHER", help="Compare with another bundle, or with the answers file of another run."
+            metavar="OTHER",
+            help="Compare with another bundle, with the answers file of another run, or with a checkpoint in "
+            "transformers, which needs onevision[export].",
         ),
     ] = None,
     device: Device = "auto",
@@ -134,12 +143,14 @@ def evaluate(
     if force and answers is None:
         raise UsageError("--force belongs to -o/--answers: nothing else is written")
     file = AnswersFile(answers, force=force) if answers else None
-    other = _other(against, asked, check=check) if against else None
+    load = partial(_bundle, device=where, threads=threads)
+    other = _other(against, asked, load, check=check) if against else None
     bundle = open_bundle(bundle_folder(model), check=check)
+    run = run_id(bundle.manifest, settings)
     if file:
-        file.check(asked, run_id(bundle.manifest, settings))
+        file.check(asked, run)
 
-    records = _run(bundle, asked, settings, where, threads, file)
+    records = _run(partial(load, bundle), asked, settings, run, file)
     _warn_of_errors(records)
     scores = report(records)
     if not as_json:
@@ -148,7 +159,7 @@ def evaluate(
     data = {"bundle": str(bundle.folder), **source, **asdict(settings), **scores.to_dict()}
     if other is not None:
         # The first model is closed: two never share the memory.
-        theirs = other if isinstance(other, list) else _run(other, asked, settings, where, threads)
+        theirs = other if isinstance(other, list) else _run(other, asked, settings, str(against))
         comparison = compare(records, theirs)
         data["against"] = {"name": str(against), **comparison.to_dict()}
         if not as_json:
@@ -178,28 +189,51 @@ def _questions(
     return read_questions(questions, families, limit=limit)
 
 
-def _other(against: Path, asked: Questions, *, check: bool) -> Bundle | list[Record]:
-    """What to compare with: a bundle that is still to be asked, or the records of another run."""
-    from onevision.bundle import open_bundle
+def _other(
+    against: Path, asked: Questions, load: Callable[[Bundle], Opened], *, check: bool
+) -> Callable[[], Opened] | list[Record]:
+    """What to compare with: something still to be asked, or the records of another run."""
+    from onevision.bundle import MANIFEST, open_bundle
     from onevision.eval.compare import matched
     from onevision.eval.records import read_records
 
     if against.is_file():
         return matched(asked, read_records(against), against)
-    return open_bundle(against, check=check)
+    if (against / "config.json").is_file() and not (against / MANIFEST).is_file():
+        require_export()
+        return partial(_reference, against)
+    return partial(load, open_bundle(against, check=check))
+
+
+@contextmanager
+def _bundle(bundle: Bundle, *, device: DeviceName, threads: int | None) -> Iterator[Asked]:
+    """A bundle, loaded and closed again."""
+    from onevision.eval.ask import of_bundle
+    from onevision.runtime.engine import OneVision
+
+    with OneVision(bundle, device=device, threads=threads) as model:
+        yield bundle.manifest.name, of_bundle(model), model.preparer.anyres.tile
+
+
+@contextmanager
+def _reference(folder: Path) -> Iterator[Asked]:
+    """A checkpoint in transformers."""
+    with ConsoleSteps().step("loading the reference"):
+        from onevision.eval.reference import ReferenceModel
+
+        reference = ReferenceModel(folder)
+    yield "reference", reference, reference.tile
 
 
 def _run(
-    bundle: Bundle,
+    load: Callable[[], Opened],
     asked: Questions,
     settings: Settings,
-    device: DeviceName,
-    threads: int | None,
+    run: str,
     file: AnswersFile | None = None,
 ) -> list[Record]:
-    """Load a bundle, ask it everything and close it; with a file, go on after what is kept there."""
+    """Load a model and ask it everything; with a file, go on after what is kept there."""
     from onevision.eval.ask import ask
-    from onevision.runtime.engine import OneVision
 
     records = list(file.kept) if file else []
     if file and records:
@@ -207,10 +241,11 @@ def _run(
     try:
         with (
             file.writing() if file else nullcontext() as write,
-            OneVision(bundle, device=device, threads=threads) as model,
-            _progress(bundle.manifest.name, len(asked), records) as show,
+            load() as (name, answerer, tile),
+            _progress(name, len(asked), records) as show,
         ):
-            for record in ask(model, islice(asked, len(records), None), settings):
+            rest = islice(asked, len(records), None)
+            for record in ask(answerer, rest, settings, tile=tile, run=run):
                 if write:
                     write(record)
                 records.append(record)

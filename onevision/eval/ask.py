@@ -1,11 +1,11 @@
-"""Samples to records: each is put to a loaded model as a single question, and answered greedily."""
+"""Samples to records: each is put to a model as a single question, and answered greedily."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from onevision.runtime.anyres import squash
 from onevision.runtime.images import read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from onevision.bundle import Manifest
     from onevision.runtime.engine import OneVision
+    from onevision.runtime.images import ImageSource
+    from onevision.runtime.video import VideoSource
     from onevision.suite import Sample
 
 #: How much of the pictures the model sees: ``all`` is as always. ``base`` squashes a single picture to one
@@ -37,12 +39,51 @@ class Settings:
     frames: int | None = None  # of a video file; None for the bundle's default. Arrays are seen whole.
 
 
-def ask(model: OneVision, samples: Iterable[Sample], settings: Settings) -> Iterator[Record]:
-    """Ask one question after the other. One that cannot be asked counts as wrong, with the reason."""
-    run = run_id(model.bundle.manifest, settings)
+class Answerer(Protocol):
+    """What can be asked: a bundle (:func:`of_bundle`), or the reference (:mod:`onevision.eval.reference`)."""
+
+    def __call__(
+        self, prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: Settings
+    ) -> Reply:
+        """Answer greedily.
+
+        Raises:
+            InputError: A picture or video that cannot be used.
+        """
+        ...
+
+
+def of_bundle(model: OneVision) -> Answerer:
+    """A loaded bundle as what can be asked."""
+
+    def reply(
+        prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: Settings
+    ) -> Reply:
+        frames = len(video) if isinstance(video, np.ndarray) else settings.frames
+        answer = model.generate(
+            prompt, images=images, video=video, max_tokens=settings.max_tokens, frames=frames
+        )
+        ttft = round(answer.timings.ttft, 3)
+        return Reply(answer.text, answer.finish_reason, ttft, answer.usage.image_tokens)
+
+    return reply
+
+
+def ask(
+    answerer: Answerer, samples: Iterable[Sample], settings: Settings, *, tile: int, run: str
+) -> Iterator[Record]:
+    """Ask one question after the other. One that cannot be asked counts as wrong, with the reason.
+
+    Args:
+        answerer: Who is asked.
+        samples: The questions.
+        settings: How they are put.
+        tile: Pixels a side of the model's tiles.
+        run: What the records are marked with, see :func:`run_id`.
+    """
     for sample in samples:
         try:
-            reply = _reply(model, sample, settings)
+            reply = answerer(sample.prompt, *_seen(sample, settings.see, tile), settings)
         except InputError as error:
             reply = Reply("", error=error.message)
         yield Record.of(sample, reply, run)
@@ -54,20 +95,10 @@ def run_id(manifest: Manifest, settings: Settings) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
-def _reply(model: OneVision, sample: Sample, settings: Settings) -> Reply:
-    frames = len(sample.video) if isinstance(sample.video, np.ndarray) else settings.frames
-    answer = model.generate(
-        sample.prompt, **_seen(sample, settings.see, model), max_tokens=settings.max_tokens, frames=frames
-    )
-    ttft = round(answer.timings.ttft, 3)
-    return Reply(answer.text, answer.finish_reason, ttft, answer.usage.image_tokens)
-
-
-def _seen(sample: Sample, see: See, model: OneVision) -> dict[str, Any]:
-    """The pictures and the video of a question, as arguments of :meth:`OneVision.generate`."""
+def _seen(sample: Sample, see: See, tile: int) -> tuple[Sequence[ImageSource], VideoSource | None]:
+    """The pictures and the video of a question, as the model gets them."""
     if see == "nothing":
-        return {}
+        return (), None
     if see == "base" and len(sample.images) == 1:
-        picture = read_image(sample.images[0])
-        return {"images": [squash(picture, model.preparer.anyres.tile)]}
-    return {"images": sample.images, "video": sample.video}
+        return (squash(read_image(sample.images[0]), tile),), None
+    return sample.images, sample.video

@@ -105,6 +105,24 @@ class Reference:
             tokens=tokens,
         )
 
+    def answer(
+        self,
+        question: str,
+        *,
+        images: Sequence[npt.NDArray[np.uint8]] = (),
+        video: npt.NDArray[np.uint8] | None = None,
+        banned: Sequence[int] = (),
+        max_tokens: int = GREEDY_STEPS,
+    ) -> str:
+        """The greedy answer; arguments as of :meth:`case`."""
+        import torch
+
+        with torch.inference_mode():
+            ids = self._prompt_ids(question, len(images), has_video=video is not None)
+            _, tokens = self._decode(ids, self._visuals(images, video)[2], banned, max_tokens)
+        text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return text.strip()
+
     def _prompt_ids(self, question: str, images: int, *, has_video: bool) -> list[int]:
         """Text around each picture is tokenised on its own (LLaVA-NeXT's tokenizer_image_token)."""
         visuals = images + has_video
@@ -169,7 +187,11 @@ class Reference:
         return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
 
     def _decode(
-        self, ids: Sequence[int], packed: Sequence[torch.Tensor], banned: Sequence[int]
+        self,
+        ids: Sequence[int],
+        packed: Sequence[torch.Tensor],
+        banned: Sequence[int],
+        max_tokens: int = GREEDY_STEPS,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits of the last prompt position [vocabulary], and the greedy continuation."""
         import torch
@@ -181,7 +203,7 @@ class Reference:
         first = out.logits[0, -1].float()
         tokens: list[int] = []
         logits = first
-        while len(tokens) < GREEDY_STEPS:
+        while len(tokens) < max_tokens:
             allowed = logits.clone()
             allowed[list(banned)] = -torch.inf
             token = int(allowed.argmax())

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from onevision import OneVision
-from onevision.eval.ask import Settings, ask, run_id
+from onevision.eval import ask as asking
+from onevision.eval.ask import Settings, of_bundle, run_id
 from onevision.eval.questions import tiny_suite
 from onevision.runtime.anyres import squash
 from onevision.suite.sample import normalised
@@ -17,8 +18,11 @@ from tests.eval.conftest import sample
 from tests.runtime.media import noise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from onevision.eval.records import Record
+    from onevision.suite import Sample
 
 TOKENS = 6
 SETTINGS = Settings(max_tokens=TOKENS)
@@ -28,6 +32,11 @@ SETTINGS = Settings(max_tokens=TOKENS)
 def model(toy_bundle: Path) -> Iterator[OneVision]:
     with OneVision.load(toy_bundle, threads=1) as loaded:
         yield loaded
+
+
+def ask(model: OneVision, samples: Iterable[Sample], settings: Settings) -> Iterator[Record]:
+    run = run_id(model.bundle.manifest, settings)
+    return asking.ask(of_bundle(model), samples, settings, tile=model.preparer.anyres.tile, run=run)
 
 
 def test_the_tiny_suite(model: OneVision):

@@ -275,6 +275,16 @@ def test_against_earlier_answers(cli, mine, other_bundle):
     assert earlier == now
 
 
+@pytest.mark.parametrize("see", ["all", "base", "nothing"])
+def test_against_the_checkpoint(cli, mine, toy_checkpoint, see):
+    """transformers answers what the exact bundle does: pictures, a video file, text."""
+    status, out, err = cli("--questions", mine, "--against", toy_checkpoint, "--see", see, "--json")
+    against = json.loads(out)["against"]
+    assert (status, against["same_text"]) == (0, 1.0)
+    assert against["other"]["ttft_ms"] is None
+    assert "loading the reference" in err
+
+
 def test_comparison_on_screen(cli, mine, other_bundle, monkeypatch):
     _, out, _ = cli("--questions", mine, "--against", other_bundle)
     assert f"\nagainst {other_bundle}\n" in out
