@@ -144,6 +144,27 @@ class Encoder:
             families=tuple(turn.family for turn in turns),
         )
 
+    def text_row(self, text: str, family: str, found: Sequence[tuple[str, str]]) -> Row:
+        """Lay out a text, no conversation, and what follows from it: beginnings and how they go on."""
+        ids = self.encode(text)
+        common = len(ids)
+        segments, labels, positions = [0] * common, [IGNORED] * common, list(range(common))
+        for number, (beginning, rest) in enumerate(found, start=1):
+            own, answer = self.encode(beginning), [*self.encode(rest), self.end]
+            new = own + answer[:-1]
+            ids += new
+            segments += [number] * len(new)
+            positions += range(common, common + len(new))
+            labels += [IGNORED] * (len(own) - 1) + answer
+        return Row(
+            *_cut((), None)[:3],
+            ids=np.array(ids, np.int64),
+            positions=np.array(positions, np.int64),
+            segments=np.array(segments, np.int64),
+            labels=np.array(labels, np.int64),
+            families=(family,) * len(found),
+        )
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text without control tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

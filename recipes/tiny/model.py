@@ -34,6 +34,7 @@ def build_model(vocabulary: Vocabulary, seed: int) -> Any:  # noqa: ANN401
     import transformers
 
     from onevision.export.tokenizer import END_OF_TEXT, IM_END
+    from recipes.tiny.start import start_language_model
 
     ids = vocabulary.ids
     library: Any = transformers  # leaves much untyped
@@ -73,6 +74,7 @@ def build_model(vocabulary: Vocabulary, seed: int) -> Any:  # noqa: ANN401
     torch.manual_seed(seed)
     # On CPUs this is a sixth faster in training than fused attention, whose backward pass is slow.
     model = library.LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation="eager")
+    start_language_model(model, seed)
     model.generation_config = library.GenerationConfig(
         bos_token_id=ids[END_OF_TEXT], eos_token_id=ids[IM_END]
     )

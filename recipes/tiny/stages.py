@@ -1,10 +1,11 @@
-"""The curriculum: reference stages 1, 1.5, 2-SI and 2-OV, and before them a stage 0 in three parts.
+"""The curriculum: reference stages 1, 1.5, 2-SI and 2-OV, and before them a stage 0 in four parts.
 
 Stage 0 stands for what the published model starts from: the tower learns to name what patches show
-(:mod:`recipes.tiny.tiles`; SigLIP's pretraining on pictures), the language model to answer questions about
-captions that it is told (Qwen2's), and the projector to name patches in the language model's own words
-(SigLIP's pretraining on pairs). Data of a step comes from the step's number alone, whatever came before: it
-can be made ahead, in other processes, and a run that was cut off goes on with the very next batch.
+(:mod:`recipes.tiny.tiles`; SigLIP's pretraining on pictures), the language model to look things up
+(:mod:`recipes.tiny.lookup`) and to answer questions about captions that it is told (Qwen2's), the projector
+to name patches in the language model's own words (SigLIP's pretraining on pairs). Data of a step comes from
+the step's number alone, whatever came before: it can be made ahead, in other processes, and a run that was
+cut off goes on with the very next batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onevision.suite import FAMILIES, build_scene
 from recipes.tiny.data import Encoder, collate, turns_of
+from recipes.tiny.lookup import lookup
 from recipes.tiny.tiles import LabelledTiles, labelled_tiles
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ Part = Literal["tower", "projector", "language", "head"]
 
 _READ = {"sign": 2.0, "small_print": 1.5, "form": 1.5, "bars": 1.5, "table": 1.5, "screen": 2.0}
 _SEE = {"objects": 2.0, "pair": 1.0, "crowd": 1.5, "sum": 1.0}
+LOOKUP = "lookup"  # instead of a scene: a list, and what it says
 _SEVERAL = {"same": 1.0, "difference": 1.5, "which_has": 1.0, "more": 1.0}
 _VIDEO = {"moving": 1.0, "order": 1.0, "flashing": 1.0, "changing": 1.0}
 _TEXT = {"text": 0.7}
@@ -42,7 +45,7 @@ class Stage:
     name: str
     share: float  # of the whole time
     rates: dict[Part, float]
-    scenes: dict[str, float]  # kinds with their weights; none: labelled tiles for the tower
+    scenes: dict[str, float]  # kinds, LOOKUP among them, with their weights; none: labelled tiles
     caption: bool = False
     questions: bool = True
     told: bool = False  # captions instead of pictures
@@ -54,17 +57,23 @@ _FULL: dict[Part, float] = {"tower": _LM / 5, "projector": _LM, "language": _LM}
 
 STAGES: tuple[Stage, ...] = (
     Stage("0-tower", 0.10, {"tower": 2.5e-3, "head": 1e-3}, {}, batch=4),
+    Stage("0-lookup", 0.05, {"language": _LM}, {LOOKUP: 1.0}, batch=32),
     Stage(
-        "0-language", 0.06, {"language": _LM}, _SINGLE | _TEXT | _SEVERAL | _VIDEO, caption=True, told=True
+        "0-language",
+        0.05,
+        {"language": _LM},
+        _SINGLE | _TEXT | _SEVERAL | _VIDEO | {LOOKUP: 6.0},
+        caption=True,
+        told=True,
     ),
     Stage("0-projector", 0.02, {"projector": 4e-3, "head": 1e-3}, {}, batch=4),
-    Stage("1", 0.02, {"projector": 4e-3}, _SINGLE, caption=True, questions=False),
-    Stage("1.5", 0.20, _FULL, _SINGLE | _TEXT, caption=True),
+    Stage("1", 0.01, {"projector": 4e-3}, _SINGLE, caption=True, questions=False),
+    Stage("1.5", 0.18, _FULL, _SINGLE | _TEXT, caption=True),
     Stage("2-si", 0.28, _FULL, _SINGLE | _TEXT),
     # The paper's pie of the last stage: 31 % single image, 43 % several, 26 % video.
     Stage(
         "2-ov",
-        0.32,
+        0.31,
         {part: rate * 0.8 for part, rate in _FULL.items()},
         _weighted(_SINGLE | _TEXT, 0.31) | _weighted(_SEVERAL, 0.43) | _weighted(_VIDEO, 0.26),
     ),
@@ -86,6 +95,10 @@ def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batc
     for at in range(stage.batch):
         random = Random(f"step {seed} {number + at}")  # noqa: S311
         name = random.choices(list(stage.scenes), list(stage.scenes.values()))[0]
+        if name == LOOKUP:
+            text, found = lookup(random)
+            rows.append(encoder.text_row(text, LOOKUP, found))
+            continue
         scene = build_scene(name, "train", seed, number + at)
         turns = turns_of(scene, random, caption=stage.caption, questions=stage.questions, told=stage.told)
         rows.append(encoder.row(scene, turns, blind=stage.told))
