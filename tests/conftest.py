@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from onevision.default import default_bundle
 from tests.runtime.media import encode_video, photograph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# No test depends on a clock.
+settings.register_profile("onevision", deadline=None)
+settings.load_profile("onevision")
 
 
 class NoSteps:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onevision.suite.draw import Canvas, fitting, shade
 from onevision.suite.sample import Question, Scene, options_of
-from onevision.suite.vocabulary import COLOURS, draw_font, draw_words, numbers, words
+from onevision.suite.vocabulary import COLOURS, draw_font, draw_numbers, draw_words, like, numbers, words
 
 if TYPE_CHECKING:
     from random import Random
@@ -23,7 +23,7 @@ def form(random: Random, split: Split) -> Scene:
     canvas = Canvas(random, (random.randint(126, 150), random.randint(126, 150)))
     font, ink = draw_font(random, split), canvas.ink()
     names = random.sample(FIELDS, count)
-    values = random.sample(numbers(split), count)
+    values = draw_numbers(random, split, count)
     step = canvas.height * 0.86 / count
     for at, (name, value) in enumerate(zip(names, values, strict=True)):
         y = canvas.height * 0.07 + step * (at + 0.5)
@@ -38,7 +38,7 @@ def form(random: Random, split: Split) -> Scene:
             "field",
             f"What is the number next to {name}?",
             value,
-            options_of(value, numbers(split), random),
+            options_of(value, like(value, random, split), random),
             f"The number next to {name} is {value}.",
             1 / len(numbers(split)),
         )

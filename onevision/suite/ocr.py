@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onevision.suite.draw import Canvas, fitting, shade
 from onevision.suite.general import picture_size
 from onevision.suite.sample import Question, Scene, options_of
-from onevision.suite.vocabulary import COLOURS, draw_font, draw_number, draw_words, numbers, words
+from onevision.suite.vocabulary import COLOURS, draw_font, draw_numbers, draw_words, like, numbers, words
 
 if TYPE_CHECKING:
     from random import Random
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sign(random: Random, split: Split) -> Scene:
     """A word and a number, one above the other, each in its own font, size and colour."""
     canvas = Canvas(random, picture_size(random, 66))
-    word, number = draw_words(random, split, 1)[0], draw_number(random, split)
+    word, number = draw_words(random, split, 1)[0], draw_numbers(random, split, 1)[0]
     heights = random.sample((0.3, 0.72), 2)
     for text, at in zip((word, number), heights, strict=True):
         font, angle = draw_font(random, split), random.uniform(-6, 6)
@@ -39,7 +39,7 @@ def sign(random: Random, split: Split) -> Scene:
             "number",
             "Which number is written in the picture?",
             number,
-            options_of(number, numbers(split), random),
+            options_of(number, like(number, random, split), random),
             f"The number is {number}.",
             1 / len(numbers(split)),
         ),
@@ -60,7 +60,7 @@ def small_print(random: Random, split: Split) -> Scene:
     labels = {}
     colours = random.sample(sorted(COLOURS), random.randint(2, 3))
     cells = random.sample([(column, row) for column in range(2) for row in range(2)], len(colours))
-    values: list[str] = random.sample(numbers(split), len(colours))
+    values = draw_numbers(random, split, len(colours))
     for colour, (column, row), value in zip(colours, cells, values, strict=True):
         x = width * (0.27 + 0.46 * column + random.uniform(-0.06, 0.06))
         y = height * (0.47 + 0.34 * row + random.uniform(-0.05, 0.05))
@@ -74,7 +74,7 @@ def small_print(random: Random, split: Split) -> Scene:
             "small_print",
             f"Which number is in the small {colour} frame?",
             value,
-            options_of(value, numbers(split), random),
+            options_of(value, like(value, random, split), random),
             f"The number in the {colour} frame is {value}.",
             1 / len(numbers(split)),
         )

@@ -152,9 +152,25 @@ def draw_words(random: Random, split: Split, count: int) -> list[str]:
     return drawn
 
 
-def draw_number(random: Random, split: Split) -> str:
-    """A number of two digits."""
-    return random.choice(numbers(split))
+def draw_numbers(random: Random, split: Split, count: int) -> list[str]:
+    """Different numbers of two digits; in training every third has three, so that each digit is read.
+
+    Of two digits alone, a model learns which never stand together in training, and is wrong in the test.
+    """
+    drawn: list[str] = []
+    while len(drawn) < count:
+        long = split == "train" and random.random() < 1 / 3
+        number = str(random.randint(100, 999)) if long else random.choice(numbers(split))
+        if number not in drawn:
+            drawn.append(number)
+    return drawn
+
+
+def like(number: str, random: Random, split: Split) -> tuple[str, ...]:
+    """Numbers of as many digits, to choose from."""
+    if len(number) == 2:
+        return numbers(split)
+    return tuple(str(other) for other in random.sample(range(100, 1000), 4))
 
 
 def draw_sum(random: Random, split: Split) -> Sum:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onevision.suite.general import PLACES
 from onevision.suite.sample import LETTERS
 from onevision.suite.several import ORDINALS
-from onevision.suite.vocabulary import COLOURS, SHAPES, draw_number, draw_things, draw_words
+from onevision.suite.vocabulary import COLOURS, SHAPES, draw_numbers, draw_things, draw_words
 
 if TYPE_CHECKING:
     from random import Random
@@ -91,9 +91,6 @@ def _draw(random: Random, sort: str, count: int) -> list[str]:
     if sort == "word":
         return draw_words(random, "train", count)
     if sort == "number":
-        drawn: set[str] = set()
-        while len(drawn) < count:
-            drawn.add(draw_number(random, "train"))
-        return random.sample(sorted(drawn), count)
+        return draw_numbers(random, "train", count)
     pool = {"colour": tuple(COLOURS), "shape": SHAPES, "place": tuple(PLACES)}[sort]
     return random.sample(pool, min(count, len(pool)))

@@ -1,7 +1,8 @@
 """Pictures for stage 0: tiles full of letters, digits and shapes, and what each patch of them shows.
 
 SigLIP comes to LLaVA-OneVision pretrained on pictures and captions. The tiny tower gets the same lesson in a
-denser form: for each patch, which letters, shapes and colours it shows. All keeps to what may be trained on.
+denser form: for each patch, which letters, shapes and colours it shows, and where in the tile it is. All
+keeps to what may be trained on.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+"
-LABELS = (*GLYPHS, *SHAPES, *COLOURS)
+#: Where in its tile a patch is: patches in the middle row or column are on neither side of it.
+SIDES = ("top", "bottom", "left", "right", "centre")
+LABELS = (*GLYPHS, *SHAPES, *COLOURS, *SIDES)
 _INDEX = {label: at for at, label in enumerate(LABELS)}
 _PIXELS = GRID * TILE  # a side of the canvas that is cut to GRID² tiles
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledTiles:
-    """Tiles uint8 [T, S, S, 3], and float32 [T, P, len(LABELS)]: 1 where a patch shows it."""
+    """Tiles uint8 [T, S, S, 3], and float32 [T, P, len(LABELS)]: 1 where a patch shows it, or is there."""
 
     tiles: NDArray[np.uint8]
     labels: NDArray[np.float32]
@@ -54,6 +57,14 @@ def _canvas(random: Random) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
             at += _thing(canvas, random, labels, (at, middle), scale) + random.uniform(0.2, 1.2) * scale
     tiles = canvas.finish().reshape(GRID, TILE, GRID, TILE, 3).swapaxes(1, 2)
     by_tile = labels.reshape(GRID, SIDE, GRID, SIDE, -1).swapaxes(1, 2)
+    for name, rows, cols in (
+        ("top", slice(0, SIDE // 2), slice(None)),
+        ("bottom", slice(-(SIDE // 2), None), slice(None)),
+        ("left", slice(None), slice(0, SIDE // 2)),
+        ("right", slice(None), slice(-(SIDE // 2), None)),
+        ("centre", SIDE // 2, SIDE // 2),
+    ):
+        by_tile[:, :, rows, cols, _INDEX[name]] = 1
     return tiles.reshape(-1, TILE, TILE, 3), by_tile.reshape(GRID**2, PATCHES, -1)
 
 

@@ -29,7 +29,7 @@ from recipes.tiny.lookup import lookup
 from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
 from recipes.tiny.optimiser import MasterOptimiser
 from recipes.tiny.stages import STAGES, make_step
-from recipes.tiny.tiles import LABELS, labelled_tiles
+from recipes.tiny.tiles import LABELS, SIDES, labelled_tiles
 from recipes.tiny.tokenizer import label_tokens, load_tokenizer, train_tokenizer
 from recipes.tiny.train import BySteps, ByTime, Trainer, learning_rate
 from tests.conftest import make_bundle
@@ -177,11 +177,18 @@ def test_labelled_tiles_name_what_they_show():
     made = labelled_tiles(1, 0, 2)
     assert made.tiles.shape == (2 * GRID**2, TILE, TILE, 3)
     assert made.labels.shape == (2 * GRID**2, PATCHES, len(LABELS))
-    assert 0.3 < made.labels.any(axis=2).mean() < 0.95
+    things, sides = made.labels[..., : -len(SIDES)], made.labels[0, :, -len(SIDES) :]
+    assert (made.labels[..., -len(SIDES) :] == sides).all()
+    assert [sorted(np.flatnonzero(side)) for side in sides.T[[0, 2, 4]]] == [
+        list(range(10)),
+        [0, 1, 5, 6, 10, 11, 15, 16, 20, 21],
+        [12],
+    ]
+    assert 0.3 < things.any(axis=2).mean() < 0.95
     # A patch without a label is smoother than one with.
     patches = made.tiles.reshape(-1, 5, 14, 5, 14, 3).swapaxes(2, 3).reshape(-1, PATCHES, 14 * 14 * 3)
     contrast = patches.std(axis=2)
-    shows = made.labels.any(axis=2)
+    shows = things.any(axis=2)
     assert np.median(contrast[shows]) > 2 * np.median(contrast[~shows])
 
 
