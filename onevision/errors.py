@@ -10,6 +10,7 @@ do about it. The command line prints both and exits with ``exit_code``; nothing 
     * CheckpointError            the checkpoint is there, and bad
         * UnsupportedCheckpointError   a good checkpoint of something we do not export
     * ExportError                the conversion itself failed
+    * QuantError                 a model that cannot be quantised, or calibration that says nothing about it
     * BundleError                a bundle is missing, damaged or of another schema
     * InputError                 a picture, video or prompt that cannot be used
         * ImageError
@@ -62,6 +63,10 @@ class UnsupportedCheckpointError(CheckpointError):
 
 class ExportError(OneVisionError):
     """The conversion failed, or its result differs from the checkpoint."""
+
+
+class QuantError(OneVisionError):
+    """A model that cannot be quantised, or calibration pictures that say nothing about it."""
 
 
 class BundleError(OneVisionError):

@@ -1,13 +1,12 @@
 """The Qwen2 backbone as a GGUF file.
 
 In: a checkpoint, read tensor by tensor. Out: a GGUF file, first in a float type written here, then quantised
-by llama.cpp. At no time is more than one tensor in memory (two copies of it while its type changes).
+(:mod:`onevision.quant.backbone`). At no time is more than one tensor in memory (two copies of it while its
+type changes).
 """
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,9 +15,9 @@ import numpy as np
 
 from onevision.errors import ExportError
 from onevision.export.disk import disk_space, scratch_folder, whole_file
-from onevision.export.gguf_report import BackbonePrecision, BackboneReport, read_tensors, report
+from onevision.export.gguf_report import report
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
-from onevision.runtime.llama_log import call_apart, last_llama_error, llama_log
+from onevision.quant.backbone import FILE_TYPES, FLOAT_BYTES, QUANTISED_BYTES, RECIPES, quantise_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,30 +29,19 @@ if TYPE_CHECKING:
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig, TextConfig
+    from onevision.export.gguf_report import BackbonePrecision, BackboneReport
 
     Progress = Callable[[float], None]  # fraction that is done, 0 to 1
 
 FloatType = Literal["f32", "f16", "bf16"]
 
-#: llama.cpp's ``llama_ftype`` of each precision: the mix of types, also written to the file's metadata.
-FILE_TYPES: dict[BackbonePrecision, int] = {
-    "f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "q4_1": 3, "q5_0": 8, "q5_1": 9, "iq4_nl": 25,
-    "q2_k": 10, "q3_k_m": 12, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18,
-}  # fmt: skip
-
-_BYTES: dict[str, int] = {"f32": 4, "f16": 2, "bf16": 2}
 _STORAGE: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(np.uint16),
 }
 
-_QUANTISED_BYTES = 8.5 / 8  # per weight at most: q8_0, the widest quantised type
 _QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
-_STEP = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")  # "[  12/ 291] blk.0.attn_k.weight …" in llama.cpp's log
-
-#: Rows that llama.cpp holds at a time while it quantises, in bytes.
-_QUANTISE_BUFFER = 256 << 20
 
 _LAYER_TENSORS = {
     "input_layernorm.weight": "attn_norm.weight",
@@ -98,14 +86,16 @@ def export_backbone(
     """
     if precision in get_args(FloatType):
         write_gguf(checkpoint, path, dtype=precision, name=name, progress=progress)  # type: ignore[arg-type]
-        return report(path, precision)
+        return report(path, RECIPES[precision])
     dtype = _own_type(checkpoint)
     weights = sum(prod(tensor.shape) for tensor in _plan(checkpoint, dtype))
-    needed = weights * _BYTES[dtype] + int(weights * _QUANTISED_BYTES)
+    needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTISED_BYTES)
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
         intermediate = scratch / "float.gguf"
         write_gguf(checkpoint, intermediate, dtype=dtype, name=name, progress=_part(progress, 0))
-        return quantise_gguf(intermediate, path, precision, threads=threads, progress=_part(progress, 1))
+        return quantise_gguf(
+            intermediate, path, RECIPES[precision], threads=threads, progress=_part(progress, 1)
+        )
 
 
 def write_gguf(
@@ -150,50 +140,6 @@ def write_gguf(
             writer.close()
 
 
-def quantise_gguf(
-    source: Path,
-    path: Path,
-    precision: BackbonePrecision,
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> BackboneReport:
-    """Quantise a GGUF file of floats with llama.cpp.
-
-    Args:
-        source: GGUF file in f32, f16 or bf16.
-        path: The file to write.
-        precision: A name of :data:`BackbonePrecision`.
-        threads: Threads to use; None: one per core.
-        progress: Told the fraction that is done.
-
-    Raises:
-        ExportError: No disk space, or llama.cpp refused.
-    """
-    import llama_cpp
-
-    options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = FILE_TYPES[precision]
-    options.nthread = threads or os.cpu_count() or 1
-    options.max_buf_size = _QUANTISE_BUFFER
-
-    def follow(line: str) -> None:
-        if progress is not None and (match := _STEP.match(line)):
-            progress(int(match[1]) / int(match[2]))
-
-    def run(part: Path) -> int:
-        files = (str(file).encode("utf-8") for file in (source, part))
-        status: int = llama_cpp.llama_model_quantize(*files, options)
-        return status
-
-    with whole_file(path, _quantised_bytes(source, precision)) as part, llama_log(follow):
-        if call_apart(run, part) != 0:
-            raise ExportError(
-                f"llama.cpp could not quantise to {precision}: {last_llama_error() or 'no reason given'}"
-            )
-    return report(path, precision)
-
-
 def tensor_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Each tensor of the backbone: its name in the checkpoint (transformers, in memory) and in GGUF."""
     yield "model.language_model.embed_tokens.weight", "token_embd.weight"
@@ -214,7 +160,7 @@ class _PlannedTensor:
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * _BYTES[self.type]
+        return prod(self.shape) * FLOAT_BYTES[self.type]
 
 
 def _plan(checkpoint: Checkpoint, dtype: FloatType) -> list[_PlannedTensor]:
@@ -247,14 +193,6 @@ def _own_type(checkpoint: Checkpoint) -> FloatType:
     """The type in which the checkpoint stores its matrices."""
     types: dict[str, FloatType] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
     return types[checkpoint.dtype("model.language_model.embed_tokens.weight")]
-
-
-def _quantised_bytes(source: Path, precision: BackbonePrecision) -> int:
-    """Bytes to expect of a quantised file, fallbacks included."""
-    tensors = read_tensors(source)
-    weights = sum(prod(tensor.shape) for tensor in tensors)
-    metadata = source.stat().st_size - sum(tensor.bytes for tensor in tensors)
-    return metadata + int(weights * _BYTES.get(precision, _QUANTISED_BYTES))
 
 
 def _part(progress: Progress | None, half: int) -> Progress | None:

@@ -1,6 +1,6 @@
 """What a GGUF file really holds: types, bits per weight, and where a precision could not be kept.
 
-In: a GGUF file and the precision it was written for. Out: a :class:`BackboneReport`.
+In: a GGUF file and the recipe it was written by. Out: a :class:`BackboneReport`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from onevision.errors import ExportError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from onevision.quant.backbone import Recipe
+
+#: Names of :data:`onevision.quant.backbone.RECIPES`.
 BackbonePrecision = Literal[
     "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl",
     "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k",
+    "q4_0-pure", "iq4_nl-pure", "q4_0-attn-q8_0", "iq4_nl-attn-q8_0",
 ]  # fmt: skip
 
 _STRING, _ARRAY = 8, 9
@@ -58,15 +64,15 @@ class TensorInfo:
     bytes: int
 
 
-def report(path: Path, precision: BackbonePrecision) -> BackboneReport:
-    """Read back what was written to ``path`` for ``precision``."""
+def report(path: Path, recipe: Recipe) -> BackboneReport:
+    """Read back what was written to ``path`` by a recipe."""
     tensors = read_tensors(path)
     fallbacks: dict[str, set[str]] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1 and not _belongs(tensor.type, precision):
+        if len(tensor.shape) > 1 and not recipe.chooses(tensor.type, tensor.name):
             fallbacks.setdefault(re.sub(r"\.\d+\.", ".*.", tensor.name), set()).add(tensor.type)
     return BackboneReport(
-        precision=precision,
+        precision=recipe.name,
         bits_per_weight=8 * sum(t.bytes for t in tensors) / sum(prod(t.shape) for t in tensors),
         bytes=path.stat().st_size,
         tensor_types=dict(Counter(tensor.type for tensor in tensors)),
@@ -74,38 +80,42 @@ def report(path: Path, precision: BackbonePrecision) -> BackboneReport:
     )
 
 
-def _belongs(kind: str, precision: BackbonePrecision) -> bool:
-    """Whether llama.cpp gives a matrix this type by choice.
-
-    Each precision mixes its own type with k-quants (q6_k for the head, more bits for some layers). Any other
-    type is the way out for rows that do not divide into blocks: of 256 for k-quants, of 32 for the rest.
-    """
-    mixes = precision not in ("f32", "f16", "bf16", "q8_0")
-    return kind == precision or (mixes and kind.endswith("_k"))
-
-
 def read_tensors(path: Path) -> list[TensorInfo]:
     """The tensors of a GGUF file, from its header.
 
     The gguf package's reader makes an array of every string: 8 s and 0.5 GB for Qwen2's vocabulary.
     Format: ggml, ``docs/gguf.md``.
+
+    Raises:
+        ExportError: No GGUF file, or a damaged one.
     """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ExportError(f"{path} is not a GGUF file")
+            return _read_header(file)
+    except (struct.error, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise ExportError(f"{path} is damaged: its header cannot be read") from error
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_header(file: BinaryIO) -> list[TensorInfo]:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    with path.open("rb") as file:
-        file.seek(8)  # magic and version
-        tensors, values = _number(file, "Q"), _number(file, "Q")
-        for _ in range(values):
-            _text(file)
-            _skip_value(file, _number(file, "I"))
-        infos = []
-        for _ in range(tensors):
-            name = _text(file)
-            shape = tuple(_number(file, "Q") for _ in range(_number(file, "I")))[::-1]
-            kind = GGMLQuantizationType(_number(file, "I"))
-            _number(file, "Q")  # offset
-            block, size = GGML_QUANT_SIZES[kind]
-            infos.append(TensorInfo(name, kind.name.lower(), shape, prod(shape) // block * size))
+    _number(file, "I")  # version
+    tensors, values = _number(file, "Q"), _number(file, "Q")
+    for _ in range(values):
+        _text(file)
+        _skip_value(file, _number(file, "I"))
+    infos = []
+    for _ in range(tensors):
+        name = _text(file)
+        shape = tuple(_number(file, "Q") for _ in range(_number(file, "I")))[::-1]
+        kind = GGMLQuantizationType(_number(file, "I"))
+        _number(file, "Q")  # offset
+        block, size = GGML_QUANT_SIZES[kind]
+        infos.append(TensorInfo(name, kind.name.lower(), shape, prod(shape) // block * size))
     return infos
 
 

@@ -178,6 +178,7 @@ class Backbone:
         self._model: Any = None
         self._context: Any = None
         self._capacity = 0
+        self._observer: Any = None
         self.used = 0  # positions filled in the key-value cache
         silence_llama()
         offload = bool(api.llama_supports_gpu_offload())
@@ -198,6 +199,15 @@ class Backbone:
     def context(self) -> int:
         """The llama_context, for the sampler."""
         return self._context  # type: ignore[no-any-return]
+
+    def observe(self, callback: Any) -> None:  # noqa: ANN401
+        """Have llama.cpp call back for the nodes of its graph (``cb_eval``), from the next :meth:`start` on.
+
+        Args:
+            callback: A ``ggml_backend_sched_eval_callback``; it is called on another thread.
+        """
+        self._free_context()
+        self._observer = callback
 
     def start(self, positions: int) -> None:
         """Begin an empty sequence with room for ``positions`` tokens.
@@ -234,6 +244,8 @@ class Backbone:
         )
         params.offload_kqv = self.offloaded
         params.no_perf = True
+        if self._observer is not None:
+            params.cb_eval = self._observer
         context = call_apart(api.llama_init_from_model, self._model, params)
         if not context:
             raise GenerationError(
@@ -280,7 +292,11 @@ class Backbone:
         wanted = (ctypes.c_int8 * count)()
         wanted[count - 1] = int(logits)
         batch.logits = wanted
-        if (status := api.llama_decode(self._context, batch)) != 0:
+        if self._observer is None:
+            status = api.llama_decode(self._context, batch)
+        else:  # on this thread, a Ctrl-C that arrives in a callback would be lost
+            status = call_apart(api.llama_decode, self._context, batch)
+        if status != 0:
             reason = "the context is full" if status == 1 else last_llama_error() or f"status {status}"
             raise GenerationError(f"llama.cpp could not process {count} tokens: {reason}")
         self.used += count

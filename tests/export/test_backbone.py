@@ -18,11 +18,12 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from onevision.errors import ExportError
 from onevision.export import disk
-from onevision.export.backbone import FILE_TYPES, export_backbone, quantise_gguf, write_gguf
+from onevision.export.backbone import export_backbone, write_gguf
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.gguf_report import BackbonePrecision, read_tensors, report
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tokenizer import CHAT_TEMPLATE
+from onevision.quant.backbone import FILE_TYPES, RECIPES, quantise_gguf
 from onevision.runtime.llama_log import last_llama_error
 from tests.export.llama import last_logits
 
@@ -128,7 +129,7 @@ def test_llama_cpp_knows_the_file_types():
     for precision, number in FILE_TYPES.items():
         name = f"LLAMA_FTYPE_{'ALL' if precision == 'f32' else 'MOSTLY'}_{precision.upper()}"
         assert getattr(llama_cpp, name) == number
-    assert set(FILE_TYPES) == set(get_args(BackbonePrecision))
+    assert {recipe.mix for recipe in RECIPES.values()} == set(FILE_TYPES)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -154,7 +155,7 @@ def test_values_are_those_of_the_checkpoint(tmp_path, checkpoint, dtype):
 
 def test_header_reader_agrees_with_gguf(wide, tmp_path):
     _, source = wide
-    quantise_gguf(source, tmp_path / "q.gguf", "q4_k_m")
+    quantise_gguf(source, tmp_path / "q.gguf", RECIPES["q4_k_m"])
     theirs = gguf.GGUFReader(tmp_path / "q.gguf").tensors
     ours = read_tensors(tmp_path / "q.gguf")
     assert [(t.name, t.tensor_type.name.lower(), tuple(t.shape[::-1]), t.n_bytes) for t in theirs] == [
@@ -179,6 +180,10 @@ TYPES = {
     "q4_k_m": (6.09, {"q5_0", "q8_0"}),
     "q5_k_m": (6.44, {"q5_1", "q8_0"}),
     "q6_k": (8.17, {"q8_0"}),
+    "iq4_nl-attn-q8_0": (6.37, {"q8_0"}),
+    "q4_0-attn-q8_0": (6.37, {"q8_0"}),
+    "iq4_nl-pure": (4.53, set()),
+    "q4_0-pure": (4.53, set()),
 }
 
 
@@ -200,17 +205,17 @@ def test_each_precision(wide, tmp_path, precision):
     assert seen[-1] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     field = gguf.GGUFReader(tmp_path / "model.gguf").fields["general.file_type"]
-    assert field.contents() == FILE_TYPES[precision]
+    assert field.contents() == FILE_TYPES[RECIPES[precision].mix]
 
 
 def test_a_k_quant_that_does_not_fit_is_told(wide, tmp_path):
     _, source = wide
-    made = quantise_gguf(source, tmp_path / "model.gguf", "q4_k_m")
+    made = quantise_gguf(source, tmp_path / "model.gguf", RECIPES["q4_k_m"])
     assert made.fallbacks["blk.*.attn_q.weight"] == ("q5_0",)
     assert "blk.*.ffn_down.weight" not in made.fallbacks  # rows of 1024
     assert "rows do not divide" in made.summary
     assert made.summary.endswith("q4_0 is faster here")
-    assert "q4_0 is" not in quantise_gguf(source, tmp_path / "model.gguf", "q5_0").summary
+    assert "q4_0 is" not in quantise_gguf(source, tmp_path / "model.gguf", RECIPES["q5_0"]).summary
 
 
 def test_a_k_quant_that_fits_has_no_fallbacks(tmp_path):
@@ -238,7 +243,7 @@ def test_same_checkpoint_same_bytes(tmp_path, checkpoint):
 
 def test_nothing_reaches_the_terminal(capfd, wide, tmp_path):
     _, source = wide
-    quantise_gguf(source, tmp_path / "model.gguf", "q4_k_m")
+    quantise_gguf(source, tmp_path / "model.gguf", RECIPES["q4_k_m"])
     last_logits(tmp_path / "model.gguf", [1, 2, 3])
     assert capfd.readouterr() == ("", "")
 
@@ -263,7 +268,7 @@ def test_llama_cpp_says_why_it_refuses(tmp_path, content, wide, capfd):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(source.read_bytes()[:-50_000] + content)
     with pytest.raises(ExportError, match=r"could not quantise to q8_0: .*(file|bounds|corrupt)"):
-        quantise_gguf(broken, tmp_path / "model.gguf", "q8_0")
+        quantise_gguf(broken, tmp_path / "model.gguf", RECIPES["q8_0"])
     assert last_llama_error()
     assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
     assert capfd.readouterr().err == ""
@@ -333,7 +338,7 @@ def test_no_such_folder(tmp_path, checkpoint):
 
 def test_report_reads_what_is_there(wide):
     _, source = wide
-    made = report(source, "bf16")
+    made = report(source, RECIPES["bf16"])
     assert made.tensor_types == {"bf16": 8, "f32": 6}
     assert made.summary.startswith("bf16: 16.")
 

@@ -1,0 +1,248 @@
+"""The importance matrix: how large the inputs of each weight matrix are, column by column.
+
+In: questions about pictures and videos, with their answers, put to a bundle of floats. Out: for each matrix,
+the sum of the squares of each input. The quantiser weighs the errors of a column by it: what is multiplied
+with larger numbers is rounded with more care. The file is that of llama.cpp's ``llama-imatrix``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onevision.bundle import BACKBONE
+from onevision.errors import GenerationError, InputError, UsageError
+from onevision.export.disk import whole_file
+from onevision.quant.backbone import FLOAT_BYTES
+from onevision.quant.observer import matmul_callback
+from onevision.quant.prompts import prepare
+from onevision.runtime.backbone import CHUNK
+from onevision.suite import FAMILIES, iter_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from onevision.export.gguf_report import TensorInfo
+    from onevision.runtime.engine import OneVision
+    from onevision.suite import Sample
+
+    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+
+#: Positions that the built-in prompts fill at least: some 30 chunks, as is usual for an importance matrix.
+POSITIONS = 16_384
+SEED = 4  # of the built-in prompts
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_DATASETS = "imatrix.datasets"
+_CHUNK_COUNT = "imatrix.chunk_count"
+_CHUNK_SIZE = "imatrix.chunk_size"
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The inputs of one weight matrix: sum of their squares, float32 [columns], over ``rows`` of them."""
+
+    sums: npt.NDArray[np.float32]
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Imatrix:
+    """An importance matrix.
+
+    Raises:
+        InputError: Values that no importance matrix has.
+    """
+
+    inputs: Mapping[str, Inputs]  # by name of the weight matrix
+    datasets: tuple[str, ...]  # what the prompts were
+    chunk_size: int = CHUNK  # positions that were computed together
+
+    def __post_init__(self) -> None:
+        for name, seen in self.inputs.items():
+            if not (np.isfinite(seen.sums).all() and (seen.sums >= 0).all() and seen.rows >= 0):
+                raise InputError(f"the importance matrix has impossible values for {name}")
+
+    def means(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Mean square of each input, float32 [columns], by name of the matrix; ones where none was seen."""
+        return {
+            name: seen.sums / np.float32(seen.rows) if seen.rows else np.ones_like(seen.sums)
+            for name, seen in self.inputs.items()
+        }
+
+    def check(self, tensors: Iterable[TensorInfo]) -> None:
+        """Compare names and sizes with those of a model. A head may be missing, as llama-imatrix leaves it.
+
+        Raises:
+            InputError: It was made for another model.
+        """
+        hint = "make one from this bundle, or from another precision of the same model"
+        matrices = {tensor.name: tensor.shape for tensor in tensors if len(tensor.shape) > 1}
+        if foreign := self.inputs.keys() - matrices.keys():
+            raise InputError(
+                f"the importance matrix has {min(foreign)}, the model has no such matrix", hint=hint
+            )
+        for name, shape in matrices.items():
+            seen = self.inputs.get(name)
+            if seen is None and name.startswith("blk."):
+                raise InputError(f"the importance matrix has nothing for {name}", hint=hint)
+            if seen is not None and len(seen.sums) != shape[-1]:
+                raise InputError(
+                    f"the importance matrix has {len(seen.sums)} columns for {name}, the model {shape[-1]}",
+                    hint=hint,
+                )
+
+
+def collect_imatrix(
+    model: OneVision,
+    samples: Iterable[Sample] | None = None,
+    *,
+    dataset: str = "onevision suite",
+    progress: Progress | None = None,
+) -> Imatrix:
+    """Put questions to a loaded bundle, with their first answers, and add up what the matrices are given.
+
+    As in use, the last layer's FFN and the head see the positions that a token is predicted at, and no other.
+
+    Args:
+        model: A bundle whose backbone is f32, f16 or bf16.
+        samples: The questions; None: those of the suite's train split, all families in turn, until they fill
+            :data:`POSITIONS`.
+        dataset: What the samples are called in the file.
+        progress: Told the fraction that is done.
+
+    Raises:
+        UsageError: A quantised backbone, or no samples.
+        InputError: A picture, video or text that cannot be used.
+        GenerationError: llama.cpp refused the work, or computed values that are not finite.
+    """
+    precision = model.bundle.manifest.files[BACKBONE].precision
+    if precision not in FLOAT_BYTES:
+        raise UsageError(
+            f"an importance matrix is made from a backbone in floats, and this one is {precision}",
+            hint="export a bundle with --backbone f16",
+        )
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    rows: dict[str, int] = {}
+
+    def add(name: str, inputs: npt.NDArray[np.float32]) -> None:
+        squares = np.einsum("rc,rc->c", inputs, inputs, dtype=np.float64)
+        sums[name] = sums.get(name, 0.0) + squares
+        rows[name] = rows.get(name, 0) + len(inputs)
+
+    model.backbone.observe(matmul_callback(add))
+    try:
+        for fraction in _fractions(model, samples):
+            if wrong := [name for name, values in sums.items() if not np.isfinite(values).all()]:
+                raise GenerationError(
+                    f"the inputs of {wrong[0]} are not finite",
+                    hint="check the bundle with `onevision verify`",
+                )
+            if progress:
+                progress(fraction)
+    finally:
+        model.backbone.observe(None)
+    if not sums:
+        raise UsageError("there are no questions to make an importance matrix from")
+    inputs = {name: Inputs(sums[name].astype(np.float32), rows[name]) for name in sorted(sums)}
+    return Imatrix(inputs, (dataset,))
+
+
+def write_imatrix(imatrix: Imatrix, path: Path) -> None:
+    """Write an importance matrix as ``llama-imatrix`` does, for :func:`read_imatrix` and llama.cpp's tools.
+
+    Raises:
+        ExportError: No disk space, or the file cannot be written.
+    """
+    import gguf
+
+    class Writer(gguf.GGUFWriter):
+        def add_architecture(self) -> None:
+            """Left out: an importance matrix has none."""
+
+    size = sum(seen.sums.nbytes for seen in imatrix.inputs.values())
+    with whole_file(path, size) as part:
+        writer = Writer(part, "")
+        try:
+            writer.add_type("imatrix")
+            writer.add_array(_DATASETS, list(imatrix.datasets))
+            most = max((seen.rows for seen in imatrix.inputs.values()), default=0)
+            writer.add_uint32(_CHUNK_COUNT, most // imatrix.chunk_size)
+            writer.add_uint32(_CHUNK_SIZE, imatrix.chunk_size)
+            for name, seen in sorted(imatrix.inputs.items()):
+                writer.add_tensor(name + _SUMS, seen.sums)
+                writer.add_tensor(name + _COUNTS, np.array([seen.rows], dtype=np.float32))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read an importance matrix in llama.cpp's GGUF format.
+
+    Raises:
+        InputError: The file cannot be read, is damaged, or is something else.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        # Copied: the reader maps the file.
+        tensors = {tensor.name: np.array(tensor.data, dtype=np.float32).ravel() for tensor in reader.tensors}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} is damaged, or no GGUF file") from error
+    if fields.get("general.type") != "imatrix":
+        raise InputError(
+            f"{path} is no importance matrix", hint="make one with llama.cpp's llama-imatrix, or leave it out"
+        )
+    inputs = {
+        name.removesuffix(_SUMS): _inputs(sums, tensors.get(name.removesuffix(_SUMS) + _COUNTS), path)
+        for name, sums in tensors.items()
+        if name.endswith(_SUMS)
+    }
+    if not inputs:
+        raise InputError(f"{path} is an importance matrix without values")
+    return Imatrix(inputs, tuple(fields.get(_DATASETS, ())), int(fields.get(_CHUNK_SIZE, CHUNK)))
+
+
+def _inputs(sums: npt.NDArray[np.float32], counts: npt.NDArray[np.float32] | None, path: Path) -> Inputs:
+    if counts is None or len(counts) != 1 or not np.isfinite(counts).all():
+        raise InputError(f"{path} is an importance matrix without counts, or of a mixture of experts")
+    return Inputs(sums, round(float(counts[0])))
+
+
+def _fractions(model: OneVision, samples: Iterable[Sample] | None) -> Iterator[float]:
+    """Read samples with their answers; the fraction of all that is done, after each."""
+    if samples is not None:
+        chosen = list(samples)
+        for done, sample in enumerate(chosen, start=1):
+            _read(model, sample)
+            yield done / len(chosen)
+        return
+    positions = 0
+    for done, sample in enumerate(iter_samples("train", SEED), start=1):
+        positions += _read(model, sample)
+        # A large model fills the positions before every family has had its turn.
+        yield min(positions / POSITIONS, done / len(FAMILIES), 1.0)
+        if positions >= POSITIONS and done % len(FAMILIES) == 0:
+            return
+
+
+def _read(model: OneVision, sample: Sample) -> int:
+    """Prefill a question, then its answer token by token; the number of positions."""
+    prepared = prepare(model, sample)
+    answer = model.backbone.vocabulary.encode(sample.answers[0])
+    model.prefill(prepared, model.encode(prepared), room=len(answer))
+    for token in answer:
+        model.backbone.append(token)
+    return model.backbone.used

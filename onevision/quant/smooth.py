@@ -1,0 +1,166 @@
+"""SmoothQuant (arXiv 2211.10438): channels that are hard to round made easy, at the expense of the weights.
+
+In: ranges of activations on calibration tiles, and the weights they are multiplied by. Out: a scale for each
+channel, which divides the activation and multiplies the weight's row. The scale of an input goes into what
+makes it: the gain and bias of the layer norm, or the columns of the values. After a GELU and at the projector
+nothing can take it up; there it is a product of its own, and has to be worth that.
+
+The paper takes s = max|x|^α / max|w|^(1-α) with one α. Here each product has the α of the least error that
+the steps of activation and weight let expect; none at all is among the choices.
+
+What rounding the weights does to the mean output is the same for all tokens, and adds up from layer to layer:
+in 26 layers it is most of the error. The mean input that is needed to put it right (arXiv 1906.04721, section
+4.2) is seen on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onevision.quant.graph import Plan, modules, products
+from onevision.quant.kernels import ACTIVATION_LEVELS, KEY_LEVELS, column_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from onevision.quant.graph import Array
+    from onevision.quant.tower import Tower
+
+    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+
+_STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # α
+#: The error that a product of its own has to leave at most, in energy: it costs one or two percent of time.
+_WORTH_A_PRODUCT = 0.5
+_FLOOR = 1e-4  # a channel's range, by the largest channel's: one that is silent here may speak elsewhere
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """What was seen of an activation, float32 [channels] each."""
+
+    low: Array
+    high: Array
+    mean: Array
+    square: Array  # mean of the squares
+    doubt: Array  # variance of the mean: of the tiles' means, by their number
+
+    @classmethod
+    def of_tiles(cls, low: Array, high: Array, total: Array, squares: Array, patches: int) -> Ranges:
+        """From what was seen of each tile [T, channels]: extremes, and sums over its patches."""
+        means = total / np.float32(patches)
+        tiles = len(means)
+        doubt = (
+            means.var(axis=0, ddof=1, dtype=np.float64).astype(np.float32) / tiles
+            if tiles > 1
+            else np.zeros_like(means[0])
+        )
+        square = squares.mean(axis=0) / np.float32(patches)
+        return cls(low.min(axis=0), high.max(axis=0), means.mean(axis=0), square, doubt)
+
+    @property
+    def common_mean(self) -> Array:
+        """The mean that other pictures have as well: less the nearer the mean is to what chance makes it.
+
+        That is what the James-Stein estimator does, here channel by channel.
+        """
+        return self.mean * np.maximum(1 - self.doubt / np.maximum(self.mean**2, 1e-30), 0)
+
+    @property
+    def largest(self) -> Array:
+        """The farthest from zero."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def less(self, shift: Array) -> Ranges:
+        """The ranges after ``shift`` [channels] is taken off."""
+        square = np.maximum(self.square - 2 * shift * self.mean + shift**2, 0)
+        return Ranges(self.low - shift, self.high - shift, self.mean - shift, square, self.doubt)
+
+
+def smooth(tower: Tower, ranges: dict[str, Ranges], progress: Progress | None = None) -> Plan:
+    """A plan with all products in int8, and scales for them.
+
+    Args:
+        tower: Whose weights are multiplied by.
+        ranges: By product, of its input; by ``<attention>.q``, ``.k``, ``.v``, of queries, keys and values.
+        progress: Told the fraction that is done.
+    """
+    scales, keys = {}, {}
+    names = products(tower)
+    for done, name in enumerate(names, 1):
+        layer, _, part = name.rpartition(".")
+        if part == "attention":
+            keys[name] = _balance(ranges[f"{name}.q"], ranges[f"{name}.k"])
+        else:
+            # What is mixed of values is never farther out than they are, and they are rounded as well.
+            seen = ranges[f"{layer}.attention.v" if part == "out_proj" else name]
+            weights = [tower.tensor(f"{module}.weight") for module in modules(name)]
+            most = _WORTH_A_PRODUCT if part in {"fc2", "linear_1", "linear_2"} else 1.0
+            scale = _least_error(seen, weights, most)
+            if scale is not None:
+                scales[name] = scale
+        if progress:
+            progress(done / len(names))
+    means = {name: ranges[name].common_mean for name in names if modules(name)}
+    return Plan(dict.fromkeys(names, "int8"), means, scales, keys)
+
+
+def _least_error(seen: Ranges, weights: Sequence[Array], most: float) -> Array | None:
+    """The best scale [in], or None if it leaves more than ``most`` of the error that there is without one."""
+    largest = _above_floor(seen.largest)
+    strongest = _above_floor(np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
+    lengths = [np.square(weight).sum(axis=1) for weight in weights]
+
+    def error(scale: Array) -> float:
+        step = _width(seen, scale) / ACTIVATION_LEVELS
+        square = float((seen.square / scale**2).sum())
+        total = 0.0
+        for weight, length in zip(weights, lengths, strict=True):
+            steps = column_steps(weight * scale[:, None])
+            noise = step**2 * float((scale**2 * length).sum()) + square * float(np.square(steps).sum())
+            total += noise / max(float((seen.square * length).sum()), 1e-30)
+        return total
+
+    choices = [_normal(largest**alpha / strongest ** (1 - alpha)) for alpha in _STRENGTHS]
+    errors = [error(choice) for choice in choices]
+    best = int(np.argmin(errors))
+    return choices[best] if errors[best] < most * error(np.ones_like(largest)) else None
+
+
+def _balance(queries: Ranges, keys: Ranges) -> Array:
+    """What to take off keys, and what to divide them and multiply queries by, float32 [2, channels].
+
+    What all keys have in common adds the same to all scores of a row, which softmax does not see
+    (SageAttention, arXiv 2410.02367, smooths keys so).
+    """
+    shift, keys = keys.mean, keys.less(keys.mean)
+    wide, narrow = _above_floor(keys.largest), _above_floor(queries.largest)
+
+    def error(scale: Array) -> float:
+        query_step = _width(queries, np.reciprocal(scale)) / ACTIVATION_LEVELS
+        key_step = float((keys.largest / scale).max()) / KEY_LEVELS
+        of_queries = query_step**2 * float((keys.square / scale**2).sum())
+        of_keys = key_step**2 * float((queries.square * scale**2).sum())
+        return of_queries + of_keys
+
+    choices = [_normal(wide**beta / narrow ** (1 - beta)) for beta in (0.0, *_STRENGTHS)]
+    best = min([*choices, np.ones_like(wide)], key=error)
+    return np.stack([shift, best])
+
+
+def _width(seen: Ranges, scale: Array) -> float:
+    """From the lowest to the highest value after scaling, zero included as DynamicQuantizeLinear does."""
+    return max(float((seen.high / scale).max()), 0.0) - min(float((seen.low / scale).min()), 0.0)
+
+
+def _above_floor(sizes: Array) -> Array:
+    floor = max(float(sizes.max()) * _FLOOR, 1e-30)
+    return sizes.clip(floor)
+
+
+def _normal(scale: Array) -> Array:
+    """Around 1, so that nothing becomes very large or small."""
+    normal: Array = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+    return normal
