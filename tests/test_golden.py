@@ -89,7 +89,7 @@ def test_golden_is_small(toy_bundle: Path):
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_damaged_file_is_a_bundle_error_or_the_cases(
     toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ):

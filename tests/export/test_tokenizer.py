@@ -102,7 +102,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(text=st.one_of(st.text(max_size=40), st.lists(FRAGMENTS, max_size=20).map("".join)))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_llama_splits_any_text_as_transformers_does(qwen2, text):
     _, reference, model = qwen2
     # The runtime normalises with Python's own tables, which may be older than the tokenizers library's.

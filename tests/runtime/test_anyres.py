@@ -210,7 +210,7 @@ def test_the_most_and_the_fewest_tokens_known():
     assert RELEASED.token_count((23, 368)) == 757
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=2500)
 @given(
     size=st.tuples(st.integers(1, 6000), st.integers(1, 6000)),
     spec=st.sampled_from([param.values[0] for param in SPECS]),
@@ -347,7 +347,7 @@ def test_a_video_of_32_frames_has_6273_tokens():
     assert pack_video(features(32, 729, 2), 27, features(2)).shape == (6273, 2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     source=st.tuples(st.integers(1, 170), st.integers(1, 170)),
     target=st.tuples(st.integers(1, 130), st.integers(1, 130)),

@@ -96,7 +96,7 @@ sizes = st.tuples(st.integers(1, 500), st.integers(1, 500))
 
 
 @given(pictures=st.lists(sizes, max_size=3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_counts_are_those_of_the_prompt(shape: Shape, model: OneVision, pictures: list[tuple[int, int]]):
     images = [Image.new("RGB", size) for size in pictures]
     prepared = model.preparer.prepare(conversation_of("Hi.", images, None, None), Options(), StageClock())

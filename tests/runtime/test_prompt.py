@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onevision.bundle import BACKBONE
@@ -176,7 +176,6 @@ def token_ids(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[int]:
 
 
 @given(messages=conversations())
-@settings(deadline=None)
 def test_hf_format_is_what_the_hub_renders_and_transformers_tokenises(
     messages: tuple[Message, ...], tokenizer: Any, vocabulary: Vocabulary
 ):
@@ -191,7 +190,6 @@ def test_hf_format_is_what_the_hub_renders_and_transformers_tokenises(
 
 
 @given(messages=conversations())
-@settings(deadline=None)
 def test_training_format_gives_the_ids_that_transformers_gives(
     messages: tuple[Message, ...], tokenizer: Any, vocabulary: Vocabulary
 ):
