@@ -61,10 +61,10 @@ class Draft:
     backbone: BackboneReport
 
 
-def precisions_of(bundle: Bundle) -> tuple[str, str]:
-    """Of vision encoder and backbone, as the manifest has them."""
+def precisions_of(bundle: Bundle) -> tuple[Any, Any]:
+    """Of vision encoder and backbone, as the manifest has them: names of the two Literals, as a rule."""
     vision, backbone = (bundle.manifest.files[name].precision for name in (VISION, BACKBONE))
-    return str(vision), str(backbone)
+    return vision, backbone
 
 
 def check_floats(source: Bundle) -> None:

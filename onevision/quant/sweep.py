@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from onevision import __version__
 from onevision.errors import ExportError, InputError, UsageError
 from onevision.eval.jsonl import read_objects, to_line
+from onevision.quant.trials import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
     from onevision.quant.gates import Quality
 
 ROWS, TABLE, REPORT, PICTURE = "sweep.jsonl", "sweep.csv", "sweep.json", "sweep.png"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Precisions to try."""
-
-    vision: str
-    backbone: str
-    imatrix: bool = False
-
-    @property
-    def name(self) -> str:
-        """``int8 + q4_0 (imatrix)``."""
-        return f"{self.vision} + {self.backbone}{' (imatrix)' if self.imatrix else ''}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from PIL import Image
 from onevision.errors import InputError, UsageError
 from onevision.quant.gates import AnswerQuality, FeatureQuality, Quality, TokenQuality
 from onevision.quant.pareto import front, plot
-from onevision.quant.sweep import ROWS, Candidate, Row, SweepFile, read_rows, row_of, to_csv
+from onevision.quant.sweep import ROWS, Row, SweepFile, read_rows, row_of, to_csv
+from onevision.quant.trials import Candidate
 
 RUN = "0123456789ab"
 FIGURES = {"bytes": 1_000_000, "bits_per_weight": 4.5, "tile_ms": 2.5, "token_ms": 1.25}
