@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onevision.cli.console import print_warning
+from onevision.cli.console import print_json, print_warning
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,12 +102,12 @@ def summary(bundle: Bundle, backbone: BackboneReport, report: Report) -> dict[st
     }
 
 
-def applied_summary(done: Applied) -> dict[str, Any]:
-    """The same of a bundle that was measured, with what was rejected on the way to it."""
-    return summary(done.bundle, done.backbone, done.report) | {"gate": done.to_dict()}
-
-
-def warn_of_failure(done: Applied) -> None:
-    """Say once more that a bundle was written by force."""
+def print_applied(done: Applied, *, as_json: bool) -> None:
+    """A bundle that was measured, with what was rejected on the way to it."""
+    bundle = done.bundle
+    if as_json:
+        print_json(summary(bundle, done.backbone, done.report) | {"gate": done.to_dict()})
+    else:
+        print(f"{bundle.folder}  {done.candidate.name}  {bundle.bytes / 1e6:,.0f} MB")
     if not done.quality.passed:
-        print_warning(f"{done.bundle.folder} fails the quality gate: {'; '.join(done.quality.reasons)}")
+        print_warning(f"{bundle.folder} fails the quality gate: {'; '.join(done.quality.reasons)}")

@@ -16,8 +16,7 @@ from onevision.cli.gate import (
     Limit,
     NoImatrix,
     Questions,
-    applied_summary,
-    warn_of_failure,
+    print_applied,
     yardstick,
 )
 
@@ -89,11 +88,7 @@ def apply(
     bundle = open_bundle(source)
     measure = yardstick(calibration, imatrix, no_imatrix, questions, limit, threads)
     done = quantise(bundle, out, wanted, measure, ConsoleSteps())
-    if as_json:
-        print_json(applied_summary(done))
-    else:
-        print(f"{out}  {done.candidate.name}  {done.bundle.bytes / 1e6:,.0f} MB")
-    warn_of_failure(done)
+    print_applied(done, as_json=as_json)
 
 
 def imatrix(

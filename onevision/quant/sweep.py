@@ -102,7 +102,7 @@ class SweepFile:
                 raise UsageError(
                     f"{self._path} is of another sweep: its {others[0].name} was measured against another "
                     "bundle, or by other questions",
-                    hint="choose another -o/--output, or --force to begin anew",
+                    hint="choose another folder, or --force to begin anew",
                 )
             self.rows = [row for row in self.rows if row.run == run]
         self._rewrite()
@@ -144,9 +144,7 @@ def read_rows(path: Path) -> list[Row]:
 def _row(data: dict[str, Any], where: str) -> Row:
     names = {item.name for item in fields(Row)}
     if data.keys() != names or not isinstance(data["reasons"], list):
-        raise InputError(
-            f"{where} is no row of a sweep", hint="remove the file, or choose another -o/--output"
-        )
+        raise InputError(f"{where} is no row of a sweep", hint="remove the file, or choose another folder")
     return Row(**data | {"reasons": tuple(data["reasons"])})
 
 
