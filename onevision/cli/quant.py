@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from onevision.cli.console import ConsoleSteps, Json, Threads, examples, one_of, print_json
+from onevision.cli.console import ConsoleSteps, Json, Threads, examples, one_of, print_json, stdout
 from onevision.cli.export import require_export
 from onevision.cli.gate import (
     Calibration,
@@ -19,6 +21,12 @@ from onevision.cli.gate import (
     print_applied,
     yardstick,
 )
+from onevision.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onevision.quant.sweep import Row
 
 HELP = "Quantise a bundle in floats, as far as its answers bear it."
 
@@ -35,6 +43,13 @@ IMATRIX_HELP = examples(
     "onevision quant imatrix bundle bundle.imatrix.gguf",
 )
 
+SWEEP_HELP = examples(
+    "Measure many precisions of one bundle in floats: size, time per tile and per token, quality. Writes a "
+    "table as CSV and JSON, and a picture, to a folder. A sweep that was stopped goes on where it was.",
+    "onevision quant sweep bundle sweep/",
+    "onevision quant sweep bundle sweep/ --vision int8 --backbone q8_0 --backbone q4_0 --no-imatrix",
+)
+
 Source = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle in floats (fp32 or fp16, f32 or f16).")
 ]
@@ -45,6 +60,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(rich_markup_mode=None)
     group.command("apply", help=APPLY_HELP, short_help="Make a bundle in fewer bits.")(apply)
     group.command("imatrix", help=IMATRIX_HELP, short_help="Collect an importance matrix.")(imatrix)
+    group.command("sweep", help=SWEEP_HELP, short_help="Measure many precisions, and draw them.")(sweep)
     app.add_typer(group, name="quant", help=HELP)
 
 
@@ -91,6 +107,54 @@ def apply(
     print_applied(done, as_json=as_json)
 
 
+def sweep(
+    source: Source,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where rows, tables and picture go.")],
+    vision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE", help="Of the vision encoder; repeatable.  [default: fp32 and int8]"),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Of the language model; repeatable.  [default: f16, q8_0, q4_k_m, iq4_nl and q4_0]",
+        ),
+    ] = None,
+    calibration: Calibration = None,
+    imatrix: ImatrixFile = None,
+    no_imatrix: NoImatrix = False,
+    questions: Questions = None,
+    limit: Limit = None,
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew if FOLDER has another sweep.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure many precisions of a bundle in floats."""
+    require_export()
+    if find_spec("matplotlib") is None:
+        raise UsageError("a sweep is drawn with matplotlib", hint="pip install 'onevision[bench]'")
+    from onevision.bundle import open_bundle
+    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.quant import sweep as sweeps
+    from onevision.quant.requantise import EncoderPrecision, check_precisions
+
+    visions = [one_of(name, get_args(EncoderPrecision), "--vision") for name in vision or sweeps.VISIONS]
+    backbones = [
+        one_of(name, get_args(BackbonePrecision), "--backbone") for name in backbone or sweeps.BACKBONES
+    ]
+    bundle = open_bundle(source)
+    for candidate in (candidates := sweeps.candidates_of(visions, backbones, imatrix=not no_imatrix)):
+        check_precisions(bundle, candidate.vision, candidate.backbone)
+    measure = yardstick(calibration, imatrix, no_imatrix, questions, limit, threads)
+    rows = sweeps.sweep(bundle, out, candidates, measure, ConsoleSteps(), force=force)
+    if as_json:
+        print_json({"folder": str(out), "rows": [asdict(row) for row in rows]})
+    else:
+        _print_rows(rows)
+        print(out / sweeps.PICTURE)
+
+
 def imatrix(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
@@ -113,3 +177,35 @@ def imatrix(
         print_json({"imatrix": str(out), "matrices": len(collected.inputs), "bytes": out.stat().st_size})
     else:
         print(out)
+
+
+def _print_rows(rows: Sequence[Row]) -> None:
+    """Rows as a table; those that no other beats in size, both times and divergence are marked."""
+    from rich.table import Column, Table
+
+    from onevision.quant.pareto import front_of
+
+    names = ("MB", "bits", "ms/tile", "ms/token", "cosine", "mean KL", "top-1", "accuracy", "gate")
+    numbers = [Column(name, justify="right", no_wrap=True) for name in names]
+    table = Table("", Column("precisions", no_wrap=True), *numbers, box=None, pad_edge=False)
+    for row, ahead in zip(rows, front_of(rows), strict=True):
+        table.add_row(
+            "*" if ahead else "",
+            row.name,
+            f"{row.bytes / 1e6:,.1f}",
+            f"{row.bits_per_weight:.2f}",
+            f"{row.tile_ms:,.1f}",
+            f"{row.token_ms:,.2f}",
+            _figure(row.cosine, "{:.5f}"),
+            _figure(row.mean_kl, "{:.2g}"),
+            _figure(row.top1, "{:.1%}"),
+            _figure(row.accuracy, "{:.1%}"),
+            "passes" if row.passed else "fails",
+        )
+    console = stdout()
+    console.print(table)
+    console.print("* no other is better in size, times and KL together", style="dim")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

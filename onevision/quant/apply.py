@@ -164,15 +164,12 @@ def _apply(
         candidate, draft, quality = _search(walk, source, wanted)
     report = verify_draft(draft, yardstick.threads)
     reasons = (*quality.reasons, *_disproof(report))
-    if reasons:
-        complaint = f"{candidate.name} fails the quality gate: {'; '.join(reasons)}"
-        if not wanted.force:
-            raise QuantError(
-                complaint,
-                hint="nothing was written; --vision auto --backbone auto finds what passes, "
-                "--force writes it all the same",
-            )
-        steps.note(complaint)
+    if reasons and not wanted.force:
+        raise QuantError(
+            f"{candidate.name} fails the quality gate: {'; '.join(reasons)}",
+            hint="nothing was written; --vision auto --backbone auto finds what passes, "
+            "--force writes it all the same",
+        )
     gate = quality.to_dict() | {
         "thresholds": asdict(yardstick.thresholds),
         "calibration": {"pictures": trials.calibration.pictures, "source": trials.calibration.source},

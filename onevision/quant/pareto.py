@@ -5,6 +5,7 @@ In: the rows of a sweep. Out: which of them are on the Pareto front, and a PNG.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ def front(costs: Sequence[Sequence[float]]) -> list[bool]:
         not any(_beats(other, own) for at, other in enumerate(costs) if at != number)
         for number, own in enumerate(costs)
     ]
+
+
+def front_of(rows: Sequence[Row]) -> list[bool]:
+    """Which rows no other beats in divergence and all of :data:`AXES` together."""
+    costs = [
+        (inf if row.mean_kl is None else row.mean_kl, *(getattr(row, field) for field in AXES))
+        for row in rows
+    ]
+    return front(costs)
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

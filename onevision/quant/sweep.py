@@ -1,7 +1,7 @@
 """A sweep: many precisions of one model, each measured, a line of ``sweep.jsonl`` each.
 
-In: a bundle in floats, and precisions. Out: rows, written as they come. A sweep that was stopped goes on
-after the last of them.
+In: a bundle in floats, and candidates. Out: rows, written as they come, and at the end tables and a picture
+of them all. A sweep that was stopped goes on after the last row.
 """
 
 from __future__ import annotations
@@ -10,22 +10,51 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from onevision import __version__
 from onevision.errors import ExportError, InputError, UsageError
 from onevision.eval.jsonl import read_objects, to_line
-from onevision.quant.trials import Candidate
+from onevision.eval.questions import TinySuite
+from onevision.export.disk import scratch_folder, whole_file
+from onevision.quant.calibration import files_in
+from onevision.quant.pareto import plot
+from onevision.quant.requantise import check_floats, precisions_of
+from onevision.quant.speed import milliseconds_per_tile, milliseconds_per_token
+from onevision.quant.trials import Candidate, Trials, weighs
+from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from onevision.bundle import Manifest
+    from onevision.bundle import Bundle, Manifest
+    from onevision.export.build import Steps
+    from onevision.export.gguf_report import BackbonePrecision
     from onevision.quant.gates import Quality
+    from onevision.quant.requantise import EncoderPrecision
+    from onevision.quant.trials import Yardstick
 
 ROWS, TABLE, REPORT, PICTURE = "sweep.jsonl", "sweep.csv", "sweep.json", "sweep.png"
+_SCRATCH = "trial"
+#: What is compared unless something else is asked for.
+VISIONS: tuple[EncoderPrecision, ...] = ("fp32", "int8")
+BACKBONES: tuple[BackbonePrecision, ...] = ("f16", "q8_0", "q4_k_m", "iq4_nl", "q4_0")
+
+
+def candidates_of(
+    visions: Sequence[EncoderPrecision], backbones: Sequence[BackbonePrecision], *, imatrix: bool = True
+) -> list[Candidate]:
+    """All pairs; with ``imatrix``, backbones that an importance matrix changes come with and without one."""
+    return [
+        Candidate(vision, backbone, weighed)
+        for vision in dict.fromkeys(visions)
+        for backbone in dict.fromkeys(backbones)
+        for weighed in ((False, True) if imatrix and weighs(backbone) else (False,))
+    ]
 
 
 @dataclass(frozen=True)
@@ -68,10 +97,95 @@ def row_of(candidate: Candidate, quality: Quality, figures: dict[str, Any], run:
     )
 
 
-def sweep_id(manifest: Manifest, *, samples: int, questions: int, calibration: str) -> str:
+def sweep(
+    source: Bundle,
+    folder: Path,
+    candidates: Sequence[Candidate],
+    yardstick: Yardstick,
+    steps: Steps,
+    *,
+    force: bool = False,
+) -> list[Row]:
+    """Measure candidates, but for those that have a row already, and draw all rows.
+
+    Args:
+        source: A bundle in floats.
+        folder: For :data:`ROWS`, :data:`TABLE`, :data:`REPORT` and :data:`PICTURE`; made if it is not there.
+        candidates: What to measure.
+        yardstick: What to measure with.
+        steps: Told what goes on.
+        force: Begin anew if the folder has rows of another sweep.
+
+    Returns:
+        The rows of the candidates, in their order.
+
+    Raises:
+        UsageError: See :class:`SweepFile`.
+        QuantError: The source is quantised already, or cannot be.
+        OneVisionError: Something cannot be made or measured. The rows that are there stay, as after Ctrl-C.
+    """
+    check_floats(source)
+    run = sweep_id(source.manifest, yardstick)
+    file = SweepFile(folder, run, force=force)
+    for left in folder.glob(f".{_SCRATCH}.*"):  # by a sweep that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    missing = [candidate for candidate in candidates if candidate not in file.measured]
+    if len(missing) < len(candidates):
+        steps.note(f"{len(candidates) - len(missing)} of {len(candidates)} rows are there already")
+    try:
+        with (
+            scratch_folder(folder / _SCRATCH) as scratch,
+            Trials(source, scratch, yardstick, steps) as trials,
+        ):
+            for number, candidate in enumerate(missing, 1):
+                steps.note(f"{number} of {len(missing)}: {candidate.name}")
+                file.add(_measured(trials, candidate, scratch, run))
+    finally:
+        if missing and missing[-1] not in file.measured:
+            steps.note(
+                f"{len(file.rows)} rows are kept in {folder / ROWS}: the same command goes on after them"
+            )
+    rows = [file.measured[candidate] for candidate in candidates]
+    _write(rows, source, folder, run)
+    return rows
+
+
+def _measured(trials: Trials, candidate: Candidate, scratch: Path, run: str) -> Row:
+    threads = trials.yardstick.threads
+    with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as place:
+        draft = trials.make(candidate, Path(place))
+        quality = trials.measure(draft)
+        with OneVision(draft.bundle, device="cpu", threads=threads) as model:
+            figures = {
+                "bytes": draft.bundle.bytes,
+                "bits_per_weight": draft.backbone.bits_per_weight,
+                "tile_ms": milliseconds_per_tile(model),
+                "token_ms": milliseconds_per_token(model),
+            }
+    return row_of(candidate, quality, figures, run)
+
+
+def _write(rows: Sequence[Row], source: Bundle, folder: Path, run: str) -> None:
+    """Tables and picture."""
+    facts = {"bundle": source.manifest.name, "precisions": precisions_of(source), "run": run}
+    report = facts | {"rows": [asdict(row) for row in rows]}
+    texts = {TABLE: to_csv(rows), REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n"}
+    for name, text in texts.items():
+        with whole_file(folder / name, len(text)) as part:
+            part.write_text(text, encoding="utf-8")
+    with whole_file(folder / PICTURE, 0) as part:
+        plot(rows, part)
+
+
+def sweep_id(manifest: Manifest, yardstick: Yardstick) -> str:
     """Twelve hexadecimal digits of what the figures depend on besides the candidate and the machine."""
-    facts = json.dumps([__version__, manifest.to_json(), samples, questions, calibration])
-    return hashlib.sha256(facts.encode()).hexdigest()[:12]
+    questions = yardstick.questions
+    asked = questions if isinstance(questions, TinySuite) else [(each.id, each.prompt) for each in questions]
+    folder = yardstick.calibration
+    pictures = None if folder is None else [(path.name, path.stat().st_size) for path in files_in(folder)]
+    weighed = yardstick.imatrix and {name: seen.sums.sum() for name, seen in yardstick.imatrix.inputs.items()}
+    facts = (__version__, manifest.to_json(), asked, pictures, weighed, yardstick.thresholds)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 class SweepFile:
@@ -106,6 +220,11 @@ class SweepFile:
                 )
             self.rows = [row for row in self.rows if row.run == run]
         self._rewrite()
+
+    @property
+    def measured(self) -> dict[Candidate, Row]:
+        """Rows by candidate."""
+        return {row.candidate: row for row in self.rows}
 
     def add(self, row: Row) -> None:
         """Write a row, and hand it to the operating system.
