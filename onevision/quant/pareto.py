@@ -50,32 +50,44 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw divergence against each of :data:`AXES` as PNG, the front joined, what failed the gate crossed.
+    """Draw divergence, and accuracy if it was measured, against each of :data:`AXES` as PNG.
 
-    Rows whose logits are not finite have no place in it.
+    Who is on the front is joined and named, what failed the gate is crossed. Rows whose logits are not finite
+    have no place in it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [(row, max(row.mean_kl, _LEAST_KL)) for row in rows if row.mean_kl is not None]
-    figure = Figure(figsize=(5 * len(AXES), 5), layout="constrained")
+    shown = [row for row in rows if row.mean_kl is not None]
+    scored = bool(shown) and all(row.accuracy is not None for row in shown)
+    figure = Figure(figsize=(5 * len(AXES), 10 if scored else 5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (field, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True):
-        scale = 1e-6 if field == "bytes" else 1.0
-        points = [(getattr(row, field) * scale, divergence) for row, divergence in shown]
-        best = sorted(point for point, ahead in zip(points, front(points), strict=True) if ahead)
-        axes.plot(*zip(*best, strict=True), color="0.75", linewidth=1.5, zorder=1)
-        for (row, _), point in zip(shown, points, strict=True):
-            _draw(axes, row, point)
+    grid = figure.subplots(1 + scored, len(AXES), sharey="row", squeeze=False)
+    for axes, (field, label) in zip(grid[0], AXES.items(), strict=True):
+        _draw(axes, shown, field, [max(row.mean_kl or 0.0, _LEAST_KL) for row in shown])
         axes.set_yscale("log")
         axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("mean KL divergence from the float bundle")
+    for axes, (field, label) in zip(grid[-1], AXES.items() if scored else (), strict=scored):
+        _draw(axes, shown, field, [100 * (1 - (row.accuracy or 0.0)) for row in shown])
+        axes.set_xlabel(label)
+    grid[0, 0].set_ylabel("mean KL divergence from the float bundle")
+    if scored:
+        grid[1, 0].set_ylabel("wrong answers, %")
     figure.suptitle("Lower left is better. Circles pass the quality gate, crosses do not.")
     figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
 
 
-def _draw(axes: Any, row: Row, point: tuple[float, float]) -> None:  # noqa: ANN401
-    colour = "tab:green" if row.passed else "tab:red"
-    axes.scatter(*point, color=colour, marker="o" if row.passed else "x", zorder=2)
-    axes.annotate(row.name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+def _draw(axes: Any, rows: Sequence[Row], field: str, losses: Sequence[float]) -> None:  # noqa: ANN401
+    """Points of one plane, and the front among them."""
+    scale = 1e-6 if field == "bytes" else 1.0
+    points = [(getattr(row, field) * scale, loss) for row, loss in zip(rows, losses, strict=True)]
+    ahead = front(points)
+    best = sorted(point for point, is_ahead in zip(points, ahead, strict=True) if is_ahead)
+    axes.plot(*zip(*best, strict=True), color="0.75", linewidth=1.5, zorder=1)
+    for row, point, is_ahead in zip(rows, points, ahead, strict=True):
+        colour, marker = ("tab:green", "o") if row.passed else ("tab:red", "x")
+        axes.scatter(*point, color=colour, marker=marker, zorder=2)
+        if is_ahead:
+            axes.annotate(row.name, point, xytext=(5, 5), textcoords="offset points", fontsize=7)
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3)

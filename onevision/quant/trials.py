@@ -36,10 +36,9 @@ if TYPE_CHECKING:
     from onevision.quant.requantise import Draft, Encoder, EncoderPrecision
     from onevision.suite import Sample
 
-#: Questions of the tiny suite that are asked and scored, unless a limit is given.
+#: Questions of the tiny suite that are asked and scored, unless a limit is given. The answers to the first
+#: half of all questions are also followed token by token.
 QUESTIONS = 4 * len(FAMILIES)
-#: The first so many of all questions are also followed token by token.
-FOLLOWED = 2 * len(FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Trials:
             return self._kept.enter_context(
                 record_reference(
                     self.source,
-                    islice(questions, FOLLOWED),
+                    islice(questions, (len(questions) + 1) // 2),
                     questions=questions,
                     device="cpu",
                     threads=self.yardstick.threads,
