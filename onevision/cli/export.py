@@ -41,7 +41,7 @@ EXPORT_HELP = examples(
     "onevision export --size 0.5b",
     "onevision export --size 7b --variant si -o llava-7b",
     "onevision export --size 0.5b --vision auto --backbone auto -o small",
-    "onevision export --size 0.5b --vision int8 --backbone q4_0 --calibration photos/ --force",
+    "onevision export --size 0.5b --vision int8 --calibration photos/",
     "onevision export --source ./my-finetune --vision fp16 --backbone f16",
     "onevision export --source owner/name --revision main",
 )

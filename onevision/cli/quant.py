@@ -34,8 +34,8 @@ APPLY_HELP = examples(
     "Make a bundle in fewer bits of one in floats, without the checkpoint, and hold it against that one. "
     "auto tries the smallest precisions first and stops at the first that passes the quality gate.",
     "onevision quant apply bundle small",
-    "onevision quant apply bundle small --vision int8 --backbone q4_0 --calibration photos/",
-    "onevision quant apply bundle small --vision int8 --questions mine/ --json",
+    "onevision quant apply bundle small --vision int8 --calibration photos/",
+    "onevision quant apply bundle small --backbone q4_0 --questions mine/ --json",
 )
 
 IMATRIX_HELP = examples(
@@ -47,7 +47,7 @@ SWEEP_HELP = examples(
     "Measure many precisions of one bundle in floats: size, time per tile and per token, quality. Writes a "
     "table as CSV and JSON, and a picture, to a folder. A sweep that was stopped goes on where it was.",
     "onevision quant sweep bundle sweep/",
-    "onevision quant sweep bundle sweep/ --vision int8 --backbone q8_0 --backbone q4_0 --no-imatrix",
+    "onevision quant sweep bundle sweep/ --vision int8 --backbone q4_0 --limit 26",
 )
 
 Source = Annotated[
