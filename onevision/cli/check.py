@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -23,6 +23,7 @@ from onevision.cli.console import (
 )
 from onevision.errors import CheckpointError, UsageError
 from onevision.export.disk import readable
+from onevision.quality import quality_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,17 +42,6 @@ VERIFY_HELP = examples(
 INSPECT_HELP = examples("Show what a bundle is.", "onevision inspect bundle --check")
 
 DOCTOR_HELP = examples("Show what this machine can do, and what it lacks.", "onevision doctor --json")
-
-#: Of the gate in a manifest: part, figure, where its threshold or what it is compared with is, and words.
-_FIGURES = (
-    ("features", "cosine", ("thresholds", "cosine"), "cosine of the worst tile {:.5f} (at least {})"),
-    ("features", "relative_error", ("thresholds", "relative_error"), "relative error {:.2g} (at most {})"),
-    ("tokens", "mean_kl", ("thresholds", "mean_kl"), "mean KL {:.2g} (at most {})"),
-    ("tokens", "p99_kl", ("thresholds", "p99_kl"), "its 99th percentile {:.2g} (at most {})"),
-    ("tokens", "top1", ("thresholds", "top1"), "the same likeliest token {:.1%} (at least {:.0%})"),
-    ("answers", "accuracy", ("answers", "reference_accuracy"), "accuracy {:.1%} (the reference {:.1%})"),
-    ("answers", "agreement", ("answers", "n"), "the same answer {:.1%} (of {})"),
-)
 
 _LIVE_PROMPT = "What is in this picture?"
 
@@ -222,7 +212,7 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
         "video": f"{manifest.video.frames} frames, {manifest.video.pooled_side**2} tokens each",
         "prompt": f"{manifest.prompt.template} format",
         "verify": _proof(manifest.quality.get("verify")),
-        **_measured(manifest.quality),
+        **quality_facts(manifest.quality),
         "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
     }
     print_facts(facts)
@@ -236,29 +226,6 @@ def _proof(verified: object) -> str:
     if passed is None:
         return "never run"
     return "passed at export" if passed is True else "FAILED at export"
-
-
-def _measured(quality: dict[str, Any]) -> dict[str, str]:
-    """What a quantised bundle kept of the one in floats, if that was measured."""
-    gate, encoder = quality.get("gate"), quality.get("encoder")
-    facts = {}
-    if isinstance(gate, dict):
-        told = ["passed" if gate.get("passed") is True else "FAILED"]
-        for part, figure, threshold, form in _FIGURES:
-            value, limit = (_number(gate, place, key) for place, key in ((part, figure), threshold))
-            if value is not None and limit is not None:
-                told.append(form.format(value, limit))
-        facts["quality"] = f"{told[0]} against {gate.get('reference')}: {'; '.join(told[1:])}"
-    kept = encoder.get("kept") if isinstance(encoder, dict) else None
-    if isinstance(kept, dict) and kept:
-        facts["kept finer"] = ", ".join(f"{product} ({precision})" for product, precision in kept.items())
-    return facts
-
-
-def _number(data: dict[str, Any], part: str, key: str) -> float | None:
-    values = data.get(part)
-    value = values.get(key) if isinstance(values, dict) else None
-    return value if isinstance(value, (int, float)) else None
 
 
 def doctor(as_json: Json = False) -> None:

@@ -27,6 +27,7 @@ from onevision.cli.gate import (
     Questions,
     print_applied,
     summary,
+    weighed,
     yardstick,
 )
 from onevision.errors import UsageError
@@ -142,14 +143,14 @@ def export(
             "--calibration, --imatrix, --no-imatrix, --questions and --limit are for what is measured",
             hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
         )
-    measure = yardstick(calibration, imatrix, no_imatrix, questions, limit, threads)
+    wanted = Wanted(**precisions, imatrix=weighed(imatrix, no_imatrix), force=force)
+    measure = yardstick(calibration, imatrix, questions, limit, threads)
 
     fetched = hub.fetch(resolved, progress=stderr().is_terminal, notify=print_warning)
     # Imported only now: torch takes seconds, which a wrong option should not cost.
 
     steps = ConsoleSteps()
     if measured:
-        wanted = Wanted(**precisions, imatrix=not no_imatrix, force=force)
         done = export_quantised(fetched, target, ExportOptions(**names), wanted, measure, steps)
         print_applied(done, as_json=as_json)
         return

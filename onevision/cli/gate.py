@@ -30,10 +30,11 @@ ImatrixFile = Annotated[
     typer.Option(
         "--imatrix",
         metavar="FILE",
-        help="Importance matrix, of `onevision quant imatrix` or llama-imatrix.  [default: one is collected]",
+        help="Use this importance matrix, of `onevision quant imatrix` or llama-imatrix.  [default: both "
+        "none, and one that is collected, are tried]",
     ),
 ]
-NoImatrix = Annotated[bool, typer.Option("--no-imatrix", help="Round all inputs of a matrix alike.")]
+NoImatrix = Annotated[bool, typer.Option("--no-imatrix", help="Use none.")]
 Questions = Annotated[
     Path | None,
     typer.Option(
@@ -55,10 +56,20 @@ Force = Annotated[
 ]
 
 
+def weighed(imatrix: Path | None, no_imatrix: bool) -> bool | None:
+    """Whether an importance matrix is used; None: it is to be found out.
+
+    Raises:
+        UsageError: Both options are given.
+    """
+    if imatrix is not None and no_imatrix:
+        raise UsageError("--imatrix and --no-imatrix contradict each other")
+    return True if imatrix is not None else False if no_imatrix else None
+
+
 def yardstick(
     calibration: Path | None,
     imatrix: Path | None,
-    no_imatrix: bool,
     questions: Path | None,
     limit: int | None,
     threads: int | None,
@@ -66,12 +77,9 @@ def yardstick(
     """What to measure with, read and checked before any work is done.
 
     Raises:
-        UsageError: Options that contradict each other.
         InputError: Questions, or an importance matrix, that cannot be used.
         QuantError: A calibration folder with nothing in it.
     """
-    if imatrix is not None and no_imatrix:
-        raise UsageError("--imatrix and --no-imatrix contradict each other")
     from onevision.eval.questions import read_questions, tiny_suite
     from onevision.quant.calibration import files_in
     from onevision.quant.imatrix import read_imatrix

@@ -19,6 +19,7 @@ from onevision.cli.gate import (
     NoImatrix,
     Questions,
     print_applied,
+    weighed,
     yardstick,
 )
 from onevision.errors import UsageError
@@ -97,12 +98,12 @@ def apply(
     wanted = Wanted(
         one_of(vision, (*get_args(EncoderPrecision), "auto"), "--vision"),
         one_of(backbone, (*get_args(BackbonePrecision), "auto"), "--backbone"),
-        imatrix=not no_imatrix,
+        imatrix=weighed(imatrix, no_imatrix),
         force=force,
     )
     check_target(out, force=force)
     bundle = open_bundle(source)
-    measure = yardstick(calibration, imatrix, no_imatrix, questions, limit, threads)
+    measure = yardstick(calibration, imatrix, questions, limit, threads)
     done = quantise(bundle, out, wanted, measure, ConsoleSteps())
     print_applied(done, as_json=as_json)
 
@@ -144,9 +145,9 @@ def sweep(
         one_of(name, get_args(BackbonePrecision), "--backbone") for name in backbone or sweeps.BACKBONES
     ]
     bundle = open_bundle(source)
-    for candidate in (candidates := sweeps.candidates_of(visions, backbones, imatrix=not no_imatrix)):
+    for candidate in (candidates := sweeps.candidates_of(visions, backbones, weighed(imatrix, no_imatrix))):
         check_precisions(bundle, candidate.vision, candidate.backbone)
-    measure = yardstick(calibration, imatrix, no_imatrix, questions, limit, threads)
+    measure = yardstick(calibration, imatrix, questions, limit, threads)
     rows = sweeps.sweep(bundle, out, candidates, measure, ConsoleSteps(), force=force)
     if as_json:
         print_json({"folder": str(out), "rows": [asdict(row) for row in rows]})

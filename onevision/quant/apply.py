@@ -17,7 +17,7 @@ from onevision.export.checkpoint import Checkpoint
 from onevision.export.disk import readable, scratch_folder
 from onevision.quant.backbone import FLOAT_BYTES, RECIPES, predicted_bits
 from onevision.quant.requantise import check_floats, check_precisions, finish, precisions_of, verify_draft
-from onevision.quant.trials import Candidate, Trials, weighs
+from onevision.quant.trials import Candidate, Trials, with_and_without
 from onevision.verify import LOGITS_TOLERANCE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Wanted:
 
     vision: EncoderPrecision | Auto = "auto"
     backbone: BackbonePrecision | Auto = "auto"
-    imatrix: bool = True  # where it changes anything
+    imatrix: bool | None = None  # where it changes anything; None: both are tried
     force: bool = False  # replace a bundle that is there, and write one that fails its gate
 
 
@@ -172,7 +172,6 @@ def _apply(
         )
     gate = quality.to_dict() | {
         "thresholds": asdict(yardstick.thresholds),
-        "calibration": {"pictures": trials.calibration.pictures, "source": trials.calibration.source},
         "imatrix": candidate.imatrix,
     }
     bundle = finish(draft, report, gate=gate)
@@ -199,8 +198,9 @@ def _search(walk: _Walk, source: Bundle, wanted: Wanted) -> Tried:
             visions = (found[0].vision,)
     return walk.first_to_pass(
         [
-            Candidate(vision, backbone, wanted.imatrix and weighs(backbone))
+            Candidate(vision, backbone, weighed)
             for backbone in backbones
+            for weighed in with_and_without(backbone, wanted.imatrix)
             for vision in visions
         ]
     )

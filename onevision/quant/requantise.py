@@ -45,11 +45,12 @@ _FLOAT_HINT = "start from a bundle in floats: onevision export --vision fp32 --b
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A vision encoder on disk. ``quant``: of an int8 one, what was kept finer, and what it lost."""
+    """A vision encoder on disk. Of an int8 one: what was kept finer, what it lost, and on which tiles."""
 
     path: Path  # its data file beside it
     precision: EncoderPrecision
     quant: VisionQuant | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +135,13 @@ def make_encoder(
         with steps.step(f"vision encoder in {precision}") as progress:
             halve_encoder(path, folder / VISION, progress)
         return Encoder(folder / VISION, precision)
-    pixels = (calibration or calibration_tiles(source.manifest.vision)).pixel_values
-    quant = quantise_vision(path, folder / VISION, pixels, steps, thresholds=thresholds, threads=threads)
+    calibration = calibration or calibration_tiles(source.manifest.vision)
+    quant = quantise_vision(
+        path, folder / VISION, calibration.pixel_values, steps, thresholds=thresholds, threads=threads
+    )
     for upgrade in quant.kept:
         steps.note(f"kept finer: {upgrade.product} in {upgrade.precision}")
-    return Encoder(quant.path, precision, quant)
+    return Encoder(quant.path, precision, quant, calibration)
 
 
 def make_backbone(
@@ -204,9 +207,12 @@ def verify_draft(draft: Draft, threads: int | None = None) -> Report:
 
 def finish(draft: Draft, proof: Report, **measured: Mapping[str, Any]) -> Bundle:
     """Write card and manifest. ``measured``: what goes into the manifest's ``quality`` besides the proof."""
-    if quant := draft.encoder.quant:
+    quant, calibration = draft.encoder.quant, draft.encoder.calibration
+    if quant and calibration:
         measured["encoder"] = {
             "tiles": len(quant.tiles),
+            "pictures": calibration.pictures,
+            "calibration": calibration.source,
             "cosine": quant.features.cosine,
             "relative_error": quant.features.relative_error,
             "kept": {upgrade.product: upgrade.precision for upgrade in quant.kept},

@@ -25,7 +25,7 @@ from onevision.quant.calibration import files_in
 from onevision.quant.pareto import plot
 from onevision.quant.requantise import check_floats, precisions_of
 from onevision.quant.speed import milliseconds_per_tile, milliseconds_per_token
-from onevision.quant.trials import Candidate, Trials, weighs
+from onevision.quant.trials import Candidate, Trials, with_and_without
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
@@ -46,14 +46,16 @@ BACKBONES: tuple[BackbonePrecision, ...] = ("f16", "q8_0", "q4_k_m", "iq4_nl", "
 
 
 def candidates_of(
-    visions: Sequence[EncoderPrecision], backbones: Sequence[BackbonePrecision], *, imatrix: bool = True
+    visions: Sequence[EncoderPrecision],
+    backbones: Sequence[BackbonePrecision],
+    imatrix: bool | None = None,
 ) -> list[Candidate]:
-    """All pairs; with ``imatrix``, backbones that an importance matrix changes come with and without one."""
+    """All pairs, with and without an importance matrix where that changes anything, or as told."""
     return [
         Candidate(vision, backbone, weighed)
         for vision in dict.fromkeys(visions)
         for backbone in dict.fromkeys(backbones)
-        for weighed in ((False, True) if imatrix and weighs(backbone) else (False,))
+        for weighed in with_and_without(backbone, imatrix)
     ]
 
 
@@ -142,9 +144,8 @@ def sweep(
                 file.add(_measured(trials, candidate, scratch, run))
     finally:
         if missing and missing[-1] not in file.measured:
-            steps.note(
-                f"{len(file.rows)} rows are kept in {folder / ROWS}: the same command goes on after them"
-            )
+            kept = f"{len(file.rows)} of {len(candidates)} rows are kept in {folder / ROWS}"
+            steps.note(f"{kept}: the same command goes on after them")
     rows = [file.measured[candidate] for candidate in candidates]
     _write(rows, source, folder, run)
     return rows

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 #: Questions of the tiny suite that are asked and scored, unless a limit is given. The answers to the first
 #: half of all questions are also followed token by token.
 QUESTIONS = 4 * len(FAMILIES)
+#: With an importance matrix or without, the better one first: see docs/quantisation.md for what was measured.
+IMATRIX = (False, True)
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,14 @@ class Candidate:
         return f"{self.vision} + {self.backbone}{' (imatrix)' if self.imatrix else ''}"
 
 
-def weighs(backbone: BackbonePrecision) -> bool:
-    """Whether an importance matrix changes anything: llama.cpp rounds floats and q8_0 without one."""
-    return backbone not in FLOAT_BYTES and backbone != "q8_0"
+def with_and_without(backbone: BackbonePrecision, imatrix: bool | None = None) -> tuple[bool, ...]:
+    """Whether to use an importance matrix: as told, or (None) one after the other, the better one first.
+
+    llama.cpp rounds floats and q8_0 without one.
+    """
+    if backbone in FLOAT_BYTES or backbone == "q8_0":
+        return (False,)
+    return IMATRIX if imatrix is None else (imatrix,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,8 @@ def test_a_bundle_that_passes(cli: Cli, toy_bundle: Path, tmp_path: Path) -> Non
     }  # fmt: skip
     assert kept["features"]["cosine"] >= 0.999
     assert (kept["tokens"]["samples"], kept["answers"]["n"]) == (2, 4)
-    assert kept["calibration"] == {"pictures": 16, "source": "built-in pictures"}
+    assert "encoder" not in bundle.manifest.quality, "nothing was calibrated"
+    assert "mean KL" in (bundle.folder / "README.md").read_text(encoding="utf-8")
     assert "✓ vision encoder in fp16" in err
     status, out, _ = cli("inspect", "small")
     assert status == 0
@@ -209,6 +210,18 @@ def test_an_importance_matrix_of_a_file(
     assert backbones[0] == backbones[1] != backbones[2]
 
 
+def test_without_a_word_both_are_tried(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imatrix_module, "POSITIONS", 64)
+    options: dict[str, Any] = {"vision": "fp32", "backbone": "q4_0", "imatrix": None}
+    strict = Thresholds(mean_kl=0)
+    done = quantise(toy_bundle, tmp_path / "strict", thresholds=strict, force=True, **options)
+    assert (done.candidate.imatrix, [each.candidate.imatrix for each in done.rejected]) == (True, [False])
+    done = quantise(toy_bundle, tmp_path / "lax", thresholds=LAX, **options)
+    assert (done.candidate.imatrix, done.rejected) == (False, ()), "none is needed, and none is collected"
+
+
 # Calibration.
 
 
@@ -221,8 +234,8 @@ def test_one_unreadable_picture_among_good_ones(cli: Cli, toy_bundle: Path, tmp_
     assert status == 0
     assert "calibration: skipped: " in err
     assert "bad.png" in err
-    gate = open_bundle(tmp_path / "small").manifest.quality["gate"]
-    assert gate["calibration"] == {"pictures": 1, "source": "photos"}
+    encoder = open_bundle(tmp_path / "small").manifest.quality["encoder"]
+    assert (encoder["pictures"], encoder["calibration"]) == (1, "photos")
 
 
 # What is refused.
