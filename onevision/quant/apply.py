@@ -170,10 +170,7 @@ def _apply(
             hint="nothing was written; --vision auto --backbone auto finds what passes, "
             "--force writes it all the same",
         )
-    gate = quality.to_dict() | {
-        "thresholds": asdict(yardstick.thresholds),
-        "imatrix": candidate.imatrix,
-    }
+    gate = quality.to_dict() | {"thresholds": asdict(yardstick.thresholds), "imatrix": candidate.imatrix}
     bundle = finish(draft, report, gate=gate)
     rejected = tuple(each for each in walk.rejected if each.candidate != candidate)
     return Applied(bundle, candidate, draft.backbone, quality, report, rejected)
@@ -200,8 +197,8 @@ def _search(walk: _Walk, source: Bundle, wanted: Wanted) -> Tried:
         [
             Candidate(vision, backbone, weighed)
             for backbone in backbones
-            for weighed in with_and_without(backbone, wanted.imatrix)
             for vision in visions
+            for weighed in with_and_without(backbone, wanted.imatrix)
         ]
     )
 

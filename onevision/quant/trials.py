@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: half of all questions are also followed token by token.
 QUESTIONS = 4 * len(FAMILIES)
 #: With an importance matrix or without, the better one first: see docs/quantisation.md for what was measured.
-IMATRIX = (False, True)
+IMATRIX = (True, False)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def test_candidates() -> None:
     assert [each.name for each in candidates_of(["int8"], ["f16", "q8_0", "q4_0", "q4_0"])] == [
         "int8 + f16",
         "int8 + q8_0",
-        "int8 + q4_0",
         "int8 + q4_0 (imatrix)",
+        "int8 + q4_0",
     ]
     assert candidates_of(["fp32"], ["q4_0"], imatrix=False) == [Candidate("fp32", "q4_0")]
 
