@@ -371,3 +371,15 @@ def test_export_that_measures_nothing(cli: Cli, toy_checkpoint: Path) -> None:
     status, _, err = cli("export", "--source", toy_checkpoint, "--limit", 4)
     assert status == 2
     assert "are for what is measured" in err
+
+
+def test_an_interruption_leaves_nothing(
+    cli: Cli, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trials, "measure", stop)
+    status, out, err = cli("quant", "apply", toy_bundle, "new/small", "--vision", "int8", *FEW)
+    assert (status, out, err.splitlines()[-1]) == (130, "", "error: interrupted")
+    assert list(tmp_path.iterdir()) == []
