@@ -244,7 +244,7 @@ class _Walk:
             path.unlink()
         draft = self._trials.make(candidate, self._folder)
         if candidate not in self._known:
-            self._known[candidate] = self._trials.measure(draft)
+            self._known[candidate] = self._trials.measure(draft, to_the_end=False)
         quality = self._known[candidate]
         if quality.passed:
             self._steps.note(f"{candidate.name} passes, {readable(draft.bundle.bytes)}")

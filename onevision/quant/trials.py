@@ -161,8 +161,8 @@ class Trials:
         )
         return make_draft(self.source, folder, encoder, backbone)
 
-    def measure(self, draft: Draft) -> Quality:
-        """Hold a draft against the source.
+    def measure(self, draft: Draft, *, to_the_end: bool = True) -> Quality:
+        """Hold a draft against the source; see :func:`~onevision.quant.measure.measure`.
 
         Raises:
             OneVisionError: See :func:`~onevision.quant.measure.record_reference`.
@@ -173,6 +173,7 @@ class Trials:
                 draft.bundle,
                 reference,
                 self.yardstick.thresholds,
+                to_the_end=to_the_end,
                 device="cpu",
                 threads=self.yardstick.threads,
                 progress=progress,

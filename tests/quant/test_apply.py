@@ -179,8 +179,8 @@ def test_an_encoder_that_fails_is_not_tried_with_every_backbone(
 ) -> None:
     measure = Trials.measure
 
-    def worse(self: Trials, draft: Any) -> Any:
-        return replace(measure(self, draft), reasons=("the features are bad",))
+    def worse(self: Trials, draft: Any, **options: Any) -> Any:
+        return replace(measure(self, draft, **options), reasons=("the features are bad",))
 
     monkeypatch.setattr(Trials, "measure", worse)
     with pytest.raises(QuantError, match=r"int8 \+ f32 fails the quality gate: the features are bad"):
@@ -376,7 +376,7 @@ def test_export_that_measures_nothing(cli: Cli, toy_checkpoint: Path) -> None:
 def test_an_interruption_leaves_nothing(
     cli: Cli, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trials, "measure", stop)

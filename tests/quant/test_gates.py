@@ -307,6 +307,17 @@ def test_a_rounded_backbone(reference: Reference, copy: Path, toy_bundle: Path):
     assert found["q8_0"] < Thresholds().mean_kl
 
 
+def test_what_has_failed_need_not_answer(reference: Reference, copy: Path, toy_bundle: Path):
+    strict = Thresholds(mean_kl=0)
+    quantise_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES["q8_0"], threads=1)
+    replace_file(copy, BACKBONE, (copy / BACKBONE).read_bytes())
+    whole = held_against(reference, copy, thresholds=strict)
+    hasty = held_against(reference, copy, thresholds=strict, to_the_end=False)
+    assert whole.answers is not None
+    assert hasty == replace(whole, answers=None, reasons=whole.reasons[: len(hasty.reasons)])
+    assert held_against(reference, toy_bundle, to_the_end=False).answers is not None
+
+
 def test_a_rounded_encoder(reference: Reference, toy_checkpoint: Path, tmp_path: Path):
     quality = held_against(
         reference, make_bundle(toy_checkpoint, tmp_path / "bundle", vision="fp16", backbone="f32")
