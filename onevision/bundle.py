@@ -269,7 +269,7 @@ def check_target(target: Path, *, force: bool) -> None:
     if is_vacant(target):
         return
     if not force:
-        raise UsageError(f"{target} exists", hint="choose another -o/--output, or --force to replace it")
+        raise UsageError(f"{target} exists", hint="choose another folder, or --force to replace it")
     if not (target / MANIFEST).is_file():
         raise UsageError(f"{target} is not a bundle, so --force does not replace it")
 

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     #: Arguments to status, stdout, stderr.
     Cli = Callable[..., tuple[int, str, str]]
 
-COMMANDS = [str(command.name) for command in app.registered_commands]
+COMMANDS = [
+    *(str(command.name) for command in app.registered_commands),
+    *(
+        f"{group.name} {command.name}"
+        for group in app.registered_groups
+        if group.typer_instance
+        for command in group.typer_instance.registered_commands
+    ),
+]
 TOKENS = 8
 
 
@@ -65,26 +73,29 @@ def parsed(out: str) -> Any:
 
 
 def test_commands() -> None:
-    assert COMMANDS == ["export", "synth", "run", "demo", "eval", "plan", "verify", "inspect", "doctor"]
+    assert COMMANDS == [
+        "export", "synth", "run", "demo", "eval", "plan", "verify", "inspect", "doctor", "quant apply",
+        "quant imatrix", "quant sweep",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("width", [80, 120])
 def test_help(command: str, width: int, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    status, out, err = cli(command, "--help")
+    status, out, err = cli(*command.split(), "--help")
     assert (status, err) == (0, "")
     assert f"Usage: onevision {command}" in out
     assert f"Examples:\n    onevision {command}" in out
     assert "--json" in out
     assert max(map(len, out.splitlines())) <= 80
-    assert cli(command, "-h") == (0, out, "")
+    assert cli(*command.split(), "-h") == (0, out, "")
 
 
 def test_help_of_all(cli: Cli) -> None:
     status, out, err = cli("--help")
     assert (status, err) == (0, "")
-    assert all(re.search(rf"^  {command} .+\.$", out, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^  {command.split()[0]} .+\.$", out, re.MULTILINE) for command in COMMANDS)
     assert cli() == (0, out, "")
 
 
@@ -472,17 +483,17 @@ def test_verify_against_the_reference(cli: Cli, toy_bundle: Path, toy_checkpoint
 def test_export(cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = shutil.copytree(toy_checkpoint, tmp_path / "toy-hf")
     monkeypatch.chdir(here)
-    status, out, err = cli("export", "--source", ".", "--backbone", "q4_k_m", "--json")
+    status, out, err = cli("export", "--source", ".", "--backbone", "q8_0", "--json")
     done = parsed(out)
     assert status == 0
     assert done["bundle"] == "toy-bundle"
     assert done["bytes"] > 0
-    assert done["backbone"]["precision"] == "q4_k_m"
-    assert done["backbone"]["fallbacks"]  # 128 is not divisible by 256
+    assert done["backbone"]["precision"] == "q8_0"
+    assert done["backbone"]["fallbacks"] == {}
     assert done["verify"]["passed"]
     steps = [line for line in err.splitlines() if line.startswith("✓ ")]
     assert len(steps) == 4
-    assert "q4_k_m: " in err
+    assert "q8_0: " in err
     assert "\x1b" not in err
     assert parsed(cli("inspect", "toy-bundle", "--check", "--json")[1])["name"] == "toy-hf"
 

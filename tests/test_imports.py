@@ -48,7 +48,10 @@ def test_the_package_offers_what_it_lists():
         _ = onevision.TwoVision
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["export", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["run", "--help"], ["export", "--help"], ["quant", "sweep", "--help"]],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]):
     modules = modules_after(f"from onevision.cli import _run; assert _run({arguments!r}) == 0")
     assert modules & (NATIVE | EXPORT) == set()
@@ -80,6 +83,13 @@ def test_other_commands_need_nothing_of_the_export(toy_bundle: Path, photo: Path
         "plan": ("plan", photo, "-m", toy_bundle),
     }[command]
     assert modules_after(RUN, *arguments) & EXPORT == set()
+
+
+def test_quantising_a_bundle_needs_no_torch(toy_bundle: Path, tmp_path: Path):
+    words = ("--vision", "int8", "--backbone", "q4_0", "--no-imatrix", "--limit", "2", "--force")
+    modules = modules_after(RUN, "quant", "apply", toy_bundle, tmp_path / "small", *words)
+    assert modules >= {"onnx", "onnxruntime", "llama_cpp"}
+    assert modules & {"torch", "transformers", "optimum", "matplotlib"} == set()
 
 
 def test_the_default_bundle_needs_nothing_of_the_export(

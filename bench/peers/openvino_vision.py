@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack, closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,8 +77,11 @@ def main() -> None:
         }
         side = encoders["fp32"].image_size
         runs: dict[str, Encode] = {name: encoder.encode for name, encoder in encoders.items()}
-        calibration = pictures(side, CALIBRATION_TILES)
-        runs["OpenVINO int8"] = openvino_int8(arguments.fp32, calibration, arguments.threads)
+        if find_spec("openvino") and find_spec("nncf"):
+            calibration = pictures(side, CALIBRATION_TILES)
+            runs["OpenVINO int8"] = openvino_int8(arguments.fp32, calibration, arguments.threads)
+        else:
+            sys.stderr.write("without OpenVINO: pip install openvino nncf\n")
         tile = pictures(side, CALIBRATION_TILES + 1)[-1:]
         features = {name: run(tile) for name, run in runs.items()}  # and warm
         seconds: dict[str, list[float]] = {name: [] for name in runs}

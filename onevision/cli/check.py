@@ -23,6 +23,7 @@ from onevision.cli.console import (
 )
 from onevision.errors import CheckpointError, UsageError
 from onevision.export.disk import readable
+from onevision.quality import quality_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -211,6 +212,7 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
         "video": f"{manifest.video.frames} frames, {manifest.video.pooled_side**2} tokens each",
         "prompt": f"{manifest.prompt.template} format",
         "verify": _proof(manifest.quality.get("verify")),
+        **quality_facts(manifest.quality),
         "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
     }
     print_facts(facts)

@@ -18,18 +18,31 @@ from onevision.cli.console import (
     print_warning,
     stderr,
 )
+from onevision.cli.gate import (
+    Calibration,
+    Force,
+    ImatrixFile,
+    Limit,
+    NoImatrix,
+    Questions,
+    print_applied,
+    summary,
+    weighed,
+    yardstick,
+)
 from onevision.errors import UsageError
 from onevision.export import missing_packages
 
 if TYPE_CHECKING:
-    from onevision.export.build import Exported
     from onevision.export.hub import Source
 
 EXPORT_HELP = examples(
     "Turn a checkpoint into a bundle, and prove it against the reference implementation.",
     "onevision export",
     "onevision export --size 0.5b",
-    "onevision export --size 7b --variant si --backbone q4_0 -o llava-7b",
+    "onevision export --size 7b --variant si -o llava-7b",
+    "onevision export --size 0.5b --vision auto --backbone auto -o small",
+    "onevision export --size 0.5b --vision int8 --calibration photos/",
     "onevision export --source ./my-finetune --vision fp16 --backbone f16",
     "onevision export --source owner/name --revision main",
 )
@@ -84,24 +97,33 @@ def export(
         ),
     ] = None,
     vision: Annotated[
-        str, typer.Option(metavar="TYPE", help="Precision of the vision encoder: fp32 or fp16.")
+        str, typer.Option(metavar="TYPE", help="Precision of the vision encoder: fp32, fp16, int8 or auto.")
     ] = "fp32",
     backbone: Annotated[
         str,
         typer.Option(
             metavar="TYPE",
-            help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …",
+            help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …, or auto. "
+            "Whatever is coarser than q8_0, int8 and auto are held against the model in floats.",
         ),
     ] = "q8_0",
+    calibration: Calibration = None,
+    imatrix: ImatrixFile = None,
+    no_imatrix: NoImatrix = False,
+    questions: Questions = None,
+    limit: Limit = None,
     threads: Threads = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle."""
     require_export()
     from onevision.bundle import check_target
     from onevision.export import gguf_report, hub
-    from onevision.export.vision import VisionPrecision
+    from onevision.export.build import ExportOptions
+    from onevision.export.build import export as build
+    from onevision.quant.apply import Wanted, export_quantised, has_gate
+    from onevision.quant.requantise import EncoderPrecision
 
     if source is None and size is None:
         size = "tiny"
@@ -109,29 +131,34 @@ def export(
         raise UsageError("--variant belongs to a --size, not to a --source")
     resolved = hub.resolve(source, size=size, variant=variant or "ov", revision=revision)
     precisions: dict[str, Any] = {
-        "vision": one_of(vision, get_args(VisionPrecision), "--vision"),
-        "backbone": one_of(backbone, get_args(gguf_report.BackbonePrecision), "--backbone"),
+        "vision": one_of(vision, (*get_args(EncoderPrecision), "auto"), "--vision"),
+        "backbone": one_of(backbone, (*get_args(gguf_report.BackbonePrecision), "auto"), "--backbone"),
     }
     target = output or _default_target(resolved)
     check_target(target, force=force)
+    names: dict[str, Any] = {"size": size, "variant": variant or "ov" if size else None, "threads": threads}
+    measured = has_gate(vision, backbone)
+    if not measured and (calibration or imatrix or no_imatrix or questions or limit):
+        raise UsageError(
+            "--calibration, --imatrix, --no-imatrix, --questions and --limit are for what is measured",
+            hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
+        )
+    wanted = Wanted(**precisions, imatrix=weighed(imatrix, no_imatrix), force=force)
+    measure = yardstick(calibration, imatrix, questions, limit, threads)
 
     fetched = hub.fetch(resolved, progress=stderr().is_terminal, notify=print_warning)
     # Imported only now: torch takes seconds, which a wrong option should not cost.
-    from onevision.export.build import ExportOptions
-    from onevision.export.build import export as build
 
-    options = ExportOptions(
-        **precisions,
-        size=size,
-        variant=variant or "ov" if size else None,
-        threads=threads,
-        force=force,
-    )
-    done = build(fetched, target, options, ConsoleSteps())
+    steps = ConsoleSteps()
+    if measured:
+        done = export_quantised(fetched, target, ExportOptions(**names), wanted, measure, steps)
+        print_applied(done, as_json=as_json)
+        return
+    exported = build(fetched, target, ExportOptions(**precisions, **names, force=force), steps)
     if as_json:
-        print_json(_summary(done))
+        print_json(summary(exported.bundle, exported.backbone, exported.report))
     else:
-        print(f"{target}  {done.bundle.bytes / 1e6:,.0f} MB")
+        print(f"{target}  {exported.bundle.bytes / 1e6:,.0f} MB")
 
 
 def _default_target(source: Source) -> Path:
@@ -139,21 +166,6 @@ def _default_target(source: Source) -> Path:
     folder = source.folder
     name = source.repos[0].split("/")[-1] if folder is None else folder.resolve().name
     return Path(f"{name.removesuffix('-hf')}-bundle")
-
-
-def _summary(done: Exported) -> dict[str, Any]:
-    report = done.backbone
-    return {
-        "bundle": str(done.bundle.folder),
-        "bytes": done.bundle.bytes,
-        "backbone": {
-            "precision": report.precision,
-            "bits_per_weight": report.bits_per_weight,
-            "tensor_types": report.tensor_types,
-            "fallbacks": {name: list(types) for name, types in report.fallbacks.items()},
-        },
-        "verify": done.report.to_dict(),
-    }
 
 
 def _count(about: str, *, most: int | None = None) -> Any:  # noqa: ANN401

@@ -87,7 +87,7 @@ def export_backbone(
     if precision in get_args(FloatType):
         write_gguf(checkpoint, path, dtype=precision, name=name, progress=progress)  # type: ignore[arg-type]
         return report(path, RECIPES[precision])
-    dtype = _own_type(checkpoint)
+    dtype = own_type(checkpoint)
     weights = sum(prod(tensor.shape) for tensor in _plan(checkpoint, dtype))
     needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTISED_BYTES)
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
@@ -189,7 +189,7 @@ def _as_array(tensor: torch.Tensor, planned: _PlannedTensor) -> npt.NDArray[np.g
     return converted.numpy()
 
 
-def _own_type(checkpoint: Checkpoint) -> FloatType:
+def own_type(checkpoint: Checkpoint) -> FloatType:
     """The type in which the checkpoint stores its matrices."""
     types: dict[str, FloatType] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
     return types[checkpoint.dtype("model.language_model.embed_tokens.weight")]

@@ -11,16 +11,13 @@ import gc
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from onevision import __version__
 from onevision.bundle import (
     BACKBONE,
-    CARD,
     GOLDEN,
-    MANIFEST,
     NEWLINE,
     SCHEMA_VERSION,
     VISION,
@@ -35,10 +32,10 @@ from onevision.bundle import (
 )
 from onevision.errors import ExportError
 from onevision.export.backbone import export_backbone
-from onevision.export.card import model_card
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.reference import Reference, fits_in_memory, golden_cases
+from onevision.export.seal import seal, tool_versions
 from onevision.export.shape import backbone_info, video_info, vision_info
 from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
@@ -130,12 +127,8 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
         manifest = replace(manifest, files=files_of(folder.iterdir(), precisions))
         with steps.step("verifying the bundle"):
             report = _prove(Bundle(folder, manifest), options.threads)
-        quality: dict[str, Any] = {"verify": report.to_dict()}
-        manifest = replace(manifest, quality=quality)
-        (folder / CARD).write_text(model_card(manifest, backbone, report), encoding="utf-8")
-        manifest = replace(manifest, files=manifest.files | files_of([folder / CARD], {}))
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return Exported(Bundle(target, manifest), backbone, report)
+        bundle = seal(folder, manifest, backbone, report)
+    return Exported(replace(bundle, folder=target), backbone, report)
 
 
 def _write_golden(checkpoint: Checkpoint, path: Path, banned: tuple[int, ...], steps: Steps) -> None:
@@ -194,21 +187,9 @@ def _manifest(
         variant=options.variant,
         # Of a local folder only the name is kept: paths of this machine are nobody's business.
         source=SourceInfo(source.repo or source.folder.resolve().name, source.revision, config.format),
-        created_by={
-            "onevision": __version__,
-            "torch": version("torch"),
-            "onnxruntime": _onnxruntime_version(),
-            "llama_cpp": version("llama-cpp-python"),
-        },
+        created_by={"torch": version("torch"), **tool_versions()},
         vision=vision_info(config),
         backbone=backbone_info(config, backbone.bits_per_weight),
         prompt=PromptInfo("training", DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN),
         video=video_info(config),
     )
-
-
-def _onnxruntime_version() -> str:
-    """Of whichever distribution brought it (onnxruntime, onnxruntime-gpu, …)."""
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onevision.bundle import BACKBONE, VISION
+from onevision.quality import quality_facts
 
 if TYPE_CHECKING:
     from onevision.bundle import Manifest
@@ -24,6 +25,7 @@ def model_card(manifest: Manifest, backbone: BackboneReport, report: Report) -> 
         for case in report.cases
         for stage in case.stages
     ]
+    measured = "".join(f"- {name}: {text}\n" for name, text in quality_facts(manifest.quality).items())
     return f"""# {manifest.name}
 
 LLaVA-OneVision, exported by onevision {manifest.created_by["onevision"]} to run without PyTorch.
@@ -32,7 +34,7 @@ LLaVA-OneVision, exported by onevision {manifest.created_by["onevision"]} to run
 - Licence: that of the source's weights; the export adds no terms of its own
 - Vision encoder and projector: `{VISION}`, {vision.precision}, {vision.bytes / 1e6:,.0f} MB
 - Backbone: `{BACKBONE}`, {backbone.summary}
-
+{measured}
 ## Run
 
 ```

@@ -26,7 +26,7 @@ from onevision.export.disk import disk_space, scratch_folder
 from onevision.runtime.vision import INPUT, OUTPUT, VisionEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[float], None]  # fraction that is done, 0 to 1
 
-VisionPrecision = Literal["fp32", "fp16"]
+VisionPrecision = Literal["fp32", "fp16"]  # those of floats
 
 #: Largest relative error against torch in fp32. In fp16 only the stored matrices are rounded: nothing is lost
 #: of an fp16 checkpoint, little of another (7e-4 of a random fp32 tower of the published size).
@@ -88,7 +88,7 @@ def export_vision(
         with _quiet():
             model = _export_graph(encoder, checkpoint.config, part)
         with data_part.open("wb") as data:
-            writer = _WeightWriter(data, data_path.name, precision)
+            writer = WeightWriter(data, data_path.name, precision)
             _add_weights(model, checkpoint, writer, progress)
         part.write_bytes(model.SerializeToString(deterministic=True))
         relative_error, max_error = _errors(encoder, checkpoint, part)
@@ -215,11 +215,11 @@ _STORED: dict[VisionPrecision, type[np.floating[Any]]] = {"fp32": np.float32, "f
 
 
 @dataclass(frozen=True)
-class _WeightWriter:
+class WeightWriter:
     """Makes initializers: vectors go into the graph as float32, matrices to the data file."""
 
     data: BinaryIO
-    location: str
+    location: str  # name of the data file, as the graph holds it
     precision: VisionPrecision
 
     def write(self, name: str, weight: npt.NDArray[np.float32]) -> onnx.TensorProto:
@@ -254,39 +254,49 @@ class _WeightWriter:
 
 
 def _add_weights(
-    model: onnx.ModelProto, checkpoint: Checkpoint, writer: _WeightWriter, progress: Progress | None
+    model: onnx.ModelProto, checkpoint: Checkpoint, writer: WeightWriter, progress: Progress | None
 ) -> None:
     """Turn the weights from inputs into initializers, filled from the checkpoint.
 
     Linear layers multiply by the transpose of their weight: it is stored so, and the node that would
-    transpose it goes. Halved matrices are cast back by a node, which ONNX Runtime runs once, when it loads.
+    transpose it goes.
     """
-    from onnx import TensorProto, helper
-
     graph = model.graph
     names = [value.name for value in graph.input if value.name != INPUT]
     turns = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in set(names)]
     turned = {node.input[0] for node in turns}
     source = {node.output[0]: node.input[0] for node in turns}
-    casts = []
     for index, name in enumerate(names):
         weight = checkpoint.tensor(_checkpoint_name(name)).float()
-        initializer = writer.write(name, (weight.T if name in turned else weight).numpy())
-        graph.initializer.append(initializer)
-        if initializer.data_type == TensorProto.FLOAT16:
-            casts.append(
-                helper.make_node("Cast", [name], [f"{name}.fp32"], f"{name}.Cast", to=TensorProto.FLOAT)
-            )
+        graph.initializer.append(writer.write(name, (weight.T if name in turned else weight).numpy()))
         if progress:
             progress((index + 1) / len(names))
-    cast = {node.input[0]: node.output[0] for node in casts}
     nodes = [node for node in graph.node if node.output[0] not in source]
+    _rename_inputs(nodes, source)
+    del graph.node[:], graph.input[1:]
+    graph.node.extend(nodes)
+    cast_halves(graph)
+
+
+def cast_halves(graph: onnx.GraphProto) -> None:
+    """Cast matrices that are stored in fp16 back, by nodes that ONNX Runtime runs once, when it loads."""
+    from onnx import TensorProto, helper
+
+    halves = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16]
+    casts = [
+        helper.make_node("Cast", [name], [f"{name}.fp32"], f"{name}.Cast", to=TensorProto.FLOAT)
+        for name in halves
+    ]
+    nodes = list(graph.node)
+    _rename_inputs(nodes, {name: f"{name}.fp32" for name in halves})
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
+
+
+def _rename_inputs(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
     for node in nodes:
         for place, name in enumerate(node.input):
-            weight_name = source.get(name, name)
-            node.input[place] = cast.get(weight_name, weight_name)
-    del graph.node[:], graph.input[1:]
-    graph.node.extend([*casts, *nodes])
+            node.input[place] = names.get(name, name)
 
 
 # The proof.

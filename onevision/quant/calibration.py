@@ -92,8 +92,12 @@ def calibration_tiles(vision: VisionInfo, folder: Path | None = None, *, limit: 
     )
 
 
-def _of_folder(folder: Path, warnings: list[str]) -> Iterator[Image.Image]:
-    """The pictures of a folder, shuffled: neighbours are often alike."""
+def files_in(folder: Path) -> list[Path]:
+    """All files of a folder and its sub-folders, hidden ones left out.
+
+    Raises:
+        QuantError: No such folder, or nothing in it.
+    """
     if not folder.is_dir():
         raise QuantError(f"no calibration folder at {folder}", hint="name a folder with pictures")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
@@ -102,6 +106,12 @@ def _of_folder(folder: Path, warnings: list[str]) -> Iterator[Image.Image]:
             f"the calibration folder {folder} is empty",
             hint="put pictures in it, a dozen or more, of all kinds",
         )
+    return files
+
+
+def _of_folder(folder: Path, warnings: list[str]) -> Iterator[Image.Image]:
+    """The pictures of a folder, shuffled: neighbours are often alike."""
+    files = files_in(folder)
     Random(0).shuffle(files)  # noqa: S311  # the same order each time
     for path in files:
         try:

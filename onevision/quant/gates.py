@@ -227,7 +227,7 @@ def _tokens_fail(thresholds: Thresholds, seen: TokenQuality) -> Iterator[str]:
     if seen.p99_kl > thresholds.p99_kl:
         yield f"99th percentile of the KL divergence {seen.p99_kl:.3g}, above {thresholds.p99_kl}"
     if seen.top1 < thresholds.top1:
-        yield f"the likeliest token is the same at {seen.top1:.1%} of positions, below {thresholds.top1:.0%}"
+        yield f"the likeliest token is the same at {seen.top1:.2%} of positions, below {thresholds.top1:.0%}"
 
 
 def _answers_fail(thresholds: Thresholds, seen: AnswerQuality) -> Iterator[str]:

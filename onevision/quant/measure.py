@@ -127,29 +127,33 @@ def measure(
     reference: Reference,
     thresholds: Thresholds | None = None,
     *,
+    to_the_end: bool = True,
     device: Device = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Hold a candidate against the reference: image features, next tokens, and answers if there are any.
 
-    What a broken bundle refuses to compute is a reason not to pass, and no exception.
+    What a broken bundle refuses to compute is a reason not to pass, and no exception. Unless ``to_the_end``,
+    a bundle that has failed already is not asked for answers.
 
     Raises:
         UsageError: The bundle is of another model.
         BundleError: It cannot be loaded.
     """
+    limits = thresholds or Thresholds()
     step = _steps(progress, len(reference.answers) + len(reference.questions))
     with OneVision(bundle, device=device, threads=threads) as model:
         try:
             features, tokens = measure_tokens(model, reference, step)
-            broken = tokens.mean_kl is None
-            answers = None if broken or not reference.records else measure_answers(model, reference, step)
+            quality = judge(limits, reference.precision, features=features, tokens=tokens)
+            done = tokens.mean_kl is None or not (quality.passed or to_the_end)
+            if done or not reference.records:
+                return quality
+            answers = measure_answers(model, reference, step)
         except GenerationError as error:
             return Quality(reference.precision, None, None, None, (error.message,))
-    return judge(
-        thresholds or Thresholds(), reference.precision, features=features, tokens=tokens, answers=answers
-    )
+    return judge(limits, reference.precision, features=features, tokens=tokens, answers=answers)
 
 
 def measure_tokens(

@@ -363,7 +363,7 @@ def test_features_that_differ_are_refused(case: Case, target: Path, monkeypatch:
 def test_weights_of_another_layer_are_noticed(
     case: Case, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = vision._WeightWriter.write
+    write = vision.WeightWriter.write
     held: list[Any] = []
 
     def mixed_up(self: Any, name: str, weight: Any) -> Any:
@@ -371,7 +371,7 @@ def test_weights_of_another_layer_are_noticed(
             held.append(weight)
         return write(self, name, held[0] if name.endswith("layers.1.mlp.fc1.weight") else weight)
 
-    monkeypatch.setattr(vision._WeightWriter, "write", mixed_up)
+    monkeypatch.setattr(vision.WeightWriter, "write", mixed_up)
     with pytest.raises(ExportError, match="not what torch computes"):
         export_vision(case.checkpoint, target)
     assert held

@@ -175,7 +175,7 @@ GOOD_TOKENS = TokenQuality(9, 200, 0.001, 0.01, 0.99)
         ({"mean_kl": 0.021}, "mean KL divergence 0.021, above 0.02"),
         ({"p99_kl": 0.21}, "99th percentile of the KL divergence 0.21, above 0.2"),
         ({"top1": 0.97}, None),
-        ({"top1": 0.969}, "the likeliest token is the same at 96.9% of positions, below 97%"),
+        ({"top1": 0.969}, "the likeliest token is the same at 96.90% of positions, below 97%"),
     ],
 )
 def test_tokens_are_judged(figures: dict[str, float], reason: str | None):
@@ -226,7 +226,7 @@ def test_what_goes_into_a_manifest():
     quality = judge(Thresholds(), "fp32 + f32", tokens=replace(GOOD_TOKENS, top1=0.9), answers=answers)
     data = json.loads(json.dumps(quality.to_dict(), allow_nan=False))
     assert (data["passed"], data["reference"], "features" in data) == (False, "fp32 + f32", False)
-    assert data["reasons"] == ["the likeliest token is the same at 90.0% of positions, below 97%"]
+    assert data["reasons"] == ["the likeliest token is the same at 90.00% of positions, below 97%"]
     assert data["tokens"]["p99_kl"] == 0.01
     assert data["answers"]["families"] == {"colour": {"n": 9, "difference": 0.0}}
 
@@ -305,6 +305,17 @@ def test_a_rounded_backbone(reference: Reference, copy: Path, toy_bundle: Path):
         found[recipe] = held_against(reference, copy).tokens.mean_kl
     assert 0 < found["f16"] < found["q8_0"] < found["q4_0-pure"]
     assert found["q8_0"] < Thresholds().mean_kl
+
+
+def test_what_has_failed_need_not_answer(reference: Reference, copy: Path, toy_bundle: Path):
+    strict = Thresholds(mean_kl=0)
+    quantise_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES["q8_0"], threads=1)
+    replace_file(copy, BACKBONE, (copy / BACKBONE).read_bytes())
+    whole = held_against(reference, copy, thresholds=strict)
+    hasty = held_against(reference, copy, thresholds=strict, to_the_end=False)
+    assert whole.answers is not None
+    assert hasty == replace(whole, answers=None, reasons=whole.reasons[: len(hasty.reasons)])
+    assert held_against(reference, toy_bundle, to_the_end=False).answers is not None
 
 
 def test_a_rounded_encoder(reference: Reference, toy_checkpoint: Path, tmp_path: Path):
