@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from onevision.suite import FAMILIES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,8 +33,9 @@ class Tally:
                 self.right[family].append(right)
 
     def accuracy(self) -> float:
-        """Mean over the families; captions do not count."""
-        shares = [sum(right) / len(right) for family, right in self.right.items() if family != "caption"]
+        """Mean over the suite's families: captions and lessons do not count, unless there is nothing else."""
+        asked = {family: right for family, right in self.right.items() if family in FAMILIES} or self.right
+        shares = [sum(right) / len(right) for right in asked.values()]
         return sum(shares) / len(shares) if shares else 0.0
 
     def loss(self) -> float:

@@ -15,7 +15,8 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from onevision.suite import FAMILIES, build_scene
-from recipes.tiny.data import Encoder, collate, turns_of
+from recipes.tiny.brief import brief_pairs
+from recipes.tiny.data import MOST_QUESTIONS, Encoder, collate, turns_of
 from recipes.tiny.lookup import lookup
 from recipes.tiny.tiles import LabelledTiles, labelled_tiles
 
@@ -58,7 +59,8 @@ class Stage:
     rates: dict[Part, float]
     scenes: dict[str, float]  # kinds, LOOKUP among them, with their weights; none: labelled tiles
     caption: bool = False
-    questions: bool = True
+    questions: int = MOST_QUESTIONS  # of a scene, at most
+    brief: int = 0  # brief lessons of a scene, at most
     told: bool = False  # captions instead of pictures
     batch: int = 16  # scenes of a step, or canvases of labelled tiles
 
@@ -82,15 +84,17 @@ STAGES: tuple[Stage, ...] = (
         told=True,
     ),
     Stage("0-projector", 0.02, {"projector": 4e-3, "head": 1e-3}, {}, batch=4),
-    Stage("1", 0.01, {"projector": 4e-3}, _SINGLE, caption=True, questions=False),
-    Stage("1.5", 0.23, _full(2e-3), _PLAIN | {"text": 0.5}, caption=True),
-    Stage("2-si", 0.24, _full(1.2e-3), _SINGLE | _TEXT),
+    Stage("1", 0.01, {"projector": 4e-3}, _SINGLE, caption=True, questions=0),
+    Stage("1.5", 0.23, _full(2e-3), _PLAIN | {"text": 0.5}, caption=True, questions=3, brief=8),
+    Stage("2-si", 0.24, _full(1.2e-3), _SINGLE | _TEXT, questions=4, brief=6),
     # The paper's pie of the last stage: 31 % single image, 43 % several, 26 % video.
     Stage(
         "2-ov",
         0.36,
         _full(1e-3),
         _weighted(_SINGLE | _TEXT, 0.31) | _weighted(_SEVERAL, 0.43) | _weighted(_VIDEO, 0.26),
+        questions=4,
+        brief=4,
     ),
 )
 
@@ -115,7 +119,15 @@ def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batc
             rows.append(encoder.text_row(text, LOOKUP, found))
             continue
         scene = build_scene(name, "train", seed, number + at)
-        turns = turns_of(scene, random, caption=stage.caption, questions=stage.questions, told=stage.told)
+        brief = brief_pairs(name, scene, random, stage.brief)
+        turns = turns_of(
+            scene,
+            random,
+            caption=stage.caption,
+            questions=stage.questions,
+            brief=brief,
+            told=stage.told,
+        )
         rows.append(encoder.row(scene, turns, blind=stage.told))
     return _micro_batches(rows)
 
@@ -127,7 +139,7 @@ def held_out_batches(encoder: Encoder) -> list[Batch]:
         rows = []
         for number in range(HELD_OUT_SCENES):
             scene, random = build_scene(name, "test", 0, number), Random(f"held out {name} {number}")  # noqa: S311
-            rows.append(encoder.row(scene, turns_of(scene, random, caption=False, questions=True)))
+            rows.append(encoder.row(scene, turns_of(scene, random, caption=False)))
         batches.append(collate(rows, length_step=LENGTH_STEP, tile_step=TILE_STEP))
     return batches
 
