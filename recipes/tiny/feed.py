@@ -40,7 +40,7 @@ class Feed:
             ProcessPoolExecutor(workers, get_context("spawn"), _start, (tokenizer,)) if workers else None
         )
 
-    def steps(self, stage: Stage, start: int) -> Iterator[list[Batch] | list[LabelledTiles]]:
+    def steps(self, stage: Stage, start: int) -> Iterator[list[Batch | LabelledTiles]]:
         """The steps of a stage from ``start`` on, without end."""
         if self._pool is None:
             yield from (make_step(self.encoder, stage, self._seed, step) for step in count(start))
@@ -72,5 +72,5 @@ def _start(tokenizer: Path) -> None:
     _encoders.append(_load(tokenizer))
 
 
-def _make(stage: int, seed: int, step: int) -> list[Batch] | list[LabelledTiles]:
+def _make(stage: int, seed: int, step: int) -> list[Batch | LabelledTiles]:
     return make_step(_encoders[0], STAGES[stage], seed, step)

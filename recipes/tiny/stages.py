@@ -63,31 +63,21 @@ class Stage:
     brief: int = 0  # brief lessons of a scene, at most
     told: bool = False  # captions instead of pictures
     batch: int = 16  # scenes of a step, or canvases of labelled tiles
+    tiles: int = 0  # canvases of labelled tiles besides the scenes
 
 
 _LM = 2.5e-3
 
 
 def _full(language: float) -> dict[Part, float]:
-    return {"tower": language / 5, "projector": language, "language": language}
+    return {"tower": language / 2, "projector": language, "language": language, "head": 1e-3}
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("0-tower", 0.07, {"tower": 2.5e-3, "head": 1e-3}, {}, batch=4),
-    Stage("0-lookup", 0.03, {"language": _LM}, {LOOKUP: 1.0}, batch=32),
-    Stage(
-        "0-language",
-        0.04,
-        {"language": _LM},
-        _SINGLE | _TEXT | _SEVERAL | _VIDEO | {LOOKUP: 6.0},
-        caption=True,
-        told=True,
-    ),
+    Stage("0-tower", 0.22, {"tower": 2.5e-3, "head": 1e-3}, {}, batch=8),
     Stage("0-projector", 0.02, {"projector": 4e-3, "head": 1e-3}, {}, batch=4),
-    Stage("1", 0.01, {"projector": 4e-3}, _SINGLE, caption=True, questions=0),
-    Stage("1.5", 0.23, _full(2e-3), _PLAIN | {"text": 0.5}, caption=True, questions=3, brief=8),
-    Stage("2-si", 0.24, _full(1.2e-3), _SINGLE | _TEXT, questions=4, brief=6),
-    # The paper's pie of the last stage: 31 % single image, 43 % several, 26 % video.
+    Stage("1.5", 0.18, _full(2e-3), _PLAIN | {"text": 0.5}, caption=True, questions=3, brief=8, tiles=2),
+    Stage("2-si", 0.22, _full(1.2e-3), _SINGLE | _TEXT, questions=4, brief=6, tiles=2),
     Stage(
         "2-ov",
         0.36,
@@ -95,6 +85,7 @@ STAGES: tuple[Stage, ...] = (
         _weighted(_SINGLE | _TEXT, 0.31) | _weighted(_SEVERAL, 0.43) | _weighted(_VIDEO, 0.26),
         questions=4,
         brief=4,
+        tiles=2,
     ),
 )
 
@@ -104,7 +95,7 @@ MICRO_BATCHES = 4  # a step's rows are sorted by length and cut into so many, so
 LENGTH_STEP, TILE_STEP = 32, 4
 
 
-def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batch] | list[LabelledTiles]:
+def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batch | LabelledTiles]:
     """The data of one step, in parts of equal weight. The same arguments give the same data."""
     number = STAGES.index(stage) * 10**9 + step * stage.batch
     if not stage.scenes:
@@ -129,7 +120,8 @@ def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batc
             told=stage.told,
         )
         rows.append(encoder.row(scene, turns, blind=stage.told))
-    return _micro_batches(rows)
+    besides = [labelled_tiles(seed, number, stage.tiles)] if stage.tiles else []
+    return [*_micro_batches(rows), *besides]
 
 
 def held_out_batches(encoder: Encoder) -> list[Batch]:

@@ -181,7 +181,7 @@ class Trainer:
 
     def _lesson(self, stage: Stage, part: Batch | LabelledTiles) -> Learned:
         if isinstance(part, LabelledTiles):
-            lesson = self._head.tower_loss if "tower" in stage.rates else self._head.word_loss
+            lesson = self._head.word_loss if "projector" in stage.rates else self._head.tower_loss
             return lesson(self.model, part)
         return learn(self.model, part)
 
