@@ -29,7 +29,7 @@ from recipes.tiny.forward import LabelHead, answer, embeddings, features, hidden
 from recipes.tiny.lookup import lookup
 from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
 from recipes.tiny.optimiser import MasterOptimiser
-from recipes.tiny.stages import STAGES, make_step
+from recipes.tiny.stages import STAGES, StepSize, make_step
 from recipes.tiny.tiles import LABELS, SIDES, labelled_tiles
 from recipes.tiny.tokenizer import label_tokens, load_tokenizer, train_tokenizer
 from recipes.tiny.train import BySteps, ByTime, Trainer, learning_rate
@@ -188,7 +188,7 @@ def test_only_answers_are_learned(encoder):
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_data_of_a_step_comes_from_its_number(encoder, stage):
-    first, again, next_ = (make_step(encoder, stage, 1, step)[0] for step in (4, 4, 5))
+    first, again, next_ = (make_step(encoder, stage, 1, step, StepSize())[0] for step in (4, 4, 5))
     for name in ("tiles", "ids") if stage.scenes else ("tiles",):
         assert np.array_equal(getattr(first, name), getattr(again, name))
     told = "ids" if stage.scenes else "tiles"
@@ -417,7 +417,7 @@ def test_loss_falls(vocabulary, encoder):
     model = build_model(vocabulary, seed=1).train()
     masters = {name: value.detach().clone() for name, value in model.named_parameters()}
     model.to(torch.bfloat16)
-    data = make_step(encoder, STAGES[6], 1, 0)
+    *data, _labelled = make_step(encoder, STAGES[6], 1, 0, StepSize())
     losses = []
     with ThreadPoolExecutor(1) as threads:
         optimiser = MasterOptimiser({"language": dict(model.named_parameters())}, masters, threads)
