@@ -115,6 +115,11 @@ class StepSize:
     times: int = 1  # as much data as the stage says
     parts: int = 4  # rows are sorted by length and cut into so many, so that little is padding
 
+    def rates(self, stage: Stage) -> dict[Part, float]:
+        """The stage's peak rates. Where all parts learn, larger steps allow higher ones."""
+        scale = self.times**0.25 if {"tower", "language"} <= stage.rates.keys() else 1.0
+        return {part: rate * scale for part, rate in stage.rates.items()}
+
 
 def make_step(
     encoder: Encoder, stage: Stage, seed: int, step: int, size: StepSize

@@ -127,8 +127,8 @@ class Trainer:
         if (out / "state.pt").is_file():
             log_size = self._resume(torch.load(out / "state.pt", weights_only=True, map_location=device))
         self._log = Log(out / "log.csv", log_size)
-        size = StepSize(times, parts=2) if on_gpu else StepSize(times)
-        self._feed = Feed(out / "tokenizer.json", seed, workers, size)
+        self._size = StepSize(times, parts=2) if on_gpu else StepSize(times)
+        self._feed = Feed(out / "tokenizer.json", seed, workers, self._size)
         threads = 1 if on_gpu else os.cpu_count()
         self._threads = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
         self._held_out = held_out_batches(self._feed.encoder)
@@ -151,7 +151,7 @@ class Trainer:
         if self._moments is not None:
             optimiser.load_state_dict(self._moments)
             self._moments = None
-        tally = Tally()
+        tally, rates = Tally(), self._size.rates(stage)
         saved, evaluated = self._now(), None
         for data in self._feed.steps(stage, self._step):
             progress = self._schedule.progress(stage, self._step, self._now())
@@ -165,7 +165,7 @@ class Trainer:
                 self._save(optimiser)
                 return False
             self._learn(stage, data, tally)
-            optimiser.step({part: rate * learning_rate(progress) for part, rate in stage.rates.items()})
+            optimiser.step({part: rate * learning_rate(progress) for part, rate in rates.items()})
             self._step += 1
             self._left = None if self._left is None else self._left - 1
             if self._step % REPORT_STEPS == 0:
