@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CAPTION_PROMPT = "Describe what is shown."
 CAPTION = "caption"  # the family of such a turn
+BRIEF = "brief"  # the family of a brief lesson
 MOST_QUESTIONS = 5  # of one scene
 TAPS = 4  # features that a bilinear resample mixes at most
 IGNORED = -100  # label of a position that is not learned
@@ -85,7 +86,13 @@ class Batch:
 
 
 def turns_of(
-    scene: Scene, random: Random, *, caption: bool, questions: bool, told: bool = False
+    scene: Scene,
+    random: Random,
+    *,
+    caption: bool,
+    questions: int = MOST_QUESTIONS,
+    brief: Sequence[tuple[str, str]] = (),
+    told: bool = False,
 ) -> list[Turn]:
     """What is asked about a scene in training.
 
@@ -93,15 +100,15 @@ def turns_of(
         scene: The scene.
         random: Draws questions and forms.
         caption: Ask for the caption.
-        questions: Ask some of its questions.
+        questions: Ask so many of its questions at most.
+        brief: Brief lessons besides, see :mod:`recipes.tiny.brief`.
         told: Begin each prompt with the caption, for a language model that cannot see yet.
     """
     turns = [Turn(CAPTION, CAPTION_PROMPT, scene.caption)] if caption and scene.caption else []
-    if questions:
-        asked = random.sample(scene.questions, min(MOST_QUESTIONS, len(scene.questions)))
-        for question in asked:
-            posed = pose(question, random)
-            turns.append(Turn(question.family, posed.prompt, posed.answers[0]))
+    for question in random.sample(scene.questions, min(questions, len(scene.questions))):
+        posed = pose(question, random)
+        turns.append(Turn(question.family, posed.prompt, posed.answers[0]))
+    turns += [Turn(BRIEF, key, value) for key, value in brief]
     if told and scene.caption:
         return [Turn(turn.family, f"{scene.caption}\n{turn.prompt}", turn.answer) for turn in turns]
     return turns

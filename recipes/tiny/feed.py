@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from recipes.tiny.data import Batch
-    from recipes.tiny.stages import Stage
+    from recipes.tiny.stages import Stage, StepSize
     from recipes.tiny.tiles import LabelledTiles
 
-AHEAD = 8  # steps
+AHEAD = 8  # steps, at least
 
 _encoders: list[Encoder] = []  # of a worker
 
@@ -31,26 +31,29 @@ class Feed:
         tokenizer: The ``tokenizer.json``.
         seed: Of the data.
         workers: Processes; 0 makes the data where it is used.
+        size: Of a step.
     """
 
-    def __init__(self, tokenizer: Path, seed: int, workers: int) -> None:
-        self._seed = seed
+    def __init__(self, tokenizer: Path, seed: int, workers: int, size: StepSize) -> None:
+        self._seed, self._size = seed, size
+        self._ahead = max(AHEAD, 2 * workers)
         self.encoder = _load(tokenizer)
         self._pool = (
             ProcessPoolExecutor(workers, get_context("spawn"), _start, (tokenizer,)) if workers else None
         )
 
-    def steps(self, stage: Stage, start: int) -> Iterator[list[Batch] | list[LabelledTiles]]:
+    def steps(self, stage: Stage, start: int) -> Iterator[list[Batch | LabelledTiles]]:
         """The steps of a stage from ``start`` on, without end."""
         if self._pool is None:
-            yield from (make_step(self.encoder, stage, self._seed, step) for step in count(start))
+            yield from (make_step(self.encoder, stage, self._seed, step, self._size) for step in count(start))
             return
         index = STAGES.index(stage)
-        ahead = deque(self._pool.submit(_make, index, self._seed, start + step) for step in range(AHEAD))
+        first = range(start, start + self._ahead)
+        ahead = deque(self._pool.submit(_make, index, self._seed, step, self._size) for step in first)
         try:
-            for step in count(start + AHEAD):
+            for step in count(first.stop):
                 done = ahead.popleft().result()
-                ahead.append(self._pool.submit(_make, index, self._seed, step))
+                ahead.append(self._pool.submit(_make, index, self._seed, step, self._size))
                 yield done
         finally:
             for future in ahead:
@@ -72,5 +75,5 @@ def _start(tokenizer: Path) -> None:
     _encoders.append(_load(tokenizer))
 
 
-def _make(stage: int, seed: int, step: int) -> list[Batch] | list[LabelledTiles]:
-    return make_step(_encoders[0], STAGES[stage], seed, step)
+def _make(stage: int, seed: int, step: int, size: StepSize) -> list[Batch | LabelledTiles]:
+    return make_step(_encoders[0], STAGES[stage], seed, step, size)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from onevision.suite import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,25 +21,39 @@ FIELDS = ("stage", "step", "seconds", "kind", "family", "loss", "accuracy", "n")
 class Tally:
     """Losses and right answers by family since the last report."""
 
-    losses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    _learned: list[Learned] = field(default_factory=list)
 
     def add(self, learned: Learned) -> None:
-        """Count a batch."""
-        for family, loss in zip(learned.families, learned.losses.tolist(), strict=True):
-            self.losses[family].append(loss)
-        if learned.right is not None:
-            for family, right in zip(learned.families, learned.right.tolist(), strict=True):
-                self.right[family].append(right)
+        """Count a batch. Its numbers are read when they are asked for: a GPU is not waited for."""
+        self._learned.append(replace(learned, loss=learned.loss.detach()))
+
+    def losses(self) -> dict[str, list[float]]:
+        """The loss of each question, by family."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for learned in self._learned:
+            for family, loss in zip(learned.families, learned.losses.tolist(), strict=True):
+                found[family].append(loss)
+        return found
+
+    def right(self) -> dict[str, list[bool]]:
+        """Whether each question was answered right, by family; families without answers are left out."""
+        found: dict[str, list[bool]] = defaultdict(list)
+        for learned in self._learned:
+            if learned.right is not None:
+                for family, right in zip(learned.families, learned.right.tolist(), strict=True):
+                    found[family].append(right)
+        return found
 
     def accuracy(self) -> float:
-        """Mean over the families; captions do not count."""
-        shares = [sum(right) / len(right) for family, right in self.right.items() if family != "caption"]
+        """Mean over the suite's families: captions and lessons do not count, unless there is nothing else."""
+        every = self.right()
+        asked = {family: right for family, right in every.items() if family in FAMILIES} or every
+        shares = [sum(right) / len(right) for right in asked.values()]
         return sum(shares) / len(shares) if shares else 0.0
 
     def loss(self) -> float:
         """Mean over all questions."""
-        every = [loss for losses in self.losses.values() for loss in losses]
+        every = [loss for losses in self.losses().values() for loss in losses]
         return sum(every) / len(every) if every else 0.0
 
 
@@ -59,8 +75,9 @@ class Log:
     def write(self, stage: str, step: int, seconds: float, kind: str, tally: Tally) -> None:
         """One line per family; ``kind`` is ``train`` or ``held-out``."""
         lines: list[tuple[object, ...]] = []
-        for family, losses in sorted(tally.losses.items()):
-            right = tally.right.get(family, [])
+        answers = tally.right()
+        for family, losses in sorted(tally.losses().items()):
+            right = answers.get(family, [])
             accuracy = f"{sum(right) / len(right):.4f}" if right else ""
             mean = sum(losses) / len(losses)
             lines.append((stage, step, f"{seconds:.0f}", kind, family, f"{mean:.4f}", accuracy, len(losses)))

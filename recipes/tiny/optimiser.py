@@ -64,13 +64,13 @@ class MasterOptimiser:
         if others:
             self._optimisers.append(torch.optim.AdamW(others, betas=BETAS, fused=True))
 
-    def step(self, rates: Mapping[Part, float]) -> float:
-        """Take a step at these learning rates, clear the gradients, and return the gradient's norm."""
+    def step(self, rates: Mapping[Part, float]) -> None:
+        """Take a step at these learning rates, and clear the gradients."""
         for name, parameter in self._named.items():
             grad = parameter.grad
             self.masters[name].grad = None if grad is None else grad.float()
             parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), CLIP)
+        torch.nn.utils.clip_grad_norm_(self.masters.values(), CLIP)
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rates[group["part"]]
@@ -78,7 +78,6 @@ class MasterOptimiser:
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(self.masters[name])
-        return float(norm)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The moments."""

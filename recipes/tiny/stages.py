@@ -15,7 +15,8 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from onevision.suite import FAMILIES, build_scene
-from recipes.tiny.data import Encoder, collate, turns_of
+from recipes.tiny.brief import brief_pairs
+from recipes.tiny.data import MOST_QUESTIONS, Encoder, collate, turns_of
 from recipes.tiny.lookup import lookup
 from recipes.tiny.tiles import LabelledTiles, labelled_tiles
 
@@ -58,56 +59,79 @@ class Stage:
     rates: dict[Part, float]
     scenes: dict[str, float]  # kinds, LOOKUP among them, with their weights; none: labelled tiles
     caption: bool = False
-    questions: bool = True
+    questions: int = MOST_QUESTIONS  # of a scene, at most
+    brief: int = 0  # brief lessons of a scene, at most
     told: bool = False  # captions instead of pictures
     batch: int = 16  # scenes of a step, or canvases of labelled tiles
+    tiles: int = 0  # canvases of labelled tiles besides the scenes
 
 
 _LM = 2.5e-3
 
 
 def _full(language: float) -> dict[Part, float]:
-    return {"tower": language / 5, "projector": language, "language": language}
+    return {"tower": language / 5, "projector": language, "language": language, "head": 1e-3}
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("0-tower", 0.07, {"tower": 2.5e-3, "head": 1e-3}, {}, batch=4),
-    Stage("0-lookup", 0.03, {"language": _LM}, {LOOKUP: 1.0}, batch=32),
+    Stage("0-tower", 0.18, {"tower": 2.5e-3, "head": 1e-3}, {}, batch=8),
+    Stage("0-lookup", 0.025, {"language": _LM}, {LOOKUP: 1.0}, batch=32),
     Stage(
         "0-language",
-        0.04,
+        0.035,
         {"language": _LM},
         _SINGLE | _TEXT | _SEVERAL | _VIDEO | {LOOKUP: 6.0},
         caption=True,
         told=True,
     ),
-    Stage("0-projector", 0.02, {"projector": 4e-3, "head": 1e-3}, {}, batch=4),
-    Stage("1", 0.01, {"projector": 4e-3}, _SINGLE, caption=True, questions=False),
-    Stage("1.5", 0.23, _full(2e-3), _PLAIN | {"text": 0.5}, caption=True),
-    Stage("2-si", 0.24, _full(1.2e-3), _SINGLE | _TEXT),
+    Stage("0-projector", 0.015, {"projector": 4e-3, "head": 1e-3}, {}, batch=4),
+    Stage("1", 0.01, {"projector": 4e-3}, _SINGLE, caption=True, questions=0),
+    Stage("1.5", 0.165, _full(2e-3), _PLAIN | {"text": 0.5}, caption=True, questions=3, brief=8, tiles=2),
+    Stage("2-si", 0.22, _full(1.2e-3), _SINGLE | _TEXT, questions=4, brief=6, tiles=2),
     # The paper's pie of the last stage: 31 % single image, 43 % several, 26 % video.
     Stage(
         "2-ov",
-        0.36,
+        0.35,
         _full(1e-3),
         _weighted(_SINGLE | _TEXT, 0.31) | _weighted(_SEVERAL, 0.43) | _weighted(_VIDEO, 0.26),
+        questions=4,
+        brief=4,
+        tiles=2,
     ),
 )
 
 HELD_OUT_SCENES = 12  # of each kind
-MICRO_BATCHES = 4  # a step's rows are sorted by length and cut into so many, so that little is padding
 # Few different shapes: oneDNN makes a kernel for each, and remembers about a thousand.
 LENGTH_STEP, TILE_STEP = 32, 4
 
 
-def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batch] | list[LabelledTiles]:
+@dataclass(frozen=True)
+class StepSize:
+    """How large a step is.
+
+    A few small micro-batches suit the cores of a CPU, two large ones a GPU.
+    """
+
+    times: int = 1  # as much data as the stage says
+    parts: int = 4  # rows are sorted by length and cut into so many, so that little is padding
+
+    def rates(self, stage: Stage) -> dict[Part, float]:
+        """The stage's peak rates. Where all parts learn, larger steps allow higher ones."""
+        scale = self.times**0.25 if {"tower", "language"} <= stage.rates.keys() else 1.0
+        return {part: rate * scale for part, rate in stage.rates.items()}
+
+
+def make_step(
+    encoder: Encoder, stage: Stage, seed: int, step: int, size: StepSize
+) -> list[Batch | LabelledTiles]:
     """The data of one step, in parts of equal weight. The same arguments give the same data."""
-    number = STAGES.index(stage) * 10**9 + step * stage.batch
+    batch = stage.batch * size.times
+    number = STAGES.index(stage) * 10**9 + step * batch
     if not stage.scenes:
-        half = stage.batch // 2
+        half = batch // 2
         return [labelled_tiles(seed, number + at, half) for at in (0, half)]
     rows = []
-    for at in range(stage.batch):
+    for at in range(batch):
         random = Random(f"step {seed} {number + at}")  # noqa: S311
         name = random.choices(list(stage.scenes), list(stage.scenes.values()))[0]
         if name == LOOKUP:
@@ -115,9 +139,18 @@ def make_step(encoder: Encoder, stage: Stage, seed: int, step: int) -> list[Batc
             rows.append(encoder.text_row(text, LOOKUP, found))
             continue
         scene = build_scene(name, "train", seed, number + at)
-        turns = turns_of(scene, random, caption=stage.caption, questions=stage.questions, told=stage.told)
+        brief = brief_pairs(name, scene, random, stage.brief)
+        turns = turns_of(
+            scene,
+            random,
+            caption=stage.caption,
+            questions=stage.questions,
+            brief=brief,
+            told=stage.told,
+        )
         rows.append(encoder.row(scene, turns, blind=stage.told))
-    return _micro_batches(rows)
+    besides = [labelled_tiles(seed, number, stage.tiles * size.times)] if stage.tiles else []
+    return [*_micro_batches(rows, size.parts), *besides]
 
 
 def held_out_batches(encoder: Encoder) -> list[Batch]:
@@ -127,13 +160,13 @@ def held_out_batches(encoder: Encoder) -> list[Batch]:
         rows = []
         for number in range(HELD_OUT_SCENES):
             scene, random = build_scene(name, "test", 0, number), Random(f"held out {name} {number}")  # noqa: S311
-            rows.append(encoder.row(scene, turns_of(scene, random, caption=False, questions=True)))
+            rows.append(encoder.row(scene, turns_of(scene, random, caption=False)))
         batches.append(collate(rows, length_step=LENGTH_STEP, tile_step=TILE_STEP))
     return batches
 
 
-def _micro_batches(rows: list[Row]) -> list[Batch]:
+def _micro_batches(rows: list[Row], count: int) -> list[Batch]:
     rows = sorted(rows, key=lambda row: len(row.ids))
-    size = -(-len(rows) // MICRO_BATCHES)
+    size = -(-len(rows) // count)
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [collate(part, length_step=LENGTH_STEP, tile_step=TILE_STEP) for part in reversed(parts)]

@@ -73,7 +73,7 @@ def _thing(
 ) -> float:
     """Draw a shape or a short text that begins at ``left``, mark its patches, and return its width."""
     x, y = left
-    if random.random() < 0.35:
+    if random.random() < 0.25:
         colour, shape = random.choice(things("train"))
         size = scale * random.uniform(0.7, 1.2)
         canvas.shape(shape, shade(random, colour), (x + size / 2, y), size, tilt(random, shape))

@@ -24,7 +24,7 @@ from recipes.tiny.forward import LabelHead, learn
 from recipes.tiny.log import Log, Tally, plot
 from recipes.tiny.model import build_model, export_checkpoint, save_atomically
 from recipes.tiny.optimiser import MasterOptimiser
-from recipes.tiny.stages import STAGES, held_out_batches
+from recipes.tiny.stages import STAGES, StepSize, held_out_batches
 from recipes.tiny.tiles import LabelledTiles
 from recipes.tiny.tokenizer import label_tokens, train_tokenizer
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from recipes.tiny.stages import Part, Stage
 
 WARM_UP, FLOOR = 0.03, 0.05  # of a stage's steps; of the peak learning rate
-SAVE_SECONDS, EVAL_SECONDS, REPORT_STEPS = 300, 900, 50
+SAVE_SECONDS, REPORT_STEPS = 60, 50
+EVALUATIONS = 4  # of a stage
 EXPORTS = {"2-si": "si", "2-ov": "ov"}
 PREFIXES: dict[str, Part] = {
     "model.vision_tower.": "tower",
@@ -96,25 +97,40 @@ class Trainer:
         schedule: When stages end.
         seed: Of weights and data. A resumed run has to have the same.
         workers: Processes that make data.
+        device: ``cpu`` or ``cuda``.
+        times: As much data in a step as the stages say.
     """
 
-    def __init__(self, out: Path, schedule: Schedule, *, seed: int = 1, workers: int = 1) -> None:
+    def __init__(
+        self,
+        out: Path,
+        schedule: Schedule,
+        *,
+        seed: int = 1,
+        workers: int = 1,
+        device: str = "cpu",
+        times: int = 1,
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self._schedule, self._seed = out, schedule, seed
         self.vocabulary = train_tokenizer()
         self.vocabulary.write(out, context_length=1)
-        self.model = build_model(self.vocabulary, seed).train()
-        self._head = LabelHead(torch.tensor(label_tokens(self.vocabulary)))
+        on_gpu = device != "cpu"
+        self.model = build_model(self.vocabulary, seed, attention="sdpa" if on_gpu else "eager")
+        self.model.train().to(device)
+        self._head = LabelHead(torch.tensor(label_tokens(self.vocabulary))).to(device)
         self.masters = {name: value.detach().clone() for name, value in self._parameters().items()}
         self.model.to(torch.bfloat16)
         self._head.to(torch.bfloat16)
         self._stage, self._step, self._seconds, log_size = 0, 0, 0.0, 0
         self._moments: dict[str, Any] | None = None
         if (out / "state.pt").is_file():
-            log_size = self._resume(torch.load(out / "state.pt", weights_only=True))
+            log_size = self._resume(torch.load(out / "state.pt", weights_only=True, map_location=device))
         self._log = Log(out / "log.csv", log_size)
-        self._feed = Feed(out / "tokenizer.json", seed, workers)
-        self._threads = ThreadPoolExecutor(os.cpu_count(), initializer=partial(torch.set_num_threads, 1))
+        self._size = StepSize(times, parts=2) if on_gpu else StepSize(times)
+        self._feed = Feed(out / "tokenizer.json", seed, workers, self._size)
+        threads = 1 if on_gpu else os.cpu_count()
+        self._threads = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
         self._held_out = held_out_batches(self._feed.encoder)
 
     def run(self, *, stop_after: int | None = None) -> None:
@@ -135,25 +151,26 @@ class Trainer:
         if self._moments is not None:
             optimiser.load_state_dict(self._moments)
             self._moments = None
-        tally = Tally()
-        saved = evaluated = self._now()
+        tally, rates = Tally(), self._size.rates(stage)
+        saved, evaluated = self._now(), None
         for data in self._feed.steps(stage, self._step):
             progress = self._schedule.progress(stage, self._step, self._now())
             if progress >= 1:
                 break
+            quarter = int(progress * EVALUATIONS)
+            if evaluated is not None and quarter > evaluated:
+                self._evaluate(stage)
+            evaluated = quarter
             if self._left == 0:
                 self._save(optimiser)
                 return False
             self._learn(stage, data, tally)
-            optimiser.step({part: rate * learning_rate(progress) for part, rate in stage.rates.items()})
+            optimiser.step({part: rate * learning_rate(progress) for part, rate in rates.items()})
             self._step += 1
             self._left = None if self._left is None else self._left - 1
             if self._step % REPORT_STEPS == 0:
                 self._report(stage, tally, progress)
                 tally = Tally()
-            if self._now() - evaluated > EVAL_SECONDS:
-                self._evaluate(stage)
-                evaluated = self._now()
             if self._now() - saved > SAVE_SECONDS:
                 self._save(optimiser)
                 saved = self._now()
@@ -181,7 +198,7 @@ class Trainer:
 
     def _lesson(self, stage: Stage, part: Batch | LabelledTiles) -> Learned:
         if isinstance(part, LabelledTiles):
-            lesson = self._head.tower_loss if "tower" in stage.rates else self._head.word_loss
+            lesson = self._head.word_loss if "projector" in stage.rates else self._head.tower_loss
             return lesson(self.model, part)
         return learn(self.model, part)
 
@@ -242,7 +259,7 @@ class Trainer:
             raise SystemExit(f"{self.out} has a run with seed {state['seed']}: go on with that, or elsewhere")
         self._stage, self._step, self._seconds = state["stage"], state["step"], state["seconds"]
         self._moments, self.masters = state["moments"], state["masters"]
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"].cpu())
         with torch.no_grad():
             for name, parameter in self._parameters().items():
                 parameter.copy_(self.masters[name])
@@ -261,8 +278,17 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=3.0, help="for the whole run (default: 3)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: 1)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make data (default: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    parser.add_argument("--times", type=int, default=1, help="larger steps, by this factor (default: 1)")
     arguments = parser.parse_args()
-    trainer = Trainer(arguments.out, ByTime(arguments.hours), seed=arguments.seed, workers=arguments.workers)
+    trainer = Trainer(
+        arguments.out,
+        ByTime(arguments.hours),
+        seed=arguments.seed,
+        workers=arguments.workers,
+        device=arguments.device,
+        times=arguments.times,
+    )
     trainer.run()
 
 

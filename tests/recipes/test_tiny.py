@@ -23,12 +23,13 @@ from onevision.suite import FAMILIES, build_scene, iter_samples, score
 from onevision.suite.video import FRAMES
 from onevision.suite.vocabulary import HELD_OUT_NUMBERS, HELD_OUT_THINGS, HELD_OUT_WORDS
 from recipes.tiny import tiles, train
+from recipes.tiny.brief import brief_pairs
 from recipes.tiny.data import IGNORED, Encoder, Turn, collate, turns_of
 from recipes.tiny.forward import LabelHead, answer, embeddings, features, hidden_states, learn
 from recipes.tiny.lookup import lookup
 from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
 from recipes.tiny.optimiser import MasterOptimiser
-from recipes.tiny.stages import STAGES, make_step
+from recipes.tiny.stages import STAGES, StepSize, make_step
 from recipes.tiny.tiles import LABELS, SIDES, labelled_tiles
 from recipes.tiny.tokenizer import label_tokens, load_tokenizer, train_tokenizer
 from recipes.tiny.train import BySteps, ByTime, Trainer, learning_rate
@@ -74,6 +75,51 @@ def rounded(lively, vocabulary):
     return model
 
 
+@pytest.mark.parametrize("name", sorted(set(FAMILIES.values())))
+def test_brief_lessons_are_short_and_each_key_has_one_answer(name):
+    for number in range(30):
+        scene = build_scene(name, "train", 5, number)
+        pairs = brief_pairs(name, scene, Random(number), 8)
+        assert len(pairs) <= 8
+        assert len(dict(pairs)) == len(pairs)
+        assert all(0 < len(text) <= 20 for pair in pairs for text in pair)
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "key"),
+    [
+        ("colour", r"What colour is the (\w+)\?", "{0}"),
+        ("shape", r"What shape is the (\w+) thing\?", "{0}"),
+        ("relation", r"Where is the (\w+):", "where {0}"),
+        ("position", r"is the (\w+)\?", "where {0}"),
+        ("count", r"How many (\w+?)(es|s)? are", "count {0}"),
+        ("word", "Which word", "word"),
+        ("number", "Which number", "number"),
+        ("small_print", r"small (\w+) frame", "{0}"),
+        ("field", r"next to (\w+)\?", "{0}"),
+        ("highest_bar", r"the (\w+) bar", "{0}"),
+        ("bar_value", r"the (\w+) bar", "{0}"),
+        ("cell", r"row (\w), column (\w)", "{0} {1}"),
+        ("button", r"the (\w+) button", "{0}"),
+        ("sum", "the sum", "sum"),
+        ("which_has", r"has an? (\w+ \w+)\?", "{0}"),
+        ("direction", "which direction", "direction"),
+        ("order", r"appears (\w+)", "{0}"),
+    ],
+)
+def test_brief_lessons_say_what_the_questions_ask(family, asked, key):
+    compared = 0
+    for number in range(20):
+        scene = build_scene(FAMILIES[family], "train", 6, number)
+        pairs = dict(brief_pairs(FAMILIES[family], scene, Random(0), 1000))
+        for question in scene.questions:
+            if question.family == family:
+                said = pairs.get(key.format(*re.search(asked, question.text).groups()))
+                compared += said is not None
+                assert said is None or question.answer.removesuffix(" of") in said
+    assert compared >= 10
+
+
 def test_the_checkpoint_is_small_and_published_in_shape(checkpoint):
     assert (checkpoint / "model.safetensors").stat().st_size < 20e6
     names = {"config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"}
@@ -115,7 +161,7 @@ def test_embeddings_are_the_references(checkpoint, rounded, encoder, kind):
 
 def test_questions_side_by_side_are_answered_as_if_alone(rounded, encoder):
     scenes = [build_scene(kind, "train", 2, 5) for kind in KINDS]
-    asked = [turns_of(scene, Random(at), caption=True, questions=True) for at, scene in enumerate(scenes)]
+    asked = [turns_of(scene, Random(at), caption=True) for at, scene in enumerate(scenes)]
     rows = [encoder.row(scene, turns) for scene, turns in zip(scenes, asked, strict=True)]
     together = collate(rows, length_step=32, tile_step=4)
     alone = [
@@ -132,7 +178,7 @@ def test_questions_side_by_side_are_answered_as_if_alone(rounded, encoder):
 
 def test_only_answers_are_learned(encoder):
     scene = build_scene("pair", "train", 2, 0)
-    turns = turns_of(scene, Random(0), caption=True, questions=True)
+    turns = turns_of(scene, Random(0), caption=True)
     row = encoder.row(scene, turns)
     for number, turn in enumerate(turns, start=1):
         learned = row.labels[(row.segments == number) & (row.labels != IGNORED)]
@@ -142,7 +188,7 @@ def test_only_answers_are_learned(encoder):
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_data_of_a_step_comes_from_its_number(encoder, stage):
-    first, again, next_ = (make_step(encoder, stage, 1, step)[0] for step in (4, 4, 5))
+    first, again, next_ = (make_step(encoder, stage, 1, step, StepSize())[0] for step in (4, 4, 5))
     for name in ("tiles", "ids") if stage.scenes else ("tiles",):
         assert np.array_equal(getattr(first, name), getattr(again, name))
     told = "ids" if stage.scenes else "tiles"
@@ -371,7 +417,7 @@ def test_loss_falls(vocabulary, encoder):
     model = build_model(vocabulary, seed=1).train()
     masters = {name: value.detach().clone() for name, value in model.named_parameters()}
     model.to(torch.bfloat16)
-    data = make_step(encoder, STAGES[6], 1, 0)
+    *data, _labelled = make_step(encoder, STAGES[6], 1, 0, StepSize())
     losses = []
     with ThreadPoolExecutor(1) as threads:
         optimiser = MasterOptimiser({"language": dict(model.named_parameters())}, masters, threads)
