@@ -68,7 +68,7 @@ class MasterOptimiser:
         """Take a step at these learning rates, and clear the gradients."""
         for name, parameter in self._named.items():
             grad = parameter.grad
-            self.masters[name].grad = None if grad is None else grad.float()
+            self.masters[name].grad = None if grad is None else grad.float().contiguous()
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters.values(), CLIP)
         for optimiser in self._optimisers:
