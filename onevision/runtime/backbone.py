@@ -161,6 +161,8 @@ class Backbone:
         device: ``cpu``, ``cuda``, or ``auto``: every layer on the GPU where llama.cpp was built for one.
         threads: CPU threads; None for all cores that this process may use.
         cache_type: Type of the keys and values. ``f16`` halves the memory; ``f32`` is for exact work.
+        flash_attention: Where llama.cpp has it. On a CPU it rounds queries to f16 and sums values in f16, an
+            error that grows with the prompt: not for exact work.
 
     Raises:
         BundleError: The file cannot be loaded.
@@ -174,6 +176,7 @@ class Backbone:
         device: Device = "auto",
         threads: int | None = None,
         cache_type: CacheType = "f16",
+        flash_attention: bool = True,
     ) -> None:
         self._model: Any = None
         self._context: Any = None
@@ -190,6 +193,7 @@ class Backbone:
         self.offloaded = offload and device != "cpu"
         self.threads = threads or default_threads()
         self.cache_type: CacheType = cache_type
+        self._flash_attention = flash_attention
         self._model = _load_model(path, gpu_layers=-1 if self.offloaded else 0)
         self.vocabulary = Vocabulary(self._model)
         self.hidden = int(api.llama_model_n_embd(self._model))
@@ -237,10 +241,8 @@ class Backbone:
         params.n_threads = params.n_threads_batch = self.threads
         cache = api.GGML_TYPE_F32 if self.cache_type == "f32" else api.GGML_TYPE_F16
         params.type_k = params.type_v = cache
-        # Flash attention rounds queries to f16 on a CPU: not for exact work.
-        exact = self.cache_type == "f32"
         params.flash_attn_type = (
-            api.LLAMA_FLASH_ATTN_TYPE_DISABLED if exact else api.LLAMA_FLASH_ATTN_TYPE_AUTO
+            api.LLAMA_FLASH_ATTN_TYPE_AUTO if self._flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.offload_kqv = self.offloaded
         params.no_perf = True

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from onevision.runtime.vision import VisionEncoder
 
 
+_FLOATS = ("f32", "f16", "bf16")  # what promises the reference's logits
+
+
 class OneVision:
     """A bundle, loaded. Make one with :meth:`load`; close it, or use it in ``with``.
 
@@ -58,9 +61,13 @@ class OneVision:
         self._streams: WeakSet[AnswerStream] = WeakSet()
         self._encoder: VisionEncoder | None = None
         newline = _read_newline(bundle)
-        exact = bundle.manifest.files[BACKBONE].precision == "f32"
+        precision = bundle.manifest.files[BACKBONE].precision
         self.backbone = Backbone(
-            bundle.path(BACKBONE), device=device, threads=threads, cache_type="f32" if exact else "f16"
+            bundle.path(BACKBONE),
+            device=device,
+            threads=threads,
+            cache_type="f32" if precision == "f32" else "f16",
+            flash_attention=precision not in _FLOATS,
         )
         try:
             self.preparer = Preparer(bundle.manifest, self.backbone.vocabulary, newline)

@@ -40,7 +40,7 @@ def embedding(toy_checkpoint: Path) -> npt.NDArray[np.float32]:
 
 
 def load(bundle: Path) -> Backbone:
-    return Backbone(bundle / BACKBONE, device="cpu", threads=1, cache_type="f32")
+    return Backbone(bundle / BACKBONE, device="cpu", threads=1, cache_type="f32", flash_attention=False)
 
 
 def read(backbone: Backbone, *parts: Any, room: int = 0) -> npt.NDArray[np.float32]:
@@ -153,6 +153,14 @@ def test_a_half_precision_cache_changes_little(toy_bundle: Path, backbone: Backb
     expected, logits = read(backbone, PROMPT[:200]), read(half, PROMPT[:200])
     half.close()
     assert 0 < np.linalg.norm(logits - expected) < 5e-3 * np.linalg.norm(expected)
+
+
+def test_without_flash_attention_a_long_prompt_loses_little(toy_bundle: Path, backbone: Backbone):
+    prompt = [PROMPT[at % len(PROMPT)] for at in range(1000)]
+    half = Backbone(toy_bundle / BACKBONE, device="cpu", threads=1, cache_type="f16", flash_attention=False)
+    expected, logits = read(backbone, prompt), read(half, prompt)
+    half.close()
+    assert 0 < np.linalg.norm(logits - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 # Files.
