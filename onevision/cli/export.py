@@ -93,6 +93,18 @@ def export(
             help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …",
         ),
     ] = "q8_0",
+    prefill: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="onnx: also write the language model as a graph that reads long prompts about twice as "
+            "fast as llama.cpp, for half the size of a q8_0 backbone or more; none.",
+        ),
+    ] = "none",
+    prefill_precision: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Precision of that graph: int8 or fp32.  [default: int8]"),
+    ] = None,
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     as_json: Json = False,
@@ -101,6 +113,7 @@ def export(
     require_export()
     from onevision.bundle import check_target
     from onevision.export import gguf_report, hub
+    from onevision.export.prefill import PrefillPrecision
     from onevision.export.vision import VisionPrecision
 
     if source is None and size is None:
@@ -111,7 +124,13 @@ def export(
     precisions: dict[str, Any] = {
         "vision": one_of(vision, get_args(VisionPrecision), "--vision"),
         "backbone": one_of(backbone, get_args(gguf_report.BackbonePrecision), "--backbone"),
+        "prefill": None,
     }
+    if one_of(prefill, ("none", "onnx"), "--prefill") == "onnx":
+        known = get_args(PrefillPrecision)
+        precisions["prefill"] = one_of(prefill_precision or "int8", known, "--prefill-precision")
+    elif prefill_precision is not None:
+        raise UsageError("--prefill-precision needs --prefill onnx")
     target = output or _default_target(resolved)
     check_target(target, force=force)
 

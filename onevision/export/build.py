@@ -1,6 +1,7 @@
 """The export, from a checkpoint to a proven bundle.
 
-``checkpoint -> vision.onnx -> backbone.gguf -> image_newline.npy -> golden.npz -> verify -> README.md``.
+``checkpoint -> vision.onnx -> backbone.gguf -> prefill.onnx -> image_newline.npy -> golden.npz -> verify ->
+README.md``; the prefill graph only on demand.
 Everything is made in a temporary folder that becomes the bundle only after its own verification passed.
 """
 
@@ -22,6 +23,8 @@ from onevision.bundle import (
     GOLDEN,
     MANIFEST,
     NEWLINE,
+    PREFILL,
+    PREFILL_DATA,
     SCHEMA_VERSION,
     VISION,
     VISION_DATA,
@@ -38,6 +41,7 @@ from onevision.export.backbone import export_backbone
 from onevision.export.card import model_card
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.prefill import export_prefill
 from onevision.export.reference import Reference, fits_in_memory, golden_cases
 from onevision.export.shape import backbone_info, video_info, vision_info
 from onevision.export.tokenizer import read_tokenizer
@@ -54,7 +58,9 @@ if TYPE_CHECKING:
 
     from onevision.export.gguf_report import BackbonePrecision, BackboneReport
     from onevision.export.hub import FetchedCheckpoint
+    from onevision.export.prefill import PrefillPrecision
     from onevision.export.vision import VisionPrecision
+    from onevision.runtime.prefiller import Prefill
 
 
 class Steps(Protocol):
@@ -75,6 +81,7 @@ class ExportOptions:
 
     vision: VisionPrecision = "fp32"
     backbone: BackbonePrecision = "q8_0"
+    prefill: PrefillPrecision | None = None  # None: no prefill graph
     size: str | None = None  # for the manifest
     variant: str | None = None  # for the manifest
     name: str | None = None  # None: the repository's or folder's
@@ -122,11 +129,15 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
                 progress=progress,
             )
         steps.note(backbone.summary)
+        precisions = {VISION: options.vision, VISION_DATA: options.vision, BACKBONE: options.backbone}
+        if options.prefill:
+            precisions |= {PREFILL: options.prefill, PREFILL_DATA: options.prefill}
+            with steps.step(f"prefill graph to ONNX ({options.prefill})") as progress:
+                export_prefill(checkpoint, folder / PREFILL, precision=options.prefill, progress=progress)
         newline = checkpoint.tensor("model.image_newline").float().numpy()
         np.save(folder / NEWLINE, newline, allow_pickle=False)
         _write_golden(checkpoint, folder / GOLDEN, banned, steps)
         manifest = _manifest(checkpoint, source, options, name, backbone)
-        precisions = {VISION: options.vision, VISION_DATA: options.vision, BACKBONE: options.backbone}
         manifest = replace(manifest, files=files_of(folder.iterdir(), precisions))
         with steps.step("verifying the bundle"):
             report = _prove(Bundle(folder, manifest), options.threads)
@@ -165,7 +176,8 @@ def _prove(bundle: Bundle, threads: int | None) -> Report:
     """
     from onevision.golden import load_golden
 
-    with OneVision(bundle, device="cpu", threads=threads) as model:
+    prefill: Prefill = "onnx" if PREFILL in bundle.manifest.files else "llama"
+    with OneVision(bundle, device="cpu", threads=threads, prefill=prefill) as model:
         report = verify(model, load_golden(bundle.path(GOLDEN)))
     for case in report.cases:
         for stage in case.stages:
