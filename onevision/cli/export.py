@@ -97,8 +97,8 @@ def export(
         str,
         typer.Option(
             metavar="NAME",
-            help="onnx: also write the language model as a graph that reads long prompts about twice as "
-            "fast as llama.cpp, for half the size of a q8_0 backbone or more; none.",
+            help="onnx: also write the language model's layers as a graph, which reads long prompts faster "
+            "than llama.cpp; none.",
         ),
     ] = "none",
     prefill_precision: Annotated[

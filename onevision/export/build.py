@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.prefill import PrefillPrecision
     from onevision.export.vision import VisionPrecision
-    from onevision.runtime.prefiller import Prefill
 
 
 class Steps(Protocol):
@@ -129,9 +128,13 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
                 progress=progress,
             )
         steps.note(backbone.summary)
-        precisions = {VISION: options.vision, VISION_DATA: options.vision, BACKBONE: options.backbone}
+        precisions: dict[str, str] = {
+            VISION: options.vision,
+            VISION_DATA: options.vision,
+            BACKBONE: options.backbone,
+        }
         if options.prefill:
-            precisions |= {PREFILL: options.prefill, PREFILL_DATA: options.prefill}
+            precisions.update({PREFILL: options.prefill, PREFILL_DATA: options.prefill})
             with steps.step(f"prefill graph to ONNX ({options.prefill})") as progress:
                 export_prefill(checkpoint, folder / PREFILL, precision=options.prefill, progress=progress)
         newline = checkpoint.tensor("model.image_newline").float().numpy()
@@ -176,8 +179,7 @@ def _prove(bundle: Bundle, threads: int | None) -> Report:
     """
     from onevision.golden import load_golden
 
-    prefill: Prefill = "onnx" if PREFILL in bundle.manifest.files else "llama"
-    with OneVision(bundle, device="cpu", threads=threads, prefill=prefill) as model:
+    with OneVision(bundle, device="cpu", threads=threads) as model:
         report = verify(model, load_golden(bundle.path(GOLDEN)))
     for case in report.cases:
         for stage in case.stages:

@@ -1,7 +1,7 @@
 """The Qwen2 backbone without embedding and head, as a graph that reads prompts fast.
 
-In: an open checkpoint. Out: ``prefill.onnx`` and ``prefill.onnx.data``: inputs_embeds float32 [1, n, H] and the
-keys and values of what came before -> keys and values float32 [1, kv_heads, positions, head_dim] of each
+In: an open checkpoint. Out: ``prefill.onnx`` and ``prefill.onnx.data``: inputs_embeds float32 [1, n, H] and
+the keys and values of what came before -> keys and values float32 [1, kv_heads, positions, head_dim] of each
 layer, keys after RoPE. There are no logits: the last token of a prompt is llama.cpp's, and gives them.
 """
 
@@ -153,9 +153,7 @@ class _Graph(Kernels):
         self._attention((key, key, value), layer, angles, self._text.kv_heads)
 
     def _attention(self, qkv: tuple[str, str, str], layer: int, angles: list[str], heads: int) -> str:
-        past, present = (
-            [name.format(part, layer) for part in ("key", "value")] for name in (PAST, PRESENT)
-        )
+        past, present = ([name.format(part, layer) for part in ("key", "value")] for name in (PAST, PRESENT))
         output = f"{layer}.attention"
         self._node(
             "GroupQueryAttention",
@@ -185,9 +183,7 @@ class _Graph(Kernels):
     def _node(self, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attributes: Any) -> None:  # noqa: ANN401
         from onnx import helper
 
-        self.nodes.append(
-            helper.make_node(op, inputs, outputs, outputs[0], domain=CONTRIB, **attributes)
-        )
+        self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=CONTRIB, **attributes))
 
     def _tensor(self, name: str) -> Array:
         array: Array = self._checkpoint.tensor(f"{_PREFIX}.{name}").float().numpy()

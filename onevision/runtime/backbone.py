@@ -326,7 +326,7 @@ class Backbone:
             GenerationError: llama.cpp refused it.
         """
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if api.llama_state_seq_set_data(self._context, pointer, state.nbytes, 0) != state.nbytes:  # type: ignore[arg-type]
+        if api.llama_state_seq_set_data(self._context, pointer, state.nbytes, 0) != state.nbytes:
             reason = last_llama_error() or "no reason given"
             raise GenerationError(f"llama.cpp could not take {positions:,} tokens over: {reason}")
         self.used = positions

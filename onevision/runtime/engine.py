@@ -227,8 +227,12 @@ class OneVision:
         *,
         room: int,
         on_progress: Progress | None = None,
+        choice: Prefill | None = None,
     ) -> None:
-        """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens."""
+        """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens.
+
+        ``choice`` says by what, instead of what the bundle was loaded with.
+        """
         places = iter(embeddings)
         parts = [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
 
@@ -236,7 +240,7 @@ class OneVision:
             if on_progress:
                 on_progress("prefill", done, prepared.tokens)
 
-        self.prefiller.read(parts, room, on_tokens)
+        self.prefiller.read(parts, room, on_tokens, choice)
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A sampler that never chooses an unused row or a placeholder token."""
@@ -313,7 +317,7 @@ class OneVision:
                     self.backbone.append(token)
         if rest := text.finish():
             yield rest
-        # What was loaded on the way (encoder and prefill graph, at the first picture) is no part of answering.
+        # What was loaded on the way (encoder, prefill graph) is no part of answering.
         loading = self._load_ms - loaded_before
         timings = Timings(
             load=self._load_ms,

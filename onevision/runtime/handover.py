@@ -99,10 +99,10 @@ class StateLayout:
         """The state of a sequence with these keys and values, from position 0 on."""
         cells = filled.keys[0].shape[1]
         state = np.empty(self.size(cells), np.uint8)
-        _HEAD.pack_into(state, 0, self.magic, self.sequence, 1, cells)
+        _HEAD.pack_into(state.data, 0, self.magic, self.sequence, 1, cells)
         cell = np.ndarray((cells, 3), "<i4", state, _HEAD.size)
         cell[:, 0], cell[:, 1], cell[:, 2] = np.arange(cells), 1, self.sequence
-        _LAYERS.pack_into(state, _HEAD.size + cells * _CELL_BYTES, self.transposed, self.layers)
+        _LAYERS.pack_into(state.data, _HEAD.size + cells * _CELL_BYTES, self.transposed, self.layers)
         sources = (*filled.keys, *filled.values)
         for source, (offset, head, rows) in zip(sources, self._blocks(state, cells), strict=True):
             state[offset : offset + len(head)] = np.frombuffer(head, np.uint8)
@@ -119,7 +119,7 @@ class StateLayout:
     def _blocks(
         self, state: npt.NDArray[np.uint8], cells: int
     ) -> Iterator[tuple[int, bytes, npt.NDArray[Any]]]:
-        """Of each layer's keys, then values: the offset, the header, and the rest [kv_heads, cells, head_dim]."""
+        """Of each layer's keys, then values: offset, header, and the rest [kv_heads, cells, head_dim]."""
         offset = _HEAD.size + cells * _CELL_BYTES + _LAYERS.size
         heads, width = (self.kv_heads, self.head_dim), self.kv_heads * self.head_dim
         keys, values = (self.key_type, False), (self.value_type, self.transposed)

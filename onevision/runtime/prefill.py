@@ -62,7 +62,7 @@ class PrefillGraph:
         self.layers, self.kv_heads, self.head_dim, self.hidden = _sizes(self._session, path)
 
     def run(
-        self, embeddings: npt.NDArray[np.float32], on_chunk: Callable[[int], object] | None = None
+        self, embeddings: npt.NDArray[np.float32], on_chunk: Callable[[int], None] | None = None
     ) -> KeysValues:
         """Keys and values of a prompt from its start.
 

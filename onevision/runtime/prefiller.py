@@ -7,6 +7,7 @@ the last position. Decoding is llama.cpp's either way.
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -36,7 +37,7 @@ LEAST = 256
 EMBEDDING = "token_embd.weight"
 # Read both ways when the graph is loaded; tokens enough that no wrong place of a row stays unseen.
 _SAMPLE = "The quick brown fox jumps over the lazy dog, 0123456789 times."
-#: Cosine of the next token's logits, each less their mean. int8 against 4 bits: above 0.97; a wrong layout: 0.3.
+#: Least cosine of the next token's logits, each less their mean: between two coarse precisions it stays above.
 _ALIKE = 0.9
 
 
@@ -69,14 +70,18 @@ class Prefiller:
             )
         self.warnings: tuple[str, ...] = ()
         self._bundle, self._backbone, self._threads = bundle, backbone, threads
-        self._least = 2 if choice == "onnx" else LEAST
-        self._usable = has_graph and (choice == "onnx" or (choice == "auto" and not backbone.offloaded))
+        self._choice: Prefill = "llama" if choice == "auto" and backbone.offloaded else choice
+        self._usable = has_graph
         self._ready: tuple[PrefillGraph, GgufFile, StateLayout] | None = None
 
-    def load(self, tokens: int) -> float:
+    def load(self, tokens: int, choice: Prefill | None = None) -> float:
         """Load and check the graph, if a prompt of so many tokens is the first that it would read.
 
         The backbone's sequence is lost.
+
+        Args:
+            tokens: Of the prompt.
+            choice: For this prompt; None for that of the constructor.
 
         Returns:
             Milliseconds that it took.
@@ -86,7 +91,7 @@ class Prefiller:
             GenerationError: A native library refused the work.
         """
         started = time.perf_counter()
-        if self._usable and self._ready is None and tokens >= self._least:
+        if self._usable and self._ready is None and self._is_for_graph(tokens, choice):
             from onevision.runtime.gguf import GgufFile
             from onevision.runtime.prefill import PrefillGraph
 
@@ -100,24 +105,31 @@ class Prefiller:
                 self.warnings = (f"the prompt is read by llama.cpp, not by the prefill graph: {error}",)
         return (time.perf_counter() - started) * 1e3
 
-    def read(self, parts: Sequence[Part], room: int, on_progress: Callable[[int], object]) -> None:
+    def read(
+        self,
+        parts: Sequence[Part],
+        room: int,
+        on_progress: Callable[[int], None],
+        choice: Prefill | None = None,
+    ) -> None:
         """Read a whole prompt; the logits of its last position are then ready.
 
         Args:
             parts: Token ids, or embeddings float32 [n, H], in order.
             room: Tokens to keep room for after it.
             on_progress: Called as it goes on, with the tokens that are read.
+            choice: For this prompt; None for that of the constructor.
 
         Raises:
             PromptError: More than the context.
             GenerationError: A native library refused the work.
         """
         tokens = sum(map(len, parts))
-        self.load(tokens)
+        self.load(tokens, choice)
         backbone = self._backbone
         backbone.start(tokens + room)
         rest = [part for part in parts if len(part)]
-        if self._ready and tokens >= self._least:
+        if self._ready and self._is_for_graph(tokens, choice):
             graph, embedding, layout = self._ready
             rows = [_embedded(part, embedding) for part in rest]
             filled = graph.run(np.concatenate(rows)[:-1], on_progress)
@@ -131,6 +143,11 @@ class Prefiller:
             self._ready[0].close()
             self._ready = None
         self._usable = False
+
+    def _is_for_graph(self, tokens: int, choice: Prefill | None) -> bool:
+        """Whether the graph should read a prompt; the last token is never its."""
+        least = {"auto": LEAST, "onnx": 2, "llama": inf}[choice or self._choice]
+        return tokens >= least
 
     def _check(self, graph: PrefillGraph, embedding: GgufFile) -> StateLayout:
         """Read a few tokens both ways.
