@@ -121,8 +121,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="OTHER",
-            help="Compare with another bundle, whose prompts llama.cpp reads, with the answers file of another "
-            "run, or with a checkpoint in transformers, which needs onevision[export].",
+            help="Compare with another bundle, whose prompts llama.cpp reads, with the answers file of "
+            "another run, or with a checkpoint in transformers, which needs onevision[export].",
         ),
     ] = None,
     prefill: Prefill = "auto",
