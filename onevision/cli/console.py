@@ -37,6 +37,14 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=MAX_THREADS, metavar="N", help="CPU threads.  [default: all cores]"),
 ]
+Prefill = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What reads the prompt: onnx (the bundle's prefill graph), llama, or auto: the graph if there "
+        "is one and the prompt is long.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 CheckSums = Annotated[bool, typer.Option("--check", help="Compare checksums of all files, not only sizes.")]
 Exif = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF data says.")]

@@ -17,6 +17,7 @@ from onevision.cli.console import (
     Device,
     Json,
     Model,
+    Prefill,
     Threads,
     bundle_folder,
     examples,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from onevision.eval.questions import TinySuite
     from onevision.eval.records import AnswersFile, Record
     from onevision.runtime.device import Device as DeviceName
+    from onevision.runtime.prefiller import Prefill as PrefillName
     from onevision.suite import Sample
 
     Questions = TinySuite | tuple[Sample, ...]
@@ -52,6 +54,7 @@ HELP = examples(
     "onevision eval --questions mine/ --json -m bundle",
     "onevision eval -m small --against bundle -o small.jsonl",
     "onevision eval -m bundle --against checkpoint --limit 500",
+    "onevision eval -m bundle --prefill onnx --against bundle --limit 1000",
 )
 
 _SUITES = ("tiny",)
@@ -118,10 +121,11 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="OTHER",
-            help="Compare with another bundle, with the answers file of another run, or with a checkpoint in "
-            "transformers, which needs onevision[export].",
+            help="Compare with another bundle, whose prompts llama.cpp reads, with the answers file of "
+            "another run, or with a checkpoint in transformers, which needs onevision[export].",
         ),
     ] = None,
+    prefill: Prefill = "auto",
     device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
@@ -134,6 +138,7 @@ def evaluate(
     from onevision.eval.records import AnswersFile
     from onevision.eval.report import report
     from onevision.runtime import device as devices
+    from onevision.runtime import prefiller
 
     # Whatever can be wrong is looked at before a model is loaded.
     make_options({"max_tokens": max_tokens, "frames": frames})
@@ -143,20 +148,21 @@ def evaluate(
     if force and answers is None:
         raise UsageError("--force belongs to -o/--answers: nothing else is written")
     file = AnswersFile(answers, force=force) if answers else None
+    reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
     load = partial(_bundle, device=where, threads=threads)
     other = _other(against, asked, load, check=check) if against else None
     bundle = open_bundle(bundle_folder(model), check=check)
-    run = run_id(bundle.manifest, settings)
+    run = run_id(bundle.manifest, settings, reader)
     if file:
         file.check(asked, run)
 
-    records = _run(partial(load, bundle), asked, settings, run, file)
+    records = _run(partial(load, bundle, prefill=reader), asked, settings, run, file)
     _warn_of_errors(records)
     scores = report(records)
     if not as_json:
         print_scores(scores)
     source = {"questions": str(questions)} if questions else {"suite": _SUITES[0], "seed": seed or 0}
-    data = {"bundle": str(bundle.folder), **source, **asdict(settings), **scores.to_dict()}
+    data = {"bundle": str(bundle.folder), **source, **asdict(settings), "prefill": reader, **scores.to_dict()}
     if other is not None:
         # The first model is closed: two never share the memory.
         theirs = other if isinstance(other, list) else _run(other, asked, settings, str(against))
@@ -206,12 +212,14 @@ def _other(
 
 
 @contextmanager
-def _bundle(bundle: Bundle, *, device: DeviceName, threads: int | None) -> Iterator[Asked]:
+def _bundle(
+    bundle: Bundle, *, device: DeviceName, threads: int | None, prefill: PrefillName = "llama"
+) -> Iterator[Asked]:
     """A bundle, loaded and closed again."""
     from onevision.eval.ask import of_bundle
     from onevision.runtime.engine import OneVision
 
-    with OneVision(bundle, device=device, threads=threads) as model:
+    with OneVision(bundle, device=device, threads=threads, prefill=prefill) as model:
         yield bundle.manifest.name, of_bundle(model), model.preparer.anyres.tile
 
 

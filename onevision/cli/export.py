@@ -112,6 +112,18 @@ def export(
     no_imatrix: NoImatrix = False,
     questions: Questions = None,
     limit: Limit = None,
+    prefill: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="onnx: also write the language model's layers as a graph, which reads long prompts faster "
+            "than llama.cpp; none.",
+        ),
+    ] = "none",
+    prefill_precision: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Precision of that graph: int8 or fp32.  [default: int8]"),
+    ] = None,
     threads: Threads = None,
     force: Force = False,
     as_json: Json = False,
@@ -136,7 +148,12 @@ def export(
     }
     target = output or _default_target(resolved)
     check_target(target, force=force)
-    names: dict[str, Any] = {"size": size, "variant": variant or "ov" if size else None, "threads": threads}
+    names: dict[str, Any] = {
+        "prefill": _prefill(prefill, prefill_precision),
+        "size": size,
+        "variant": variant or "ov" if size else None,
+        "threads": threads,
+    }
     measured = has_gate(vision, backbone)
     if not measured and (calibration or imatrix or no_imatrix or questions or limit):
         raise UsageError(
@@ -159,6 +176,17 @@ def export(
         print_json(summary(exported.bundle, exported.backbone, exported.report))
     else:
         print(f"{target}  {exported.bundle.bytes / 1e6:,.0f} MB")
+
+
+def _prefill(prefill: str, precision: str | None) -> str | None:
+    """Precision of the prefill graph, if there is to be one."""
+    from onevision.export.prefill import PrefillPrecision
+
+    if one_of(prefill, ("none", "onnx"), "--prefill") == "onnx":
+        return one_of(precision or "int8", get_args(PrefillPrecision), "--prefill-precision")
+    if precision is not None:
+        raise UsageError("--prefill-precision needs --prefill onnx")
+    return None
 
 
 def _default_target(source: Source) -> Path:

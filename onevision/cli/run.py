@@ -16,6 +16,7 @@ from onevision.cli.console import (
     Exif,
     Json,
     Model,
+    Prefill,
     Threads,
     bundle_folder,
     examples,
@@ -102,6 +103,7 @@ def run(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     device: Device = "auto",
     threads: Threads = None,
+    prefill: Prefill = "auto",
     check: CheckSums = False,
     as_json: Json = False,
     quiet: Annotated[
@@ -110,6 +112,7 @@ def run(
 ) -> None:
     """Ask about a picture, several pictures or a video."""
     from onevision.runtime import device as devices
+    from onevision.runtime import prefiller
     from onevision.runtime.engine import OneVision
 
     question: dict[str, Any] = _question(prompt, image or [], video, messages)
@@ -129,9 +132,10 @@ def run(
     }
     make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
+    reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
     bundle = bundle_folder(model, quiet=quiet)
     with (
-        OneVision.load(bundle, device=where, threads=threads, check=check) as loaded,
+        OneVision.load(bundle, device=where, threads=threads, check=check, prefill=reader) as loaded,
         _progress(shown=not quiet) as on_progress,
         closing(loaded.stream(**question, on_progress=on_progress, **options)) as stream,
     ):

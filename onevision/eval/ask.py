@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onevision.bundle import Manifest
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
+    from onevision.runtime.prefiller import Prefill
     from onevision.runtime.video import VideoSource
     from onevision.suite import Sample
 
@@ -89,9 +90,9 @@ def ask(
         yield Record.of(sample, reply, run)
 
 
-def run_id(manifest: Manifest, settings: Settings) -> str:
+def run_id(manifest: Manifest, settings: Settings, prefill: Prefill = "auto") -> str:
     """Twelve hexadecimal digits of all that the answers depend on besides the questions and the machine."""
-    facts = json.dumps([__version__, manifest.to_json(), asdict(settings)])
+    facts = json.dumps([__version__, manifest.to_json(), asdict(settings), prefill])
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 

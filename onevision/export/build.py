@@ -1,6 +1,7 @@
 """The export, from a checkpoint to a proven bundle.
 
-``checkpoint -> vision.onnx -> backbone.gguf -> image_newline.npy -> golden.npz -> verify -> README.md``.
+``checkpoint -> vision.onnx -> backbone.gguf -> prefill.onnx -> image_newline.npy -> golden.npz -> verify ->
+README.md``; the prefill graph only on demand.
 Everything is made in a temporary folder that becomes the bundle only after its own verification passed.
 """
 
@@ -19,6 +20,8 @@ from onevision.bundle import (
     BACKBONE,
     GOLDEN,
     NEWLINE,
+    PREFILL,
+    PREFILL_DATA,
     SCHEMA_VERSION,
     VISION,
     VISION_DATA,
@@ -34,6 +37,7 @@ from onevision.errors import ExportError
 from onevision.export.backbone import export_backbone
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.prefill import export_prefill
 from onevision.export.reference import Reference, fits_in_memory, golden_cases
 from onevision.export.seal import seal, tool_versions
 from onevision.export.shape import backbone_info, video_info, vision_info
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
 
     from onevision.export.gguf_report import BackbonePrecision, BackboneReport
     from onevision.export.hub import FetchedCheckpoint
+    from onevision.export.prefill import PrefillPrecision
     from onevision.export.vision import VisionPrecision
 
 
@@ -72,6 +77,7 @@ class ExportOptions:
 
     vision: VisionPrecision = "fp32"
     backbone: BackbonePrecision = "q8_0"
+    prefill: PrefillPrecision | None = None  # None: no prefill graph
     size: str | None = None  # for the manifest
     variant: str | None = None  # for the manifest
     name: str | None = None  # None: the repository's or folder's
@@ -119,11 +125,19 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
                 progress=progress,
             )
         steps.note(backbone.summary)
+        precisions: dict[str, str] = {
+            VISION: options.vision,
+            VISION_DATA: options.vision,
+            BACKBONE: options.backbone,
+        }
+        if options.prefill:
+            precisions.update({PREFILL: options.prefill, PREFILL_DATA: options.prefill})
+            with steps.step(f"prefill graph to ONNX ({options.prefill})") as progress:
+                export_prefill(checkpoint, folder / PREFILL, precision=options.prefill, progress=progress)
         newline = checkpoint.tensor("model.image_newline").float().numpy()
         np.save(folder / NEWLINE, newline, allow_pickle=False)
         _write_golden(checkpoint, folder / GOLDEN, banned, steps)
         manifest = _manifest(checkpoint, source, options, name, backbone)
-        precisions = {VISION: options.vision, VISION_DATA: options.vision, BACKBONE: options.backbone}
         manifest = replace(manifest, files=files_of(folder.iterdir(), precisions))
         with steps.step("verifying the bundle"):
             report = _prove(Bundle(folder, manifest), options.threads)

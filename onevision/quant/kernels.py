@@ -51,7 +51,7 @@ class Linear:
 
     name: str
     weight: Array  # [in, out]
-    bias: Array  # [out]
+    bias: Array | None = None  # [out]
     mean: Array | None = None  # of x, float32 [in]
     after_gelu: bool = False  # so is x
 
@@ -75,8 +75,11 @@ class Kernels(Nodes):
     def linear(self, x: str, linear: Linear, precision: Precision, output: str | None = None) -> str:
         """A product with a weight, of x float32 [T, P, in]."""
         if precision == "fp32":
-            product = self.add("MatMul", x, self.constant(f"{linear.name}.weight", linear.weight))
-            return self.add("Add", product, self.constant(f"{linear.name}.bias", linear.bias), output=output)
+            weight = self.constant(f"{linear.name}.weight", linear.weight)
+            if linear.bias is None:
+                return self.add("MatMul", x, weight, output=output)
+            bias = self.constant(f"{linear.name}.bias", linear.bias)
+            return self.add("Add", self.add("MatMul", x, weight), bias, output=output)
         weight, steps, bias = self._int8_weight(linear)
         if precision == "int8":
             levels, step, zero = self._tensor_levels(x)
@@ -88,6 +91,8 @@ class Kernels(Nodes):
         product = self.add(
             "MatMulIntegerToFloat", levels, weight, self.number(1), steps, zero, domain=CONTRIB
         )
+        if not bias:
+            return self.add("Mul", product, step, output=output)
         return self.add("Add", self.add("Mul", product, step), bias, output=output)
 
     def attention(self, query: str, key: str, value: str, shape: Attention, precision: Precision) -> str:
@@ -157,17 +162,18 @@ class Kernels(Nodes):
         return self.add("QuantizeLinear", x, step, output_dtype=_INT8), step
 
     def _int8_weight(self, linear: Linear) -> tuple[str, str, str]:
-        """Bytes, their steps, and the bias with what rounding takes from the mean output."""
+        """Bytes, their steps, and the bias with what rounding takes from the mean output; "" for none."""
         weight, steps, bias = (
             f"{linear.name}.{part}" for part in ("weight.int8", "weight.step", "bias.int8")
         )
         if not self.has(weight):
             levels, step = quantise_columns(linear.weight)
-            lost = 0 if linear.mean is None else linear.mean @ (linear.weight - levels * step)
             self.constant(weight, levels)
             self.constant(steps, step)
-            self.constant(bias, linear.bias + lost)
-        return weight, steps, bias
+            if linear.bias is not None:
+                lost = 0 if linear.mean is None else linear.mean @ (linear.weight - levels * step)
+                self.constant(bias, linear.bias + lost)
+        return weight, steps, bias if linear.bias is not None else ""
 
     # Heads.
 

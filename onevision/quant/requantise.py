@@ -13,7 +13,17 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from onevision.bundle import BACKBONE, GOLDEN, NEWLINE, VISION, VISION_DATA, Bundle, files_of
+from onevision.bundle import (
+    BACKBONE,
+    GOLDEN,
+    NEWLINE,
+    PREFILL,
+    PREFILL_DATA,
+    VISION,
+    VISION_DATA,
+    Bundle,
+    files_of,
+)
 from onevision.errors import QuantError, UsageError
 from onevision.export.disk import disk_space
 from onevision.export.gguf_report import report
@@ -175,15 +185,21 @@ def make_draft(source: Bundle, folder: Path, encoder: Encoder, backbone: Backbon
     Raises:
         ExportError: No disk space.
     """
+    has = source.manifest.files
+    graph = {name: has[name].precision or "" for name in (PREFILL, PREFILL_DATA) if name in has}
     for file, name in (
         (encoder.path, VISION),
         (encoder.path.with_name(f"{encoder.path.name}.data"), VISION_DATA),
-        (source.path(NEWLINE), NEWLINE),
-        (source.path(GOLDEN), GOLDEN),
+        *((source.path(name), name) for name in (*graph, NEWLINE, GOLDEN)),
     ):
         if file != folder / name:
             _copy(file, folder / name)
-    precisions = {VISION: encoder.precision, VISION_DATA: encoder.precision, BACKBONE: backbone.precision}
+    precisions = {
+        VISION: encoder.precision,
+        VISION_DATA: encoder.precision,
+        BACKBONE: backbone.precision,
+        **graph,
+    }
     files = [folder / name for name in (*precisions, NEWLINE, GOLDEN)]
     manifest = replace(
         source.manifest,

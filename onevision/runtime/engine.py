@@ -22,6 +22,7 @@ from onevision.runtime.answer import Answer, AnswerStream, FinishReason, Progres
 from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.device import MAX_THREADS, Device
 from onevision.runtime.options import Options, Sampling, make_options
+from onevision.runtime.prefiller import Prefill, Prefiller
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
 from onevision.runtime.text import TextStream
@@ -47,7 +48,14 @@ class OneVision:
     Calls from several threads are safe, and are served one after the other.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        prefill: Prefill = "auto",
+    ) -> None:
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -71,7 +79,8 @@ class OneVision:
         )
         try:
             self.preparer = Preparer(bundle.manifest, self.backbone.vocabulary, newline)
-        except BundleError:
+            self.prefiller = Prefiller(bundle, self.backbone, prefill, threads=threads)
+        except (BundleError, UsageError):
             self.backbone.close()
             raise
         self.banned_tokens = self._never_sampled()
@@ -85,6 +94,7 @@ class OneVision:
         device: Device = "auto",
         threads: int | None = None,
         check: bool = False,
+        prefill: Prefill = "auto",
     ) -> OneVision:
         """Load a bundle. The vision encoder is loaded when the first picture comes.
 
@@ -94,17 +104,19 @@ class OneVision:
             device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
+            prefill: What reads prompts, see :data:`onevision.runtime.prefiller.Prefill`.
 
         Raises:
             BundleError: Missing, damaged or unreadable bundle.
             DeviceError: The device is not available.
+            UsageError: ``prefill="onnx"`` for a bundle without the graph.
             UsageError, ExportError: The tiny model's bundle has to be made first, and cannot.
         """
         if bundle is None:
             from onevision.default import default_bundle
 
             bundle = default_bundle()
-        return cls(open_bundle(bundle, check=check), device=device, threads=threads)
+        return cls(open_bundle(bundle, check=check), device=device, threads=threads, prefill=prefill)
 
     def generate(
         self,
@@ -215,17 +227,20 @@ class OneVision:
         *,
         room: int,
         on_progress: Progress | None = None,
+        choice: Prefill | None = None,
     ) -> None:
-        """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens."""
-        self.backbone.start(prepared.tokens + room)
+        """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens.
+
+        ``choice`` says by what, instead of what the bundle was loaded with.
+        """
         places = iter(embeddings)
         parts = [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
 
-        def on_chunk(_: int) -> None:
+        def on_tokens(done: int) -> None:
             if on_progress:
-                on_progress("prefill", self.backbone.used, prepared.tokens)
+                on_progress("prefill", done, prepared.tokens)
 
-        self.backbone.prefill(parts, on_chunk)
+        self.prefiller.read(parts, room, on_tokens, choice)
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A sampler that never chooses an unused row or a placeholder token."""
@@ -242,6 +257,7 @@ class OneVision:
                     stream.close()
         with self._busy:
             self._closed = True
+            self.prefiller.close()
             self.backbone.close()
             if self._encoder is not None:
                 self._encoder.close()
@@ -271,6 +287,7 @@ class OneVision:
         prepared = self.preparer.prepare(messages, options, clock)
         room = self._room(prepared, options)
         embeddings = self.encode(prepared, clock, on_progress)
+        self._load_ms += self.prefiller.load(prepared.tokens)
         with clock.stage("prefill"):
             self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
         del embeddings
@@ -300,7 +317,7 @@ class OneVision:
                     self.backbone.append(token)
         if rest := text.finish():
             yield rest
-        # What was loaded on the way (the encoder, at the first picture) is no part of answering.
+        # What was loaded on the way (encoder, prefill graph) is no part of answering.
         loading = self._load_ms - loaded_before
         timings = Timings(
             load=self._load_ms,
@@ -309,7 +326,8 @@ class OneVision:
             **clock.stages,
         )
         usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles)
-        return Answer(text.text, tuple(tokens), finish, usage, timings, prepared.warnings)
+        warnings = (*prepared.warnings, *self.prefiller.warnings)
+        return Answer(text.text, tuple(tokens), finish, usage, timings, warnings)
 
     def _room(self, prepared: PreparedPrompt, options: Options) -> int:
         """Tokens that the answer may have: as asked, or what the context leaves."""

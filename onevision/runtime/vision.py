@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from onevision.errors import BundleError, DeviceError, GenerationError, InputError, UsageError
+from onevision.errors import BundleError, GenerationError, InputError, UsageError
 from onevision.runtime.device import Device, default_threads
+from onevision.runtime.session import EXPORT_HINT, first_line, open_session, ort_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
 INPUT = "pixel_values"
 OUTPUT = "image_features"
 
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
 # Several tiles in one call are no faster on a CPU, whose cores one tile keeps busy, and cost memory.
 _BATCH = {"cpu": 1, "cuda": 8}
-_EXPORT_HINT = "copy or export the bundle again"
 
 
 class VisionEncoder:
@@ -54,9 +52,9 @@ class VisionEncoder:
             raise UsageError(f"unknown device {device!r}", hint=f"choose from {', '.join(get_args(Device))}")
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, it must be 1 or more")
-        if not path.is_file():
-            raise BundleError(f"{path} is missing", hint=_EXPORT_HINT)
-        self._session, self.device, self.notes = _open(path, device, threads or default_threads())
+        self._session, self.device, self.notes = open_session(
+            path, device, threads or default_threads(), "the vision encoder"
+        )
         self.image_size, self.patches, self.hidden_size = _sizes(self._session, path)
 
     def encode(
@@ -109,64 +107,12 @@ class VisionEncoder:
             raise GenerationError("the vision encoder is closed")
         try:
             (features,) = self._session.run([OUTPUT], {INPUT: tiles})
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise GenerationError(
-                f"onnxruntime could not encode {len(tiles)} tiles: {_first_line(error)}",
+                f"onnxruntime could not encode {len(tiles)} tiles: {first_line(error)}",
                 hint="free some memory, or use --device cpu",
             ) from error
         return features
-
-
-def _open(path: Path, device: Device, threads: int) -> tuple[Any, str, tuple[str, ...]]:
-    """Session, the device it runs on, and notes on that choice."""
-    import onnxruntime
-
-    if device == "cpu":
-        return _session(path, [_CPU], threads), "cpu", ()
-    if _CUDA in onnxruntime.get_available_providers():
-        problem = "onnxruntime could not start its CUDA provider"
-        hint = "check the NVIDIA driver, and the CUDA and cuDNN versions that onnxruntime-gpu needs"
-        try:
-            # TF32 would round the factors of an fp32 bundle to 10 bits.
-            session = _session(path, [(_CUDA, {"use_tf32": "0"}), _CPU], threads)
-        except (BundleError, RuntimeError, ValueError) as error:
-            problem += f": {_first_line(error.__cause__ or error)}"
-        else:
-            # A provider whose libraries are missing is passed over without an error.
-            if _CUDA in session.get_providers():
-                return session, "cuda", ()
-    else:
-        problem = f"onnxruntime {onnxruntime.__version__} has no CUDA provider"
-        hint = "pip uninstall onnxruntime, then pip install onnxruntime-gpu; or use --device cpu"
-    # Before CUDA is blamed: a damaged file fails here as well.
-    session = _session(path, [_CPU], threads)
-    if device == "cuda":
-        raise DeviceError(problem, hint=hint)
-    return session, "cpu", (f"{problem}; the vision encoder runs on the CPU",)
-
-
-def _session(path: Path, providers: list[Any], threads: int) -> Any:  # noqa: ANN401
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal; errors arrive as exceptions
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Figures of the 0.5b tower in fp32 on 2 cores. Packing every weight for the matrix kernels beforehand
-    # copies them: 1.5 to 3.7 s to load and 1.7 GB of its own memory, where mapped weights take 0.1 s and
-    # 0.13 GB, and 1.5 GB of pages that the system can share or drop. A tile takes 3.5 s instead of 3.35 s.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # One block planned for all buffers of a tile is 0.08 GB larger than the arena grows to without a plan.
-    options.enable_mem_pattern = False
-    # Threads that spin while they wait for work gain nothing here and take cores from llama.cpp afterwards.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        # Without fallback: it would print to stdout and take another provider.
-        return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
-    except _ort_errors() as error:
-        data = path.with_name(f"{path.name}.data")
-        reason = "is damaged, or not an ONNX model" if data.is_file() else f"lacks its weights, {data.name}"
-        raise BundleError(f"{path} {reason}", hint=_EXPORT_HINT) from error
 
 
 def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401
@@ -179,27 +125,5 @@ def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401
         ] if (source, target) == (INPUT, OUTPUT) and side == width:
             return side, patches, hidden
     raise BundleError(
-        f"{path} is no vision encoder of this package: its inputs and outputs are {ends}", hint=_EXPORT_HINT
+        f"{path} is no vision encoder of this package: its inputs and outputs are {ends}", hint=EXPORT_HINT
     )
-
-
-def _ort_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises; its exceptions have no base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        state.EPFail,
-        state.EngineError,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NoModel,
-        state.NoSuchFile,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0].strip()
