@@ -2,8 +2,8 @@
 
     python bench/prefill.py BUNDLE [--tokens 730 2929 7290] [--rounds 5] [--threads N]
 
-The bundle is one with a prefill graph. Prompts are random visual embeddings with one token of text behind,
-and the graph's time includes handing over. Prints a JSON object: medians and all times, by number of tokens.
+The bundle is one with a prefill graph. Prompts are random visual embeddings with one token of text behind.
+The graph's time includes handing over. Prints a JSON object: medians and all times, by number of tokens.
 """
 
 from __future__ import annotations
