@@ -308,11 +308,43 @@ class Backbone:
         pointer = api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary.size,)).copy()
 
+    def save(self) -> bytes:
+        """State of the sequence: its keys and values, in llama.cpp's own layout."""
+        size = api.llama_state_seq_get_size(self._context, 0)
+        buffer = (ctypes.c_uint8 * size)()
+        written = api.llama_state_seq_get_data(self._context, buffer, size, 0)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, state: npt.NDArray[np.uint8], positions: int) -> None:
+        """Go on from a state instead of what was read so far. There are no logits yet.
+
+        Args:
+            state: As :meth:`save` gives it, for a context of the same settings.
+            positions: Tokens in it.
+
+        Raises:
+            GenerationError: llama.cpp refused it.
+        """
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if api.llama_state_seq_set_data(self._context, pointer, state.nbytes, 0) != state.nbytes:
+            reason = last_llama_error() or "no reason given"
+            raise GenerationError(f"llama.cpp could not take {positions:,} tokens over: {reason}")
+        self.used = positions
+
+    def resume(self, kept: int, positions: int) -> None:
+        """Keep the first ``kept`` tokens that were read, drop the rest, and have room for ``positions``."""
+        if positions > self._capacity:
+            state, used = np.frombuffer(self.save(), np.uint8), self.used
+            self.start(positions)
+            self.restore(state, used)
+        api.llama_memory_seq_rm(api.llama_get_memory(self._context), 0, kept, -1)
+        self.used = kept
+
     def _free_context(self) -> None:
         if self._context is not None:
             api.llama_free(self._context)
             self._context = None
-            self._capacity = 0
+            self._capacity = self.used = 0
 
     def close(self) -> None:
         """Free model and context. Calling it again does nothing."""
@@ -321,6 +353,11 @@ class Backbone:
             self.vocabulary.close()
             api.llama_model_free(self._model)
             self._model = None
+
+
+def library_version() -> str:
+    """Of llama.cpp and its binding: states of another one are not read."""
+    return f"{api.__version__} {api.llama_version().decode()}"
 
 
 def count_tokens(path: Path, texts: Sequence[str]) -> int:

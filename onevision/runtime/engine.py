@@ -15,13 +15,16 @@ from weakref import WeakSet
 
 import numpy as np
 
-from onevision.bundle import BACKBONE, NEWLINE, VISION, Bundle, open_bundle
+from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA, Bundle, open_bundle
 from onevision.errors import BundleError, PromptError, UsageError
 from onevision.runtime import anyres
 from onevision.runtime.answer import Answer, AnswerStream, FinishReason, Progress, StageClock, Timings, Usage
 from onevision.runtime.backbone import Backbone, Sampler
+from onevision.runtime.cache import Cache
 from onevision.runtime.device import MAX_THREADS, Device
+from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options, Sampling, make_options
+from onevision.runtime.prefix import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
 from onevision.runtime.text import TextStream
@@ -47,7 +50,14 @@ class OneVision:
     Calls from several threads are safe, and are served one after the other.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        cache: Cache | str | os.PathLike[str] | None = None,
+    ) -> None:
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -74,6 +84,9 @@ class OneVision:
         except BundleError:
             self.backbone.close()
             raise
+        self._cache = cache if cache is None or isinstance(cache, Cache) else Cache(cache)
+        files = {name: info.sha256 for name, info in sorted(bundle.manifest.files.items())}
+        self._prefixes = Prefixes(self.backbone, self._cache, (files, bundle.manifest.vision))
         self.banned_tokens = self._never_sampled()
         self._load_ms = (time.perf_counter() - started) * 1e3
 
@@ -85,6 +98,7 @@ class OneVision:
         device: Device = "auto",
         threads: int | None = None,
         check: bool = False,
+        cache: Cache | str | os.PathLike[str] | None = None,
     ) -> OneVision:
         """Load a bundle. The vision encoder is loaded when the first picture comes.
 
@@ -94,6 +108,8 @@ class OneVision:
             device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
+            cache: Keep image features, and keys and values of prompts up to their last picture: a folder, or
+                ``Cache()`` for memory alone. None: nothing is kept. See :mod:`onevision.runtime.cache`.
 
         Raises:
             BundleError: Missing, damaged or unreadable bundle.
@@ -104,7 +120,7 @@ class OneVision:
             from onevision.default import default_bundle
 
             bundle = default_bundle()
-        return cls(open_bundle(bundle, check=check), device=device, threads=threads)
+        return cls(open_bundle(bundle, check=check), device=device, threads=threads, cache=cache)
 
     def generate(
         self,
@@ -184,12 +200,21 @@ class OneVision:
     ) -> npt.NDArray[np.float32]:
         """Encoder and projector: tiles uint8 [T, S, S, 3] -> image features float32 [T, P, H]."""
         clock = clock or StageClock()
-        vision = self.bundle.manifest.vision
-        encoder = self.vision_encoder()
-        with clock.stage("preprocess"):
-            pixels = anyres.normalise(tiles, vision.mean, vision.std)
-        with clock.stage("encode"):
-            return encoder.encode(pixels, on_tile)
+        manifest = self.bundle.manifest
+        vision = manifest.vision
+
+        def encode(
+            some: npt.NDArray[np.uint8], on_some: Callable[[int, int], None]
+        ) -> npt.NDArray[np.float32]:
+            encoder = self.vision_encoder()
+            with clock.stage("preprocess"):
+                pixels = anyres.normalise(some, vision.mean, vision.std)
+            with clock.stage("encode"):
+                return encoder.encode(pixels, on_some)
+
+        files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
+        shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
+        return encode_once(tiles, encode, self._cache, (files, vision, self._device), shape, on_tile)
 
     def vision_encoder(self) -> VisionEncoder:
         """The encoder, loaded now if it was not."""
@@ -205,8 +230,10 @@ class OneVision:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the devices: where ``auto`` fell back to the CPU, and why."""
-        return () if self._encoder is None else self._encoder.notes
+        """What the user should know: where ``auto`` fell back to the CPU, why the cache was not written."""
+        notes = () if self._encoder is None else self._encoder.notes
+        problem = self._cache.problem if self._cache else None
+        return (*notes, problem) if problem else notes
 
     def prefill(
         self,
@@ -217,13 +244,24 @@ class OneVision:
         on_progress: Progress | None = None,
     ) -> None:
         """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens."""
+        self._prefixes.forget()
         self.backbone.start(prepared.tokens + room)
+        self._read(prepared, embeddings, prepared.tokens, on_progress)
+
+    def _read(
+        self,
+        prepared: PreparedPrompt,
+        embeddings: Sequence[npt.NDArray[np.float32]],
+        total: int,
+        on_progress: Progress | None,
+    ) -> None:
+        """Read what is left of a prompt of ``total`` tokens."""
         places = iter(embeddings)
         parts = [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
 
         def on_chunk(_: int) -> None:
             if on_progress:
-                on_progress("prefill", self.backbone.used, prepared.tokens)
+                on_progress("prefill", self.backbone.used, total)
 
         self.backbone.prefill(parts, on_chunk)
 
@@ -256,23 +294,41 @@ class OneVision:
     # Below: one call of generate or stream.
 
     def _answer(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+        self,
+        messages: tuple[Message, ...],
+        options: Options,
+        on_progress: Progress | None,
+        *,
+        go_on: bool = False,
     ) -> Generator[str, None, Answer]:
         with self._busy:
             if self._closed:
                 raise UsageError("the model is closed")
-            return (yield from self._run(messages, options, on_progress))
+            return (yield from self._run(messages, options, on_progress, go_on=go_on))
 
     def _run(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+        self,
+        messages: tuple[Message, ...],
+        options: Options,
+        on_progress: Progress | None,
+        *,
+        go_on: bool = False,
     ) -> Generator[str, None, Answer]:
         loaded_before = self._load_ms
         clock = StageClock()
         prepared = self.preparer.prepare(messages, options, clock)
         room = self._room(prepared, options)
-        embeddings = self.encode(prepared, clock, on_progress)
         with clock.stage("prefill"):
-            self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+            kept = self._prefixes.resume(prepared, room=room, go_on=go_on)
+        rest = prepared.after(kept)
+        embeddings = self.encode(rest, clock, on_progress)
+        with clock.stage("prefill"):
+            if kept:
+                self._prefixes.forget()
+                self._read(rest, embeddings, prepared.tokens, on_progress)
+            else:
+                self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+            self._prefixes.remember(prepared, known=kept > 0)
         del embeddings
         tokens: list[int] = []
         text = TextStream(options.stop)
@@ -298,8 +354,9 @@ class OneVision:
                     break
                 with clock.stage("decode"):
                     self.backbone.append(token)
-        if rest := text.finish():
-            yield rest
+                self._prefixes.append(token)
+        if end := text.finish():
+            yield end
         # What was loaded on the way (the encoder, at the first picture) is no part of answering.
         loading = self._load_ms - loaded_before
         timings = Timings(
@@ -308,7 +365,7 @@ class OneVision:
             total=clock.elapsed() - loading,
             **clock.stages,
         )
-        usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles)
+        usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles, kept)
         return Answer(text.text, tuple(tokens), finish, usage, timings, prepared.warnings)
 
     def _room(self, prepared: PreparedPrompt, options: Options) -> int:
