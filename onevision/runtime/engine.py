@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from onevision.runtime.chat import Chat
     from onevision.runtime.images import ImageSource
     from onevision.runtime.prompt import Message
     from onevision.runtime.video import VideoSource
@@ -173,6 +174,18 @@ class OneVision:
         stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
         self._streams.add(stream)
         return stream
+
+    def chat(self, **options: Any) -> Chat:  # noqa: ANN401
+        """Begin a conversation: each turn reads only what is new. Options are those of :meth:`generate`."""
+        from onevision.runtime.chat import Chat
+
+        return Chat(self, **options)
+
+    def go_on(
+        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None = None
+    ) -> Generator[str, None, Answer]:
+        """Answer in pieces, keeping what the prompt has in common with what was read and answered last."""
+        return self._answer(messages, options, on_progress, go_on=True)
 
     def encode(
         self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: Progress | None = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
+    from PIL import Image
 
     from onevision.bundle import Manifest
     from onevision.runtime.answer import StageClock
@@ -158,6 +159,10 @@ class Preparer:
                 parts.append(self._video(segment.part, options, clock, warnings))
         return PreparedPrompt(tuple(parts), tuple(warnings))
 
+    def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """What is seen of a frame of a video, uint8 [S, S, 3]."""
+        return anyres.squash(image, self.anyres.tile)
+
     def _control(self, segment: Control) -> int:
         token = self._vocabulary.control_id(segment.token)
         if token is None:
@@ -194,7 +199,7 @@ class Preparer:
             video = read_video(
                 part.source,
                 frames=options.frames or defaults.frames,
-                prepare=lambda frame: anyres.squash(frame, spec.tile),
+                prepare=self.frame,
             )
         warnings += video.warnings
         return VisualInput(
