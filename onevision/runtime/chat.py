@@ -1,7 +1,7 @@
 """A conversation: each turn goes on where the last one ended.
 
 In: questions, with pictures and videos that are given once. Out: the answers that the whole conversation
-would get as one prompt. What the backbone has read stays in its sequence, so that a turn reads only what is new.
+would get as one prompt. What the backbone has read stays in its sequence: a turn reads only what is new.
 """
 
 from __future__ import annotations
