@@ -47,6 +47,14 @@ Prefill = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 CheckSums = Annotated[bool, typer.Option("--check", help="Compare checksums of all files, not only sizes.")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Keep what was computed of a picture in DIR: another question about it answers at once.",
+    ),
+]
 Exif = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF data says.")]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from onevision.cli.console import (
+    CacheFolder,
     CheckSums,
     Device,
     Exif,
@@ -39,6 +40,7 @@ HELP = examples(
     'onevision run "What is on the table?" --image photo.jpg -m bundle',
     'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
+    'onevision run "And beside it?" --image photo.jpg --cache ~/.cache/pictures -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
 )
 
@@ -105,6 +107,7 @@ def run(
     threads: Threads = None,
     prefill: Prefill = "auto",
     check: CheckSums = False,
+    cache: CacheFolder = None,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="No progress, warnings or statistics.")
@@ -135,7 +138,9 @@ def run(
     reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
     bundle = bundle_folder(model, quiet=quiet)
     with (
-        OneVision.load(bundle, device=where, threads=threads, check=check, prefill=reader) as loaded,
+        OneVision.load(
+            bundle, device=where, threads=threads, check=check, prefill=reader, cache=cache
+        ) as loaded,
         _progress(shown=not quiet) as on_progress,
         closing(loaded.stream(**question, on_progress=on_progress, **options)) as stream,
     ):

@@ -19,12 +19,13 @@ Progress = Callable[[Stage, int, int], None]
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of one answer. ``prompt_tokens`` include ``image_tokens``."""
+    """Counts of one answer. ``prompt_tokens`` include ``image_tokens``, and those that were known before."""
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
     tiles: int
+    cached_tokens: int = 0  # of the prompt, not read again
 
 
 @dataclass(frozen=True)

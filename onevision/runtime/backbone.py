@@ -331,11 +331,20 @@ class Backbone:
             raise GenerationError(f"llama.cpp could not take {positions:,} tokens over: {reason}")
         self.used = positions
 
+    def resume(self, kept: int, positions: int) -> None:
+        """Keep the first ``kept`` tokens that were read, drop the rest, and have room for ``positions``."""
+        if positions > self._capacity:
+            state, used = np.frombuffer(self.save(), np.uint8), self.used
+            self.start(positions)
+            self.restore(state, used)
+        api.llama_memory_seq_rm(api.llama_get_memory(self._context), 0, kept, -1)
+        self.used = kept
+
     def _free_context(self) -> None:
         if self._context is not None:
             api.llama_free(self._context)
             self._context = None
-            self._capacity = 0
+            self._capacity = self.used = 0
 
     def close(self) -> None:
         """Free model and context. Calling it again does nothing."""
@@ -344,6 +353,11 @@ class Backbone:
             self.vocabulary.close()
             api.llama_model_free(self._model)
             self._model = None
+
+
+def library_version() -> str:
+    """Of llama.cpp and its binding: states of another one are not read."""
+    return f"{api.__version__} {api.llama_version().decode()}"
 
 
 def count_tokens(path: Path, texts: Sequence[str]) -> int:

@@ -15,14 +15,17 @@ from weakref import WeakSet
 
 import numpy as np
 
-from onevision.bundle import BACKBONE, NEWLINE, VISION, Bundle, open_bundle
+from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA, Bundle, open_bundle
 from onevision.errors import BundleError, PromptError, UsageError
 from onevision.runtime import anyres
 from onevision.runtime.answer import Answer, AnswerStream, FinishReason, Progress, StageClock, Timings, Usage
 from onevision.runtime.backbone import Backbone, Sampler
+from onevision.runtime.cache import Cache
 from onevision.runtime.device import MAX_THREADS, Device
+from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options, Sampling, make_options
 from onevision.runtime.prefiller import Prefill, Prefiller
+from onevision.runtime.prefix import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
 from onevision.runtime.text import TextStream
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from onevision.runtime.chat import Chat
     from onevision.runtime.images import ImageSource
     from onevision.runtime.prompt import Message
     from onevision.runtime.video import VideoSource
@@ -55,6 +59,7 @@ class OneVision:
         device: Device = "auto",
         threads: int | None = None,
         prefill: Prefill = "auto",
+        cache: Cache | str | os.PathLike[str] | None = None,
     ) -> None:
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
@@ -83,6 +88,11 @@ class OneVision:
         except (BundleError, UsageError):
             self.backbone.close()
             raise
+        self._cache = cache if cache is None or isinstance(cache, Cache) else Cache(cache)
+        files = {name: info.sha256 for name, info in sorted(bundle.manifest.files.items())}
+        self._prefixes = Prefixes(
+            self.backbone, self._cache, (files, precision, prefill, bundle.manifest.vision)
+        )
         self.banned_tokens = self._never_sampled()
         self._load_ms = (time.perf_counter() - started) * 1e3
 
@@ -95,6 +105,7 @@ class OneVision:
         threads: int | None = None,
         check: bool = False,
         prefill: Prefill = "auto",
+        cache: Cache | str | os.PathLike[str] | None = None,
     ) -> OneVision:
         """Load a bundle. The vision encoder is loaded when the first picture comes.
 
@@ -105,6 +116,8 @@ class OneVision:
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
             prefill: What reads prompts, see :data:`onevision.runtime.prefiller.Prefill`.
+            cache: Keep image features, and keys and values of prompts up to their last picture: a folder, or
+                ``Cache()`` for memory alone. None: nothing is kept. See :mod:`onevision.runtime.cache`.
 
         Raises:
             BundleError: Missing, damaged or unreadable bundle.
@@ -116,7 +129,13 @@ class OneVision:
             from onevision.default import default_bundle
 
             bundle = default_bundle()
-        return cls(open_bundle(bundle, check=check), device=device, threads=threads, prefill=prefill)
+        return cls(
+            open_bundle(bundle, check=check),
+            device=device,
+            threads=threads,
+            prefill=prefill,
+            cache=cache,
+        )
 
     def generate(
         self,
@@ -170,6 +189,18 @@ class OneVision:
         self._streams.add(stream)
         return stream
 
+    def chat(self, **options: Any) -> Chat:  # noqa: ANN401
+        """Begin a conversation: each turn reads only what is new. Options are those of :meth:`generate`."""
+        from onevision.runtime.chat import Chat
+
+        return Chat(self, **options)
+
+    def go_on(
+        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None = None
+    ) -> Generator[str, None, Answer]:
+        """Answer in pieces, keeping what the prompt has in common with what was read and answered last."""
+        return self._answer(messages, options, on_progress, go_on=True)
+
     def encode(
         self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: Progress | None = None
     ) -> list[npt.NDArray[np.float32]]:
@@ -196,12 +227,21 @@ class OneVision:
     ) -> npt.NDArray[np.float32]:
         """Encoder and projector: tiles uint8 [T, S, S, 3] -> image features float32 [T, P, H]."""
         clock = clock or StageClock()
-        vision = self.bundle.manifest.vision
-        encoder = self.vision_encoder()
-        with clock.stage("preprocess"):
-            pixels = anyres.normalise(tiles, vision.mean, vision.std)
-        with clock.stage("encode"):
-            return encoder.encode(pixels, on_tile)
+        manifest = self.bundle.manifest
+        vision = manifest.vision
+
+        def encode(
+            some: npt.NDArray[np.uint8], on_some: Callable[[int, int], None]
+        ) -> npt.NDArray[np.float32]:
+            encoder = self.vision_encoder()
+            with clock.stage("preprocess"):
+                pixels = anyres.normalise(some, vision.mean, vision.std)
+            with clock.stage("encode"):
+                return encoder.encode(pixels, on_some)
+
+        files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
+        shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
+        return encode_once(tiles, encode, self._cache, (files, vision, self._device), shape, on_tile)
 
     def vision_encoder(self) -> VisionEncoder:
         """The encoder, loaded now if it was not."""
@@ -217,8 +257,10 @@ class OneVision:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the devices: where ``auto`` fell back to the CPU, and why."""
-        return () if self._encoder is None else self._encoder.notes
+        """What the user should know: where ``auto`` fell back to the CPU, why the cache was not written."""
+        notes = () if self._encoder is None else self._encoder.notes
+        problem = self._cache.problem if self._cache else None
+        return (*notes, problem) if problem else notes
 
     def prefill(
         self,
@@ -233,14 +275,29 @@ class OneVision:
 
         ``choice`` says by what, instead of what the bundle was loaded with.
         """
-        places = iter(embeddings)
-        parts = [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
+        self._prefixes.forget()
 
         def on_tokens(done: int) -> None:
             if on_progress:
                 on_progress("prefill", done, prepared.tokens)
 
-        self.prefiller.read(parts, room, on_tokens, choice)
+        self.prefiller.read(_joined(prepared, embeddings), room, on_tokens, choice)
+
+    def _read_on(
+        self,
+        rest: PreparedPrompt,
+        embeddings: Sequence[npt.NDArray[np.float32]],
+        total: int,
+        on_progress: Progress | None,
+    ) -> None:
+        """Read what is left of a prompt of ``total`` tokens into a sequence that holds its beginning."""
+        self._prefixes.forget()
+
+        def on_chunk(_: int) -> None:
+            if on_progress:
+                on_progress("prefill", self.backbone.used, total)
+
+        self.backbone.prefill(_joined(rest, embeddings), on_chunk)
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A sampler that never chooses an unused row or a placeholder token."""
@@ -272,24 +329,42 @@ class OneVision:
     # Below: one call of generate or stream.
 
     def _answer(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+        self,
+        messages: tuple[Message, ...],
+        options: Options,
+        on_progress: Progress | None,
+        *,
+        go_on: bool = False,
     ) -> Generator[str, None, Answer]:
         with self._busy:
             if self._closed:
                 raise UsageError("the model is closed")
-            return (yield from self._run(messages, options, on_progress))
+            return (yield from self._run(messages, options, on_progress, go_on=go_on))
 
     def _run(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+        self,
+        messages: tuple[Message, ...],
+        options: Options,
+        on_progress: Progress | None,
+        *,
+        go_on: bool = False,
     ) -> Generator[str, None, Answer]:
         loaded_before = self._load_ms
         clock = StageClock()
         prepared = self.preparer.prepare(messages, options, clock)
         room = self._room(prepared, options)
-        embeddings = self.encode(prepared, clock, on_progress)
-        self._load_ms += self.prefiller.load(prepared.tokens)
         with clock.stage("prefill"):
-            self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+            kept = self._prefixes.resume(prepared, room=room, go_on=go_on)
+        rest = prepared.after(kept)
+        embeddings = self.encode(rest, clock, on_progress)
+        if not kept:
+            self._load_ms += self.prefiller.load(prepared.tokens)
+        with clock.stage("prefill"):
+            if kept:
+                self._read_on(rest, embeddings, prepared.tokens, on_progress)
+            else:
+                self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+            self._prefixes.remember(prepared, known=kept > 0)
         del embeddings
         tokens: list[int] = []
         text = TextStream(options.stop)
@@ -315,8 +390,9 @@ class OneVision:
                     break
                 with clock.stage("decode"):
                     self.backbone.append(token)
-        if rest := text.finish():
-            yield rest
+                self._prefixes.append(token)
+        if end := text.finish():
+            yield end
         # What was loaded on the way (encoder, prefill graph) is no part of answering.
         loading = self._load_ms - loaded_before
         timings = Timings(
@@ -325,7 +401,7 @@ class OneVision:
             total=clock.elapsed() - loading,
             **clock.stages,
         )
-        usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles)
+        usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles, kept)
         warnings = (*prepared.warnings, *self.prefiller.warnings)
         return Answer(text.text, tuple(tokens), finish, usage, timings, warnings)
 
@@ -345,6 +421,14 @@ class OneVision:
         vocabulary, prompt = self.backbone.vocabulary, self.bundle.manifest.prompt
         placeholders = (vocabulary.control_id(token) for token in (prompt.image_token, prompt.video_token))
         return (*(token for token in placeholders if token is not None), *vocabulary.unused)
+
+
+def _joined(
+    prepared: PreparedPrompt, embeddings: Sequence[npt.NDArray[np.float32]]
+) -> list[Sequence[int] | npt.NDArray[np.float32]]:
+    """Token ids and embeddings of a prompt, in order."""
+    places = iter(embeddings)
+    return [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
 
 
 def _read_newline(bundle: Bundle) -> npt.NDArray[np.float32]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from onevision.errors import BundleError
 from onevision.runtime import anyres
 from onevision.runtime.anyres import AnyRes
+from onevision.runtime.cache import key_of
 from onevision.runtime.images import read_image
 from onevision.runtime.prompt import TEMPLATES, Control, ImagePart, render
 from onevision.runtime.video import read_video
@@ -15,8 +19,8 @@ from onevision.runtime.video import read_video
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     import numpy.typing as npt
+    from PIL import Image
 
     from onevision.bundle import Manifest
     from onevision.runtime.answer import StageClock
@@ -33,11 +37,18 @@ class VisualInput:
         tiles: uint8 [T, S, S, 3]
         tokens: Rows that it takes in the prompt after packing.
         pack: image features float32 [T, P, H] -> visual tokens float32 [tokens, H]
+        layout: All that ``pack`` depends on besides the features.
     """
 
     tiles: npt.NDArray[np.uint8]
     tokens: int
     pack: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+    layout: str
+
+    @cached_property
+    def key(self) -> str:
+        """Names the visual tokens, for one bundle: sha256 of the pixels and the layout."""
+        return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,35 @@ class PreparedPrompt:
 
     @property
     def tiles(self) -> int:
-        """Passes of the vision encoder."""
+        """Tiles that the vision encoder is given; equal ones are encoded once."""
         return sum(len(visual.tiles) for visual in self.visuals)
+
+    @cached_property
+    def items(self) -> tuple[tuple[int | str, int], ...]:
+        """Token ids and keys of pictures in order, with the positions that each takes."""
+        return tuple(
+            item
+            for part in self.parts
+            for item in (
+                [(part.key, part.tokens)] if isinstance(part, VisualInput) else [(token, 1) for token in part]
+            )
+        )
+
+    @property
+    def prefix(self) -> tuple[tuple[int | str, int], ...]:
+        """Those up to the last picture; none if there is no picture."""
+        last = max((at for at, (key, _) in enumerate(self.items) if isinstance(key, str)), default=-1)
+        return self.items[: last + 1]
+
+    def after(self, kept: int) -> PreparedPrompt:
+        """The prompt without its first ``kept`` tokens, which end before or after a picture."""
+        rest: list[tuple[int, ...] | VisualInput] = []
+        for part in self.parts:
+            size = part.tokens if isinstance(part, VisualInput) else len(part)
+            if kept < size:
+                rest.append(part if isinstance(part, VisualInput) else part[kept:])
+            kept = max(0, kept - size)
+        return PreparedPrompt(tuple(rest), self.warnings)
 
 
 class Preparer:
@@ -121,6 +159,10 @@ class Preparer:
                 parts.append(self._video(segment.part, options, clock, warnings))
         return PreparedPrompt(tuple(parts), tuple(warnings))
 
+    def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """What is seen of a frame of a video, uint8 [S, S, 3]."""
+        return anyres.squash(image, self.anyres.tile)
+
     def _control(self, segment: Control) -> int:
         token = self._vocabulary.control_id(segment.token)
         if token is None:
@@ -135,13 +177,17 @@ class Preparer:
             if several:
                 tiles = anyres.pad_square(image, spec.tile)
                 return VisualInput(
-                    tiles.pixels, spec.side**2 + 1, lambda features: anyres.pack_square(features, newline)
+                    tiles.pixels,
+                    spec.side**2 + 1,
+                    lambda features: anyres.pack_square(features, newline),
+                    "square",
                 )
             tiles = anyres.split(image, spec)
         return VisualInput(
             tiles.pixels,
             spec.token_count(tiles.size),
             lambda features: anyres.pack_image(features, tiles.size, spec, newline),
+            f"image {tiles.size} {spec}",
         )
 
     def _video(
@@ -153,11 +199,12 @@ class Preparer:
             video = read_video(
                 part.source,
                 frames=options.frames or defaults.frames,
-                prepare=lambda frame: anyres.squash(frame, spec.tile),
+                prepare=self.frame,
             )
         warnings += video.warnings
         return VisualInput(
             video.tiles,
             len(video.tiles) * defaults.pooled_side**2 + 1,
             lambda features: anyres.pack_video(features, spec.side, newline),
+            "video",
         )

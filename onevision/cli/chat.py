@@ -1,0 +1,164 @@
+"""``onevision chat``: a conversation about pictures and videos."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from onevision.cli.console import (
+    CacheFolder,
+    Device,
+    Model,
+    Threads,
+    bundle_folder,
+    examples,
+    one_of,
+    print_error,
+    print_warning,
+)
+from onevision.errors import OneVisionError, UsageError
+from onevision.runtime.options import DEFAULT_MAX_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onevision.runtime.answer import Answer
+    from onevision.runtime.chat import Chat
+
+HELP = examples(
+    "Talk about pictures and videos. Each turn reads only what is new.",
+    "onevision chat --image photo.jpg -m bundle",
+    "onevision chat -m bundle --cache ~/.cache/pictures",
+    "onevision chat --image photo.jpg -m bundle < questions.txt",
+)
+
+COMMANDS = """/image FILE  show a picture with the next question
+/video FILE  show a video with the next question
+/reset       forget everything
+/save FILE   write the conversation
+/load FILE   go on with a conversation that was saved
+/stats       counts and times of the last answer
+/help        this list
+Ctrl-D ends the conversation."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("chat", help=HELP, short_help="Talk about pictures and videos.")(chat)
+
+
+def chat(
+    image: Annotated[
+        list[str] | None,
+        typer.Option("-i", "--image", metavar="FILE", help="A picture of the first question; repeatable."),
+    ] = None,
+    video: Annotated[
+        str | None, typer.Option("-v", "--video", metavar="FILE", help="A video of the first question.")
+    ] = None,
+    model: Model = None,
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", help="Longest answer.")
+    ] = DEFAULT_MAX_TOKENS,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's]")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    cache: CacheFolder = None,
+) -> None:
+    """Talk about pictures and videos."""
+    from onevision.runtime import device as devices
+    from onevision.runtime.engine import OneVision
+
+    where = one_of(device, get_args(devices.Device), "--device")
+    with OneVision.load(bundle_folder(model), device=where, threads=threads, cache=cache) as loaded:
+        talk = loaded.chat(max_tokens=max_tokens, frames=frames)
+        for path in image or ():
+            talk.add_image(path)
+        if video is not None:
+            talk.add_video(video)
+        _converse(talk, _reader())
+
+
+def _reader() -> Callable[[], str]:
+    """What gives the next line, and raises EOFError at the end."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+
+        def read() -> str:
+            if not (line := sys.stdin.readline()):
+                raise EOFError
+            return line
+
+        return read
+    from prompt_toolkit import PromptSession
+
+    print("/help lists the commands", file=sys.stderr)
+    session: PromptSession[str] = PromptSession("> ")
+    return session.prompt
+
+
+def _converse(talk: Chat, read: Callable[[], str]) -> None:
+    last: Answer | None = None
+    while True:
+        try:
+            line = read().strip()
+        except EOFError:
+            return
+        try:
+            if line.startswith("/"):
+                _command(talk, line, last)
+            elif line:
+                last = _answer(talk, line)
+        except OneVisionError as error:
+            print_error(error.message, error.hint)
+
+
+def _answer(talk: Chat, prompt: str) -> Answer:
+    dropped = talk.dropped
+    with closing(talk.stream(prompt)) as stream:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    if talk.dropped > dropped:
+        print_warning(f"the context is full: the oldest turns were dropped ({talk.dropped - dropped})")
+    for warning in stream.answer.warnings:
+        print_warning(warning)
+    return stream.answer
+
+
+def _command(talk: Chat, line: str, last: Answer | None) -> None:
+    name, _, rest = line.partition(" ")
+    if name in {"/reset", "/help", "/stats"}:
+        if name == "/reset":
+            talk.reset()
+        print(
+            COMMANDS if name == "/help" else _stats(last) if name == "/stats" else "forgotten",
+            file=sys.stderr,
+        )
+        return
+    actions = {"/image": talk.add_image, "/video": talk.add_video, "/save": talk.save, "/load": talk.load}
+    if name not in actions:
+        raise UsageError(f"unknown command {name}", hint="/help lists the commands")
+    try:
+        paths = shlex.split(rest)
+    except ValueError:
+        paths = [rest]
+    if len(paths) != 1:
+        raise UsageError(f"{name} takes one file", hint="put quotes around a name with spaces")
+    for warning in actions[name](paths[0]) or ():
+        print_warning(warning)
+
+
+def _stats(last: Answer | None) -> str:
+    if last is None:
+        return "nothing was answered yet"
+    usage, times = last.usage, last.timings
+    return (
+        f"{usage.prompt_tokens:,} prompt tokens, {usage.cached_tokens:,} of them known before; "
+        f"{usage.completion_tokens:,} in the answer; first token after {times.ttft / 1e3:.2f} s"
+    )

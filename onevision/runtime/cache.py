@@ -1,0 +1,158 @@
+"""What was computed once: image features by tile, and keys and values of prompts up to the last picture.
+
+In: a key that names all that an entry depends on, and bytes. Out: the same bytes, or nothing. Entries are
+kept in memory and, with a folder, on disk; where there are too many bytes, the least recently used go.
+
+A file is a header (magic, sha256 of the rest) and the bytes. It is written under another name and renamed, so
+that a reader in another process sees the whole of it or none; whatever is damaged all the same is removed.
+Nothing that goes wrong with the disk is an error: the answer is computed as if there were no cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onevision.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MEMORY_BYTES = 256 << 20
+DISK_BYTES = 4 << 30
+
+_MAGIC = b"ovcache1"
+_HEADER = len(_MAGIC) + 32
+_SUFFIX, _PART = ".ovc", ".part"
+
+
+def key_of(*facts: object) -> str:
+    """Hex sha256 of some facts: strings, numbers, and bytes-like objects (by their content)."""
+    digest = hashlib.sha256()
+    for fact in facts:
+        if isinstance(fact, (bytes, memoryview)):
+            digest.update(b"b%d:" % memoryview(fact).nbytes)
+            digest.update(fact)
+        else:
+            text = repr(fact).encode(errors="surrogateescape")
+            digest.update(b"t%d:" % len(text))
+            digest.update(text)
+    return digest.hexdigest()
+
+
+class Cache:
+    """Bytes by key, least recently used first out. Not for several threads at once.
+
+    Args:
+        folder: Where entries are kept as files too, made if it is not there; None: in memory only.
+        memory_bytes: Most bytes in memory. A larger entry is not kept there.
+        disk_bytes: Most bytes in the folder.
+
+    Raises:
+        UsageError: The folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        disk_bytes: int = DISK_BYTES,
+    ) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._memory: OrderedDict[str, bytes] = OrderedDict()
+        self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
+        self._held = 0
+        self.problem: str | None = None  # why the last write to the disk failed
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    f"cannot make the cache {self._folder}: {error.strerror or error}",
+                    hint="name a folder that can be written",
+                ) from error
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes of a key, or None."""
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        if self._folder is None or (data := _read(self._folder / f"{key}{_SUFFIX}")) is None:
+            return None
+        self._keep(key, data)
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep some bytes under a key. A failure to write them is noted in ``problem`` and nowhere else."""
+        self._keep(key, data)
+        if self._folder is None or len(data) + _HEADER > self._disk_bytes:
+            return
+        try:
+            _write(self._folder / f"{key}{_SUFFIX}", data)
+            self._evict(self._folder)
+        except OSError as error:
+            self.problem = f"the cache {self._folder} was not written: {error.strerror or error}"
+
+    def _keep(self, key: str, data: bytes) -> None:
+        if len(data) > self._memory_bytes:
+            return
+        self._held += len(data) - len(self._memory.pop(key, b""))
+        self._memory[key] = data
+        while self._held > self._memory_bytes:
+            _, gone = self._memory.popitem(last=False)
+            self._held -= len(gone)
+
+    def _evict(self, folder: Path) -> None:
+        """Remove the least recently used files; what a killed process left half-written is among them."""
+        files = sorted(_sizes(folder))
+        total = sum(size for _, _, size in files)
+        for _, path, size in files:
+            if total <= self._disk_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _read(path: Path) -> bytes | None:
+    """Contents of an entry; a damaged one is removed."""
+    try:
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    data = whole[_HEADER:]
+    if whole[:_HEADER] != _MAGIC + hashlib.sha256(data).digest():
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=_PART, dir=path.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_MAGIC + hashlib.sha256(data).digest())
+            file.write(data)
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _sizes(folder: Path) -> Iterable[tuple[int, Path, int]]:
+    """Time of last use, path and bytes of each file of ours; another process may remove some meanwhile."""
+    for path in folder.iterdir():
+        if path.suffix in {_SUFFIX, _PART}:
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                yield status.st_mtime_ns, path, status.st_size
