@@ -183,7 +183,7 @@ def _prefill(prefill: str, precision: str | None) -> str | None:
     from onevision.export.prefill import PrefillPrecision
 
     if one_of(prefill, ("none", "onnx"), "--prefill") == "onnx":
-        return one_of(precision or "int8", get_args(PrefillPrecision), "--prefill-precision")
+        return str(one_of(precision or "int8", get_args(PrefillPrecision), "--prefill-precision"))
     if precision is not None:
         raise UsageError("--prefill-precision needs --prefill onnx")
     return None
