@@ -109,7 +109,7 @@ class VisionEncoder:
             raise GenerationError("the vision encoder is closed")
         try:
             (features,) = self._session.run([OUTPUT], {INPUT: tiles})
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise GenerationError(
                 f"onnxruntime could not encode {len(tiles)} tiles: {_first_line(error)}",
                 hint="free some memory, or use --device cpu",
@@ -163,7 +163,7 @@ def _session(path: Path, providers: list[Any], threads: int) -> Any:  # noqa: AN
     try:
         # Without fallback: it would print to stdout and take another provider.
         return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
-    except _ort_errors() as error:
+    except ort_errors() as error:
         data = path.with_name(f"{path.name}.data")
         reason = "is damaged, or not an ONNX model" if data.is_file() else f"lacks its weights, {data.name}"
         raise BundleError(f"{path} {reason}", hint=_EXPORT_HINT) from error
@@ -183,7 +183,7 @@ def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401
     )
 
 
-def _ort_errors() -> tuple[type[Exception], ...]:
+def ort_errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises; its exceptions have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
