@@ -118,8 +118,8 @@ def measure(
     engines: tuple[Engine, ...] = ("onnxruntime", "llama.cpp") if place == "cpu" else ("onnxruntime",)
     probes: dict[tuple[Engine, Precision] | None, Probe] = {}
     with ExitStack() as stack:
-        if reading := stack.enter_context(_reading(place, threads, memory)):
-            probes[None] = reading
+        if read := stack.enter_context(reading(place, threads, memory)):
+            probes[None] = read
         for engine in engines:
             for precision in PRECISIONS:
                 product = stack.enter_context(_product(engine, precision, size, threads, place))
@@ -172,7 +172,7 @@ def _product(
 
 
 @contextmanager
-def _reading(place: Place, threads: int, memory: int | None) -> Iterator[Probe | None]:
+def reading(place: Place, threads: int, memory: int | None) -> Iterator[Probe | None]:
     """Memory read by all threads at once, a part each; on a GPU, by a product of one row."""
     if place == "cuda":
         product = onnxruntime_product("fp32", _CUDA_READ, threads=threads, place=place)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onevision import __version__
-from onevision.cli import check, demo, evaluate, export, plan, run
+from onevision.cli import bench, check, demo, evaluate, export, plan, run
 from onevision.cli.console import print_error
 from onevision.errors import OneVisionError
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (export, run, demo, evaluate, plan, check):
+for module in (export, run, demo, evaluate, bench, plan, check):
     module.register(app)
 
 

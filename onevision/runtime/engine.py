@@ -107,6 +107,7 @@ class OneVision:
         video: VideoSource | None = None,
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
         on_progress: Progress | None = None,
+        clock: StageClock | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Answer:
         """Answer a question about pictures or a video.
@@ -119,6 +120,7 @@ class OneVision:
             messages: Instead of the three above: a conversation, see
                 :func:`onevision.runtime.prompt.parse_messages`.
             on_progress: Called as stages go on.
+            clock: A new one, to read its laps afterwards.
             **options: Fields of :class:`Options`, and of :class:`Sampling` (``temperature``, ``seed``, …).
 
         Returns:
@@ -130,7 +132,7 @@ class OneVision:
             GenerationError: A native library refused the work.
         """
         conversation = conversation_of(prompt, images, video, messages)
-        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
+        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress, clock))
         for _ in stream:
             pass
         return stream.answer
@@ -143,11 +145,12 @@ class OneVision:
         video: VideoSource | None = None,
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
         on_progress: Progress | None = None,
+        clock: StageClock | None = None,
         **options: Any,  # noqa: ANN401
     ) -> AnswerStream:
         """Like :meth:`generate`, but the text comes in pieces. No piece ends inside a character."""
         conversation = conversation_of(prompt, images, video, messages)
-        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
+        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress, clock))
         self._streams.add(stream)
         return stream
 
@@ -178,11 +181,20 @@ class OneVision:
         """Encoder and projector: tiles uint8 [T, S, S, 3] -> image features float32 [T, P, H]."""
         clock = clock or StageClock()
         vision = self.bundle.manifest.vision
+        loaded_before = self._load_ms
         encoder = self.vision_encoder()
+        # What is loaded on the way, at the first picture, is no part of answering.
+        clock.exclude(self._load_ms - loaded_before)
         with clock.stage("preprocess"):
             pixels = anyres.normalise(tiles, vision.mean, vision.std)
+
+        def on_lap(done: int, total: int) -> None:
+            clock.lap()
+            if on_tile:
+                on_tile(done, total)
+
         with clock.stage("encode"):
-            return encoder.encode(pixels, on_tile)
+            return encoder.encode(pixels, on_lap)
 
     def vision_encoder(self) -> VisionEncoder:
         """The encoder, loaded now if it was not."""
@@ -207,6 +219,7 @@ class OneVision:
         embeddings: Sequence[npt.NDArray[np.float32]],
         *,
         room: int,
+        clock: StageClock | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens."""
@@ -215,6 +228,8 @@ class OneVision:
         parts = [next(places) if isinstance(part, VisualInput) else part for part in prepared.parts]
 
         def on_chunk(_: int) -> None:
+            if clock:
+                clock.lap("picture" if prepared.is_visual(self.backbone.used - 1) else "text")
             if on_progress:
                 on_progress("prefill", self.backbone.used, prepared.tokens)
 
@@ -249,40 +264,46 @@ class OneVision:
     # Below: one call of generate or stream.
 
     def _answer(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+        self,
+        messages: tuple[Message, ...],
+        options: Options,
+        on_progress: Progress | None,
+        clock: StageClock | None,
     ) -> Generator[str, None, Answer]:
         with self._busy:
             if self._closed:
                 raise UsageError("the model is closed")
-            return (yield from self._run(messages, options, on_progress))
+            return (yield from self._run(messages, options, on_progress, clock or StageClock()))
 
     def _run(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None
+        self,
+        messages: tuple[Message, ...],
+        options: Options,
+        on_progress: Progress | None,
+        clock: StageClock,
     ) -> Generator[str, None, Answer]:
-        loaded_before = self._load_ms
-        clock = StageClock()
         prepared = self.preparer.prepare(messages, options, clock)
         room = self._room(prepared, options)
         embeddings = self.encode(prepared, clock, on_progress)
         with clock.stage("prefill"):
-            self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+            self.prefill(prepared, embeddings, room=room, clock=clock, on_progress=on_progress)
         del embeddings
         tokens: list[int] = []
         text = TextStream(options.stop)
-        ttft = 0.0
         vocabulary = self.backbone.vocabulary
         finish: FinishReason = "length"
         with self.sampler(options.sampling) as sampler:
+            with clock.stage("first_token"):
+                token = sampler.sample(self.backbone)
+            ttft = clock.elapsed()
             while True:
-                with clock.stage("decode"):
-                    token = sampler.sample(self.backbone)
-                if not tokens:
-                    ttft = clock.elapsed()
-                if vocabulary.ends(token):
+                if vocabulary.ends(token) and not options.ignore_end:
                     finish = "stop"
                     break
                 tokens.append(token)
-                if piece := text.add(vocabulary.piece(token)):
+                with clock.stage("detokenise"):
+                    piece = text.add(vocabulary.piece(token))
+                if piece:
                     yield piece
                 if text.stopped:
                     finish = "stop"
@@ -291,16 +312,10 @@ class OneVision:
                     break
                 with clock.stage("decode"):
                     self.backbone.append(token)
+                    token = sampler.sample(self.backbone)
         if rest := text.finish():
             yield rest
-        # What was loaded on the way (the encoder, at the first picture) is no part of answering.
-        loading = self._load_ms - loaded_before
-        timings = Timings(
-            load=self._load_ms,
-            ttft=ttft - loading,
-            total=clock.elapsed() - loading,
-            **clock.stages,
-        )
+        timings = Timings(load=self._load_ms, ttft=ttft, total=clock.elapsed(), **clock.stages)
         usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles)
         return Answer(text.text, tuple(tokens), finish, usage, timings, prepared.warnings)
 
