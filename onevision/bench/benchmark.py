@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onevision import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.gauge import gauge
-from onevision.bench.method import Method, Trial, Trials, make_inputs
+from onevision.bench.method import Method, Trials, make_trial
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.subject import BundleSubject
 from onevision.bench.work import work
@@ -23,7 +23,7 @@ from onevision.runtime.device import default_threads
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from onevision.bench.scenarios import Scenario
     from onevision.runtime.device import Device
@@ -127,9 +127,9 @@ class Benchmark:
             method = Method(settings.runs, settings.seconds, gauge=pace)
             place = "cuda" if settings.device == "cuda" else "cpu"
             work_of = partial(work, self._bundle.manifest, place=place)
-            inputs = make_inputs(settings.scenarios, folder)
+            subject = BundleSubject(model)
             self._trials = Trials(
-                [Trial(one, BundleSubject(model), inputs[one.name], work_of) for one in settings.scenarios],
+                [make_trial(one, subject, folder, work_of) for one in settings.scenarios],
                 method,
             )
             self._trials.run(

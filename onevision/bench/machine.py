@@ -35,7 +35,7 @@ def facts() -> dict[str, Any]:
 
 
 def condition() -> dict[str, Any]:
-    """What changes: MHz of the cores, degrees Celsius, throttlings since boot, and the load of all programs."""
+    """What changes: MHz, degrees Celsius, throttlings since boot, and the load of all programs."""
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     return {
         "mhz": frequency.current if frequency and frequency.current else None,
@@ -46,17 +46,16 @@ def condition() -> dict[str, Any]:
 
 
 def energy(folder: Path = _RAPL) -> float | None:
-    """Joules that the processors have taken since some moment (RAPL), which may start over; None if untold."""
-    joules = []
+    """Joules of the processors since some moment (RAPL), which may start over."""
     with suppress(OSError, ValueError):
-        for zone in folder.glob("*-rapl:[0-9]"):  # packages, not their parts
-            joules.append(int((zone / "energy_uj").read_text(encoding="ascii")) / 1e6)
-        return sum(joules) if joules else None
+        zones = folder.glob("*-rapl:[0-9]")  # packages, not their parts
+        readings = [int((zone / "energy_uj").read_text(encoding="ascii")) for zone in zones]
+        return sum(readings) / 1e6 if readings else None
     return None
 
 
 def energy_between(before: float | None, after: float | None) -> float | None:
-    """Joules between two readings; None where one is missing or the counter has started over."""
+    """Joules between two readings; None where one is missing, or the counter started over."""
     if before is None or after is None or after <= before:
         return None
     return after - before
@@ -81,11 +80,11 @@ def _hottest() -> float | None:
 
 
 def _throttled(folder: Path = _CPU) -> int | None:
-    counts = []
     with suppress(OSError, ValueError):
-        for path in folder.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"):
-            counts.append(int(path.read_text(encoding="ascii")))
-    return sum(counts) if counts else None
+        paths = folder.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+        counts = [int(path.read_text(encoding="ascii")) for path in paths]
+        return sum(counts) if counts else None
+    return None
 
 
 def _version(package: str) -> str | None:

@@ -12,21 +12,21 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from tempfile import TemporaryDirectory
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onevision.bench.machine import energy, energy_between
 from onevision.bench.memory import MemoryWatch
 from onevision.bench.result import Measured, Run
+from onevision.bench.scenarios import Inputs
 from onevision.errors import OneVisionError
-from onevision.runtime.answer import StageClock
+from onevision.runtime.answer import STAGES, StageClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from onevision.bench.result import Counts, Memory, Work
-    from onevision.bench.scenarios import Inputs, Scenario
+    from onevision.bench.scenarios import Scenario
     from onevision.bench.subject import Asked, Subject
 
 #: Of each pair, however long they take: one run has no deviation.
@@ -60,7 +60,7 @@ class Trial:
 
     scenario: Scenario
     subject: Subject
-    inputs: Inputs | str  # or why there are none
+    inputs: Inputs
     work_of: Callable[[Counts], dict[str, Work]] | None = None
     counts: Counts | None = None
     memory: Memory | None = None
@@ -83,8 +83,7 @@ class Trial:
 
     def warm_up(self, method: Method) -> None:
         """A run that is not timed, and watched for memory. What cannot be asked is skipped from now on."""
-        if isinstance(self.inputs, str):
-            self.skipped = self.inputs
+        if self.skipped:
             return
         try:
             with MemoryWatch(method.gpu_memory) as watch:
@@ -141,13 +140,13 @@ class Trials:
 
 
 def _run_of(asked: Asked, pace: float | None, joules: float | None) -> Run:
-    laps = asked.clock.laps
+    laps, times = asked.clock.laps, asked.clock.stages
     prefill: dict[str, float] = {}
     for lap in laps:
         if lap.stage == "prefill" and lap.of:
             prefill[lap.of] = prefill.get(lap.of, 0.0) + lap.ms
     return Run(
-        stages=dict(asked.clock.stages),
+        stages={stage: times[stage] for stage in STAGES},
         prefill=prefill,
         tiles=tuple(lap.ms for lap in laps if lap.stage == "encode"),
         tokens=tuple(lap.ms for lap in laps if lap.stage == "decode"),
@@ -159,12 +158,15 @@ def _run_of(asked: Asked, pace: float | None, joules: float | None) -> Run:
     )
 
 
-def make_inputs(scenarios: Sequence[Scenario], folder: Path) -> dict[str, Inputs | str]:
-    """Inputs by scenario; a text where they cannot be made, which says why."""
-    made: dict[str, Inputs | str] = {}
-    for scenario in scenarios:
-        try:
-            made[scenario.name] = scenario.inputs(folder)
-        except ImportError:
-            made[scenario.name] = "videos need PyAV: pip install 'onevision[video]'"
-    return made
+def make_trial(
+    scenario: Scenario,
+    subject: Subject,
+    folder: Path,
+    work_of: Callable[[Counts], dict[str, Work]] | None = None,
+) -> Trial:
+    """A trial with its inputs, made in ``folder``; one that is skipped where they cannot be made."""
+    try:
+        return Trial(scenario, subject, scenario.inputs(folder), work_of)
+    except ImportError:
+        reason = "videos need PyAV: pip install 'onevision[video]'"
+        return Trial(scenario, subject, Inputs(), work_of, skipped=reason)

@@ -23,7 +23,9 @@ _NS = 1e6
 
 def samples(measured: Measured) -> dict[str, list[float]]:
     """Milliseconds of each run by what was timed: stages that were entered, ``ttft``, ``tpot``, ``total``."""
-    found = {stage: [run.stages[stage] for run in measured.runs if stage in run.stages] for stage in STAGES}
+    found: dict[str, list[float]] = {
+        stage: [run.stages[stage] for run in measured.runs if stage in run.stages] for stage in STAGES
+    }
     found["ttft"] = [run.ttft for run in measured.runs]
     found["tpot"] = [run.tpot for run in measured.runs if run.tpot is not None]
     found["total"] = [run.total for run in measured.runs]
@@ -143,7 +145,18 @@ def to_csv(result: Result) -> str:
     return text.getvalue()
 
 
-COLUMNS = ("scenario", "tiles", "tokens", "encode", "prefill", "TTFT", "per token", "tokens/s", "total", "peak")
+COLUMNS = (
+    "scenario",
+    "tiles",
+    "tokens",
+    "encode",
+    "prefill",
+    "TTFT",
+    "per token",
+    "tokens/s",
+    "total",
+    "peak",
+)
 
 
 def table(result: Result) -> list[tuple[str, ...]]:
@@ -180,7 +193,7 @@ def shares(result: Result) -> list[tuple[str, ...]]:
             times = samples(measured)
             total = _median_of(times["total"]) or 1.0
             parts = [(_median_of(times.get(stage)) or 0.0) / total for stage in stages]
-            rest = max(0.0, max(map(unaccounted, measured.runs)))
+            rest = max(0.0, *map(unaccounted, measured.runs))
             lines.append((measured.scenario, *map(percent, (*parts, rest))))
     return lines
 
@@ -266,7 +279,7 @@ def _summaries(groups: dict[str, list[float]]) -> Iterator[tuple[str, Summary]]:
 
 def _median_of(values: Sequence[float] | None) -> float | None:
     one = Summary.of(values or ())
-    return one and one.median
+    return one.median if one else None
 
 
 def _median(measured: Measured, stage: str) -> float:

@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, sampled in a run that is not timed: ``peak`` of the process, and by stage. GPU: of the device."""
+    """Bytes, sampled in a run that is not timed: of the process, and by stage; of the whole GPU."""
 
     peak: int
     stages: dict[str, int]
@@ -96,7 +96,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Load:
-    """Milliseconds to load the whole bundle: from the disk, where it can be told to forget, and from memory."""
+    """Milliseconds to load the whole bundle: from the disk, where that can be had, and from memory."""
 
     cold: float | None
     warm: tuple[float, ...]

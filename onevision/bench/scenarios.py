@@ -6,14 +6,14 @@ In: names, and files of the user's. Out: scenarios, whose inputs are made when t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from onevision.bench import pictures
-from onevision.errors import ImageError, UsageError
+from onevision.errors import ImageError, UsageError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from onevision.runtime.images import ImageSource
 
@@ -122,8 +122,6 @@ def _of_file(path: Path) -> Scenario:
     try:
         read_image(path)
     except ImageError as not_a_picture:
-        from onevision.errors import VideoError
-
         try:
             probe_video(path)
         except VideoError:

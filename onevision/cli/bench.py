@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -43,7 +42,9 @@ _RUNS = 5
 _QUICK_BOX, _BOX = 240.0, 3600.0
 
 app = typer.Typer(
-    invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -59,7 +60,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Only text and two usual pictures.")] = False,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What to ask; repeatable. A wrong name lists them.  [default: all]"),
+        typer.Option(
+            metavar="NAME", help="What to ask; repeatable. A wrong name lists them.  [default: all]"
+        ),
     ] = None,
     file: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A picture or video of yours; repeatable.")
@@ -173,3 +176,51 @@ def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None
         for line in lines:
             table.add_row(*line)
         stdout().print(table)
+
+
+@app.command("compare", help="Compare two results stage by stage; exit status 1 if a stage became slower.")
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `bench --out`.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one.")],
+    threshold: Annotated[
+        str, typer.Option(metavar="SHARE", help="A smaller change of a stage is none: 5% or 0.05.")
+    ] = "5%",
+    as_json: Json = False,
+) -> None:
+    """Compare two results."""
+    from onevision.bench import compare as comparing
+    from onevision.bench.report import duration
+    from onevision.bench.result import read_result
+
+    found = comparing.compare(read_result(before), read_result(after), _share(threshold))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
+        lines = [
+            (
+                one.scenario,
+                one.stage,
+                duration(one.before),
+                duration(one.after),
+                f"{one.ratio:.3f}",
+                f"{one.interval[0]:.3f} to {one.interval[1]:.3f}",
+                one.verdict,
+            )
+            for one in found.differences
+        ]
+        _print_table(columns, lines)
+        stdout().print(f"the machine itself took {found.machine:.3f} times as long for the same work")
+    if found.regressions:
+        raise typer.Exit(1)
+
+
+def _share(text: str) -> float:
+    """``5%`` or ``0.05``."""
+    try:
+        share = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UsageError(f"--threshold is {text!r}", hint="a share from 0 to 1, or per cent: 5%")
+    return share
