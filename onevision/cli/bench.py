@@ -192,7 +192,8 @@ def compare(
     from onevision.bench.report import duration
     from onevision.bench.result import read_result
 
-    found = comparing.compare(read_result(before), read_result(after), _share(threshold))
+    share = _share(threshold)
+    found = comparing.compare(read_result(before), read_result(after), share)
     if as_json:
         print_json(found.to_dict())
     else:

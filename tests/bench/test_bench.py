@@ -57,9 +57,9 @@ def test_a_bench_from_end_to_end(
             assert len(run.tiles) == one.counts.tiles
             assert 0 <= unaccounted(run) < 1
             assert sum(run.prefill.values()) == pytest.approx(run.stages["prefill"])
-    assert {one.scenario: one.counts.tiles for one in result.measured if one.counts} | {photo.name: 0} == {
-        "text": 0, "multi-4": 4, "followup": result.measured[2].counts.tiles, "video-8": 8, photo.name: 0,
-    }  # fmt: skip
+    tiles = {one.scenario: one.counts.tiles for one in result.measured if one.counts}
+    assert (tiles["text"], tiles["multi-4"], tiles["video-8"]) == (0, 4, 8)
+    assert min(tiles["followup"], tiles[photo.name]) > 1
 
     assert _run(["bench", "compare", str(out), str(out)]) == 0
     assert "no difference" in capfd.readouterr().out
