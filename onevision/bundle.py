@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from onevision.errors import BundleError, OneVisionError, UsageError
 from onevision.folder import is_vacant, whole_folder
+from onevision.typed import build
 
 if TYPE_CHECKING:
     import os
@@ -36,8 +36,6 @@ PREFILL_DATA = "prefill.onnx.data"
 GOLDEN = "golden.npz"
 CARD = "README.md"
 REQUIRED = (VISION, VISION_DATA, BACKBONE, NEWLINE)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,10 @@ class Manifest:
                 f"{where} has schema version {version}, this onevision reads {SCHEMA_VERSION}",
                 hint="update onevision: pip install -U onevision" if newer else "export the bundle again",
             )
-        manifest = _build(cls, data, where)
+        try:
+            manifest = build(cls, data)
+        except ValueError as error:
+            raise BundleError(f"{where}: {error}", hint="export the bundle again") from error
         if not manifest._makes_sense():
             raise BundleError(f"{where} has sizes that no model has", hint="copy or export the bundle again")
         return manifest
@@ -292,40 +293,3 @@ def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         if isinstance(error, OneVisionError):
             raise
         raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
-
-
-def _build(kind: type[T], data: object, where: str, key: str = "") -> T:
-    """Make dataclass ``kind`` from parsed JSON, checking that each key is there and of its type."""
-    if not isinstance(data, dict):
-        raise BundleError(f"{where}: {key or 'the manifest'} is not an object")
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for item in fields(kind):  # type: ignore[arg-type]
-        name = f"{key}.{item.name}" if key else item.name
-        if item.name not in data:
-            raise BundleError(f"{where}: {name} is missing", hint="export the bundle again")
-        values[item.name] = _convert(hints[item.name], data[item.name], where, name)
-    return kind(**values)
-
-
-def _convert(hint: Any, value: object, where: str, key: str) -> Any:  # noqa: ANN401
-    """Convert one JSON value to an annotated type: tuples for lists, dataclasses for objects."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        return _build(hint, value, where, key)  # type: ignore[arg-type]
-    if hint is Any:
-        return value
-    if origin in (Union, UnionType):
-        return None if value is None else _convert(arguments[0], value, where, key)
-    if origin is tuple and isinstance(value, list):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) == len(value):
-            pairs = zip(kinds, value, strict=True)
-            return tuple(_convert(kind, item, where, f"{key}[]") for kind, item in pairs)
-    elif origin is dict and isinstance(value, dict):
-        return {name: _convert(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif origin is None and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    raise BundleError(f"{where}: {key} has a value of the wrong type", hint="export the bundle again")

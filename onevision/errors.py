@@ -12,6 +12,7 @@ do about it. The command line prints both and exits with ``exit_code``; nothing 
     * ExportError                the conversion itself failed
     * QuantError                 a model that cannot be quantised, or calibration that says nothing about it
     * BundleError                a bundle is missing, damaged or of another schema
+    * ResultError                a benchmark's result is damaged or of another schema
     * InputError                 a picture, video or prompt that cannot be used
         * ImageError
         * VideoError
@@ -71,6 +72,10 @@ class QuantError(OneVisionError):
 
 class BundleError(OneVisionError):
     """The bundle is missing, incomplete, changed or written by another schema."""
+
+
+class ResultError(OneVisionError):
+    """A file that should hold the result of a benchmark is damaged or written by another schema."""
 
 
 class InputError(OneVisionError, ValueError):

@@ -138,8 +138,8 @@ def test_answer(pictures: int, has_video: bool, cli: Cli, model: OneVision, phot
     assert list(answer) == ["text", "token_ids", "finish_reason", "usage", "warnings", "timings_ms"]
     assert (answer["text"], tuple(answer["token_ids"])) == (expected.text, expected.token_ids)
     assert answer["usage"] == vars(expected.usage)
-    stages = ["load", "read", "preprocess", "encode", "pack", "prefill", "ttft", "decode", "total"]
-    assert list(answer["timings_ms"]) == stages
+    stages = ["tokenise", "read", "preprocess", "encode", "pack", "prefill", "first_token"]
+    assert list(answer["timings_ms"]) == ["load", *stages, "ttft", "decode", "detokenise", "total"]
 
 
 def test_prompt_from_stdin(cli: Cli, model: OneVision, monkeypatch: pytest.MonkeyPatch) -> None:

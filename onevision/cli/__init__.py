@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onevision import __version__
-from onevision.cli import chat, check, demo, evaluate, export, plan, quant, run
+from onevision.cli import bench, chat, check, demo, evaluate, export, plan, quant, run
 from onevision.cli.console import print_error
 from onevision.errors import OneVisionError
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (export, run, chat, demo, evaluate, plan, check, quant):
+for module in (export, run, chat, demo, evaluate, bench, plan, check, quant):
     module.register(app)
 
 

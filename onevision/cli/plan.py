@@ -123,19 +123,17 @@ def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[str, Shape, int
     """A bundle's name and shape, and the text tokens of a prompt in its format."""
     from onevision.bundle import BACKBONE, open_bundle
     from onevision.runtime.backbone import count_tokens
-    from onevision.runtime.plan import KV_BYTES, Shape
+    from onevision.runtime.plan import Shape
     from onevision.runtime.prompt import Control, ImagePart, Message, render
 
     bundle = open_bundle(folder)
     manifest = bundle.manifest
-    exact = manifest.files[BACKBONE].precision == "f32"
-    shape = Shape(manifest.vision, manifest.backbone, manifest.video, KV_BYTES * 2 if exact else KV_BYTES)
     template = one_of(manifest.prompt.template, ("training", "hf"), "the bundle's template")
     pictures = (ImagePart(b""),) * visuals
     segments = render((Message("user", (*pictures, prompt)),), template, manifest.prompt.system)
     texts = [segment for segment in segments if isinstance(segment, str)]
     controls = sum(isinstance(segment, Control) for segment in segments)
-    return manifest.name, shape, controls + count_tokens(bundle.path(BACKBONE), texts)
+    return manifest.name, Shape.of(manifest), controls + count_tokens(bundle.path(BACKBONE), texts)
 
 
 def _print(costs: Plan, model: str, *, exact: bool) -> None:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Stage = Literal["read", "preprocess", "encode", "pack", "prefill", "decode"]
-STAGES: tuple[Stage, ...] = ("read", "preprocess", "encode", "pack", "prefill", "decode")
+Stage = Literal[
+    "tokenise", "read", "preprocess", "encode", "pack", "prefill", "first_token", "decode", "detokenise"
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 FinishReason = Literal["stop", "length"]
 
 #: Called as work goes on: stage, units done, units in all (tiles, tokens).
@@ -37,13 +39,16 @@ class Timings:
     """
 
     load: float
+    tokenise: float
     read: float
     preprocess: float
     encode: float
     pack: float
     prefill: float
+    first_token: float
     ttft: float
     decode: float
+    detokenise: float
     total: float
 
 
@@ -107,22 +112,63 @@ class AnswerStream(Iterator[str]):
         self._pieces.close()
 
 
-class StageClock:
-    """Milliseconds by stage, each entered any number of times."""
+@dataclass(frozen=True)
+class Lap:
+    """A part of a stage: a tile, a chunk of the prompt, a token. ``of`` says what a chunk of it was."""
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.stages: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+    stage: Stage
+    ms: float
+    of: str | None = None
+
+
+class StageClock:
+    """Milliseconds by stage, each entered any number of times, and by lap. Stages do not overlap.
+
+    Args:
+        now: Seconds of a clock that never goes back.
+
+    Attributes:
+        laps: As they ended. Those of a stage add up to the time that was spent in it.
+        current: The stage that is entered, for whoever watches from another thread.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.laps: list[Lap] = []
+        self.current: Stage | None = None
+        self._now = now
+        self._started = self._lap_started = now()
+        self._loading = 0.0
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Add the time of the body to a stage."""
-        start = time.perf_counter()
+        """Add the time of the body to a stage: one lap, or those that :meth:`lap` cuts."""
+        before, self.current = len(self.laps), name
+        self._lap_started = self._now()
         try:
             yield
         finally:
-            self.stages[name] += (time.perf_counter() - start) * 1e3
+            self.lap()
+            if len(self.laps) > before + 1:  # what follows the last cut belongs to what was cut there
+                rest, last = self.laps.pop(), self.laps.pop()
+                self.laps.append(Lap(name, last.ms + rest.ms, last.of))
+            self.current = None
+
+    def lap(self, of: str | None = None) -> None:
+        """End a part of the stage that is entered, and begin another."""
+        if self.current is not None:
+            now = self._now()
+            self.laps.append(Lap(self.current, (now - self._lap_started) * 1e3, of))
+            self._lap_started = now
+
+    def exclude(self, ms: float) -> None:
+        """Take time out of what has elapsed: of loading, which is no part of answering."""
+        self._loading += ms
+
+    @property
+    def stages(self) -> dict[Stage, float]:
+        """Milliseconds by stage; 0 for one that was not entered."""
+        return {stage: sum(lap.ms for lap in self.laps if lap.stage == stage) for stage in STAGES}
 
     def elapsed(self) -> float:
-        """Milliseconds since the clock was made."""
-        return (time.perf_counter() - self.started) * 1e3
+        """Milliseconds since the clock was made, without those excluded."""
+        return (self._now() - self._started) * 1e3 - self._loading

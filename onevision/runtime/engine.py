@@ -145,6 +145,7 @@ class OneVision:
         video: VideoSource | None = None,
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
         on_progress: Progress | None = None,
+        clock: StageClock | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Answer:
         """Answer a question about pictures or a video.
@@ -157,6 +158,7 @@ class OneVision:
             messages: Instead of the three above: a conversation, see
                 :func:`onevision.runtime.prompt.parse_messages`.
             on_progress: Called as stages go on.
+            clock: A new one, to read its laps afterwards.
             **options: Fields of :class:`Options`, and of :class:`Sampling` (``temperature``, ``seed``, …).
 
         Returns:
@@ -168,7 +170,7 @@ class OneVision:
             GenerationError: A native library refused the work.
         """
         conversation = conversation_of(prompt, images, video, messages)
-        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
+        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress, clock))
         for _ in stream:
             pass
         return stream.answer
@@ -181,11 +183,12 @@ class OneVision:
         video: VideoSource | None = None,
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
         on_progress: Progress | None = None,
+        clock: StageClock | None = None,
         **options: Any,  # noqa: ANN401
     ) -> AnswerStream:
         """Like :meth:`generate`, but the text comes in pieces. No piece ends inside a character."""
         conversation = conversation_of(prompt, images, video, messages)
-        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress))
+        stream = AnswerStream(self._answer(conversation, make_options(options), on_progress, clock))
         self._streams.add(stream)
         return stream
 
@@ -199,7 +202,7 @@ class OneVision:
         self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None = None
     ) -> Generator[str, None, Answer]:
         """Answer in pieces, keeping what the prompt has in common with what was read and answered last."""
-        return self._answer(messages, options, on_progress, go_on=True)
+        return self._answer(messages, options, on_progress, None, go_on=True)
 
     def encode(
         self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: Progress | None = None
@@ -233,11 +236,19 @@ class OneVision:
         def encode(
             some: npt.NDArray[np.uint8], on_some: Callable[[int, int], None]
         ) -> npt.NDArray[np.float32]:
+            loaded_before = self._load_ms
             encoder = self.vision_encoder()
+            # What is loaded on the way, at the first picture, is no part of answering.
+            clock.exclude(self._load_ms - loaded_before)
             with clock.stage("preprocess"):
                 pixels = anyres.normalise(some, vision.mean, vision.std)
+
+            def on_lap(done: int, total: int) -> None:
+                clock.lap()
+                on_some(done, total)
+
             with clock.stage("encode"):
-                return encoder.encode(pixels, on_some)
+                return encoder.encode(pixels, on_lap)
 
         files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
         shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
@@ -268,6 +279,7 @@ class OneVision:
         embeddings: Sequence[npt.NDArray[np.float32]],
         *,
         room: int,
+        clock: StageClock | None = None,
         on_progress: Progress | None = None,
         choice: Prefill | None = None,
     ) -> None:
@@ -278,6 +290,8 @@ class OneVision:
         self._prefixes.forget()
 
         def on_tokens(done: int) -> None:
+            if clock:
+                clock.lap("picture" if prepared.is_visual(done - 1) else "text")
             if on_progress:
                 on_progress("prefill", done, prepared.tokens)
 
@@ -287,13 +301,16 @@ class OneVision:
         self,
         rest: PreparedPrompt,
         embeddings: Sequence[npt.NDArray[np.float32]],
+        clock: StageClock,
         total: int,
         on_progress: Progress | None,
     ) -> None:
         """Read what is left of a prompt of ``total`` tokens into a sequence that holds its beginning."""
         self._prefixes.forget()
+        before = self.backbone.used
 
         def on_chunk(_: int) -> None:
+            clock.lap("picture" if rest.is_visual(self.backbone.used - before - 1) else "text")
             if on_progress:
                 on_progress("prefill", self.backbone.used, total)
 
@@ -333,24 +350,25 @@ class OneVision:
         messages: tuple[Message, ...],
         options: Options,
         on_progress: Progress | None,
+        clock: StageClock | None,
         *,
         go_on: bool = False,
     ) -> Generator[str, None, Answer]:
         with self._busy:
             if self._closed:
                 raise UsageError("the model is closed")
-            return (yield from self._run(messages, options, on_progress, go_on=go_on))
+            clock = clock or StageClock()
+            return (yield from self._run(messages, options, on_progress, clock, go_on=go_on))
 
     def _run(
         self,
         messages: tuple[Message, ...],
         options: Options,
         on_progress: Progress | None,
+        clock: StageClock,
         *,
-        go_on: bool = False,
+        go_on: bool,
     ) -> Generator[str, None, Answer]:
-        loaded_before = self._load_ms
-        clock = StageClock()
         prepared = self.preparer.prepare(messages, options, clock)
         room = self._room(prepared, options)
         with clock.stage("prefill"):
@@ -358,30 +376,32 @@ class OneVision:
         rest = prepared.after(kept)
         embeddings = self.encode(rest, clock, on_progress)
         if not kept:
-            self._load_ms += self.prefiller.load(prepared.tokens)
+            loading = self.prefiller.load(prepared.tokens)
+            self._load_ms += loading
+            clock.exclude(loading)
         with clock.stage("prefill"):
             if kept:
-                self._read_on(rest, embeddings, prepared.tokens, on_progress)
+                self._read_on(rest, embeddings, clock, prepared.tokens, on_progress)
             else:
-                self.prefill(prepared, embeddings, room=room, on_progress=on_progress)
+                self.prefill(prepared, embeddings, room=room, clock=clock, on_progress=on_progress)
             self._prefixes.remember(prepared, known=kept > 0)
         del embeddings
         tokens: list[int] = []
         text = TextStream(options.stop)
-        ttft = 0.0
         vocabulary = self.backbone.vocabulary
         finish: FinishReason = "length"
         with self.sampler(options.sampling) as sampler:
+            with clock.stage("first_token"):
+                token = sampler.sample(self.backbone)
+            ttft = clock.elapsed()
             while True:
-                with clock.stage("decode"):
-                    token = sampler.sample(self.backbone)
-                if not tokens:
-                    ttft = clock.elapsed()
-                if vocabulary.ends(token):
+                if vocabulary.ends(token) and not options.ignore_end:
                     finish = "stop"
                     break
                 tokens.append(token)
-                if piece := text.add(vocabulary.piece(token)):
+                with clock.stage("detokenise"):
+                    piece = text.add(vocabulary.piece(token))
+                if piece:
                     yield piece
                 if text.stopped:
                     finish = "stop"
@@ -390,17 +410,11 @@ class OneVision:
                     break
                 with clock.stage("decode"):
                     self.backbone.append(token)
-                self._prefixes.append(token)
+                    token = sampler.sample(self.backbone)
+                self._prefixes.append(tokens[-1])
         if end := text.finish():
             yield end
-        # What was loaded on the way (encoder, prefill graph) is no part of answering.
-        loading = self._load_ms - loaded_before
-        timings = Timings(
-            load=self._load_ms,
-            ttft=ttft - loading,
-            total=clock.elapsed() - loading,
-            **clock.stages,
-        )
+        timings = Timings(load=self._load_ms, ttft=ttft, total=clock.elapsed(), **clock.stages)
         usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles, kept)
         warnings = (*prepared.warnings, *self.prefiller.warnings)
         return Answer(text.text, tuple(tokens), finish, usage, timings, warnings)

@@ -59,6 +59,7 @@ class Options:
     """How to answer: everything besides the messages."""
 
     max_tokens: int = DEFAULT_MAX_TOKENS
+    ignore_end: bool = False  # go on after the end of the answer, so that its length is known beforehand
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     frames: int | None = None  # None: the bundle's default

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onevision.bundle import BackboneInfo, VideoInfo, VisionInfo
+from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.runtime.anyres import AnyRes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from onevision.bundle import Manifest
 
 #: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
 KV_BYTES = 2
@@ -32,6 +34,13 @@ class Shape:
     backbone: BackboneInfo
     video: VideoInfo
     kv_bytes: int = KV_BYTES
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Shape:
+        """Shape of a bundle. One in full precision keeps its keys and values so too."""
+        exact = manifest.files[BACKBONE].precision == "f32"
+        kv_bytes = 2 * KV_BYTES if exact else KV_BYTES
+        return cls(manifest.vision, manifest.backbone, manifest.video, kv_bytes)
 
     @property
     def anyres(self) -> AnyRes:
@@ -61,13 +70,29 @@ class Shape:
         project = patches * (hidden * self.backbone.hidden + self.backbone.hidden**2)
         return 2 * tiles * (vision.layers * layer + embed + project)
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of a layer of the backbone: matrices only."""
+        backbone, hidden = self.backbone, self.backbone.hidden
+        kv_width = backbone.kv_heads * (hidden // backbone.heads)
+        return 2 * hidden**2 + 2 * hidden * kv_width + 3 * hidden * backbone.intermediate
+
+    @property
+    def backbone_weights(self) -> int:
+        """Weights that a token is multiplied with: layers and head."""
+        backbone = self.backbone
+        return backbone.layers * self.layer_weights + backbone.hidden * backbone.vocab_size
+
     def prefill_flops(self, tokens: int) -> int:
         """Backbone over a prompt: causal attention, and the head for the last position only."""
         backbone, hidden = self.backbone, self.backbone.hidden
-        kv_width = backbone.kv_heads * (hidden // backbone.heads)
-        weights = 2 * hidden**2 + 2 * hidden * kv_width + 3 * hidden * backbone.intermediate
-        layer = tokens * weights + tokens * (tokens + 1) * hidden
+        layer = tokens * self.layer_weights + tokens * (tokens + 1) * hidden
         return 2 * (backbone.layers * layer + hidden * backbone.vocab_size)
+
+    def decode_flops(self, past: int) -> int:
+        """Backbone for one token after ``past`` others."""
+        backbone = self.backbone
+        return 2 * (self.backbone_weights + backbone.layers * 2 * (past + 1) * backbone.hidden)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,15 @@ class PreparedPrompt:
         """Length of the prompt in positions of the backbone."""
         return self.image_tokens + sum(len(part) for part in self.parts if isinstance(part, tuple))
 
+    def is_visual(self, position: int) -> bool:
+        """Whether a position of the prompt is one of a picture or video."""
+        for part in self.parts:
+            length = part.tokens if isinstance(part, VisualInput) else len(part)
+            if position < length:
+                return isinstance(part, VisualInput)
+            position -= length
+        return False
+
     @property
     def tiles(self) -> int:
         """Tiles that the vision encoder is given; equal ones are encoded once."""
@@ -143,16 +152,17 @@ class Preparer:
         """
         prompt = self._manifest.prompt
         template = options.template or cast("Template", prompt.template)
-        segments = render(messages, template, prompt.system if options.system is None else options.system)
+        with clock.stage("tokenise"):
+            system = prompt.system if options.system is None else options.system
+            segments = render(messages, template, system)
         # More than one picture in the prompt, in whichever turn: none of them is tiled, as in training.
         pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         warnings: list[str] = []
         parts: list[tuple[int, ...] | VisualInput] = []
         for segment in segments:
-            if isinstance(segment, str):
-                parts.append(tuple(self._vocabulary.encode(segment)))
-            elif isinstance(segment, Control):
-                parts.append((self._control(segment),))
+            if isinstance(segment, (str, Control)):
+                with clock.stage("tokenise"):
+                    parts.append(self._tokens(segment))
             elif isinstance(segment.part, ImagePart):
                 parts.append(self._image(segment.part, pictures > 1, options, clock))
             else:
@@ -163,11 +173,13 @@ class Preparer:
         """What is seen of a frame of a video, uint8 [S, S, 3]."""
         return anyres.squash(image, self.anyres.tile)
 
-    def _control(self, segment: Control) -> int:
+    def _tokens(self, segment: str | Control) -> tuple[int, ...]:
+        if isinstance(segment, str):
+            return tuple(self._vocabulary.encode(segment))
         token = self._vocabulary.control_id(segment.token)
         if token is None:
             raise BundleError(f"the bundle's vocabulary has no token {segment.token}")
-        return token
+        return (token,)
 
     def _image(self, part: ImagePart, several: bool, options: Options, clock: StageClock) -> VisualInput:
         newline, spec = self._newline, self.anyres

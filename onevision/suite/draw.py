@@ -25,7 +25,7 @@ Rgb = tuple[int, int, int]
 
 SCALE = 2  # the canvas is drawn this many times as large
 CAP_HEIGHT = 0.73  # of the em, near enough for all fonts here
-_FONT_FOLDER = Path(__file__).parent / "fonts"
+FONT_FOLDER = Path(__file__).parent / "fonts"
 
 
 class Canvas:
@@ -161,7 +161,7 @@ def _face(font: str, pixels: int) -> ImageFont.FreeTypeFont:
         face = ImageFont.load_default(pixels)
         assert isinstance(face, ImageFont.FreeTypeFont)  # noqa: S101  # with a size it always is
         return face
-    return ImageFont.truetype(_FONT_FOLDER / f"{font}.ttf", pixels)
+    return ImageFont.truetype(FONT_FOLDER / f"{font}.ttf", pixels)
 
 
 def _ground(random: Random, size: tuple[int, int], *, dark: bool) -> Image.Image:

@@ -1,0 +1,73 @@
+"""Who is asked: an engine that answers a scenario, and tells how long each stage took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from onevision.bench.result import Counts
+from onevision.bench.scenarios import QUESTION, SECOND_QUESTION, SHORT
+from onevision.runtime.prompt import ImagePart, Message, Part, VideoPart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onevision.bench.scenarios import Inputs, Scenario
+    from onevision.runtime.answer import StageClock
+    from onevision.runtime.engine import OneVision
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer. Times are in milliseconds, and the clock has the stages."""
+
+    counts: Counts
+    token_ids: tuple[int, ...]
+    clock: StageClock
+    ttft: float
+    total: float
+
+
+class Subject(Protocol):
+    """An engine to measure."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    def ask(self, scenario: Scenario, inputs: Inputs, new_clock: Callable[[], StageClock]) -> Asked:
+        """Answer once. The answer is greedy, and as long as the scenario says.
+
+        Args:
+            scenario: What to ask.
+            inputs: Its inputs.
+            new_clock: Called when the time starts.
+
+        Raises:
+            OneVisionError: It cannot be asked that.
+        """
+
+
+class BundleSubject:
+    """A bundle in this package's runtime."""
+
+    name = "onevision"
+
+    def __init__(self, model: OneVision) -> None:
+        self._model = model
+
+    def ask(self, scenario: Scenario, inputs: Inputs, new_clock: Callable[[], StageClock]) -> Asked:
+        """See :class:`Subject`."""
+        visuals: list[Part] = [ImagePart(image) for image in inputs.images]
+        if inputs.video is not None:
+            visuals.append(VideoPart(inputs.video))
+        options: dict[str, Any] = {"frames": scenario.frames, "ignore_end": True}
+        messages = [Message("user", (*visuals, QUESTION))]
+        if scenario.again:
+            first = self._model.generate(messages=messages, max_tokens=SHORT, **options)
+            messages += [Message("assistant", (first.text,)), Message("user", (SECOND_QUESTION,))]
+        clock = new_clock()
+        answer = self._model.generate(messages=messages, clock=clock, max_tokens=scenario.answer, **options)
+        usage = answer.usage
+        counts = Counts(usage.prompt_tokens, usage.image_tokens, usage.completion_tokens, usage.tiles)
+        return Asked(counts, answer.token_ids, clock, answer.timings.ttft, answer.timings.total)

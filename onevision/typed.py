@@ -1,0 +1,56 @@
+"""Dataclasses from parsed JSON, each value checked against its annotation."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], data: object, key: str = "") -> T:
+    """Make dataclass ``kind`` from a JSON object. Keys that it does not have are passed over.
+
+    Args:
+        kind: Its fields are numbers, texts, tuples, dictionaries, other such dataclasses, ``Any``, or one of
+            these or None.
+        data: The object.
+        key: Its name in the file, for errors.
+
+    Raises:
+        ValueError: A key is missing, or of another type; the message says which.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{key or 'the whole'} is not an object")  # noqa: TRY004 (of the data)
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        name = f"{key}.{item.name}" if key else item.name
+        if item.name not in data:
+            raise ValueError(f"{name} is missing")
+        values[item.name] = _convert(hints[item.name], data[item.name], name)
+    return kind(**values)
+
+
+def _convert(hint: Any, value: object, key: str) -> Any:  # noqa: ANN401
+    """Convert one JSON value to an annotated type: tuples for lists, dataclasses for objects."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return build(hint, value, key)  # type: ignore[arg-type]
+    if hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        return None if value is None else _convert(arguments[0], value, key)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_convert(kind, item, f"{key}[]") for kind, item in pairs)
+    elif origin is dict and isinstance(value, dict):
+        return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif origin is None and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    raise ValueError(f"{key} has a value of the wrong type")
