@@ -90,19 +90,20 @@ class Prefiller:
             BundleError: A file of the graph, or the backbone's, is damaged.
             GenerationError: A native library refused the work.
         """
-        started = time.perf_counter()
-        if self._usable and self._ready is None and self._is_for_graph(tokens, choice):
-            from onevision.runtime.gguf import GgufFile
-            from onevision.runtime.prefill import PrefillGraph
+        if not self._usable or self._ready is not None or not self._is_for_graph(tokens, choice):
+            return 0.0
+        from onevision.runtime.gguf import GgufFile
+        from onevision.runtime.prefill import PrefillGraph
 
-            embedding = GgufFile(self._bundle.path(BACKBONE))
-            graph = PrefillGraph(self._bundle.path(PREFILL), threads=self._threads)
-            try:
-                self._ready = graph, embedding, self._check(graph, embedding)
-            except LayoutError as error:
-                graph.close()
-                self._usable = False
-                self.warnings = (f"the prompt is read by llama.cpp, not by the prefill graph: {error}",)
+        started = time.perf_counter()
+        embedding = GgufFile(self._bundle.path(BACKBONE))
+        graph = PrefillGraph(self._bundle.path(PREFILL), threads=self._threads)
+        try:
+            self._ready = graph, embedding, self._check(graph, embedding)
+        except LayoutError as error:
+            graph.close()
+            self._usable = False
+            self.warnings = (f"the prompt is read by llama.cpp, not by the prefill graph: {error}",)
         return (time.perf_counter() - started) * 1e3
 
     def read(

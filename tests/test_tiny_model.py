@@ -1,0 +1,34 @@
+"""That the shipped tiny model sees: the accuracies of docs/tiny.md, on fewer questions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from onevision.eval.ask import Settings, ask, of_bundle
+from onevision.eval.questions import tiny_suite
+from onevision.eval.report import report
+from onevision.runtime.engine import OneVision
+from onevision.suite import FAMILIES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EACH = 20  # questions of a family
+#: Accuracies by kind of input, less what 20 questions a family may miss by chance.
+AT_LEAST = {"image": 0.0, "images": 0.0, "video": 0.0}
+
+
+@pytest.mark.slow
+def test_it_answers_as_documented(tiny_bundle: Path):
+    questions = tiny_suite(limit=EACH * len(FAMILIES), seed=7)
+    with OneVision.load(tiny_bundle, device="cpu") as model:
+        tile = model.preparer.anyres.tile
+        sees = report(list(ask(of_bundle(model), questions, Settings(), tile=tile, run="sees")))
+        guesses = report(
+            list(ask(of_bundle(model), questions, Settings(see="nothing"), tile=tile, run="guesses"))
+        )
+    for kind, least in AT_LEAST.items():
+        assert sees.kinds[kind].accuracy >= least
+        assert sees.kinds[kind].accuracy > guesses.kinds[kind].accuracy + 0.1
