@@ -37,6 +37,12 @@ HELP = examples(
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
 )
 
+COMPARE_HELP = examples(
+    "Compare two results stage by stage; exit status 1 if a stage became slower.",
+    "onevision bench compare before.json after.json",
+    "onevision bench compare before.json after.json --threshold 2% --json",
+)
+
 _RUNS = 5
 #: Seconds that no round of runs may begin after.
 _QUICK_BOX, _BOX = 240.0, 3600.0
@@ -178,7 +184,7 @@ def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None
         stdout().print(table)
 
 
-@app.command("compare", help="Compare two results stage by stage; exit status 1 if a stage became slower.")
+@app.command("compare", help=COMPARE_HELP, short_help="Tell a slower stage from noise.")
 def compare(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `bench --out`.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one.")],

@@ -40,7 +40,7 @@ HELP = examples(
     'onevision run "What is on the table?" --image photo.jpg -m bundle',
     'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
-    'onevision run "And beside it?" --image photo.jpg --cache ~/.cache/pictures -m bundle',
+    'onevision run "And beside it?" -i photo.jpg --cache pictures/ -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
 )
 

@@ -373,6 +373,7 @@ class OneVision:
         room = self._room(prepared, options)
         with clock.stage("prefill"):
             kept = self._prefixes.resume(prepared, room=room, go_on=go_on)
+            clock.lap("picture" if prepared.visuals else "text")
         rest = prepared.after(kept)
         embeddings = self.encode(rest, clock, on_progress)
         if not kept:

@@ -21,6 +21,7 @@ GOOD = {
     "max_tokens": (1, 512, 10**9),
     "frames": (None, 1, 32),
     "exif": (True, False),
+    "ignore_end": (True, False),
     "template": (None, "training", "hf"),
     "system": (None, "", "Be brief."),
     "stop": ((), ("\n",), ("END", "\n\n")),
@@ -59,7 +60,7 @@ def test_bad_values_are_refused_by_name(name: str, value: Any):
 def test_every_option_is_in_the_tables():
     names = {field.name for kind in (Options, Sampling) for field in fields(kind)} - {"sampling"}
     assert set(GOOD) == names
-    assert names - set(BAD) == {"exif", "system"}
+    assert names - set(BAD) == {"exif", "ignore_end", "system"}
 
 
 def test_defaults_are_greedy():
