@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -24,7 +23,7 @@ from onevision.errors import OneVisionError, UsageError
 from onevision.runtime.options import DEFAULT_MAX_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from onevision.runtime.answer import Answer
     from onevision.runtime.chat import Chat
@@ -43,7 +42,7 @@ COMMANDS = """/image FILE  show a picture with the next question
 /load FILE   go on with a conversation that was saved
 /stats       counts and times of the last answer
 /help        this list
-Ctrl-D ends the conversation."""
+/quit        end the conversation, as Ctrl-D does"""
 
 
 def register(app: typer.Typer) -> None:
@@ -108,6 +107,8 @@ def _converse(talk: Chat, read: Callable[[], str]) -> None:
             line = read().strip()
         except EOFError:
             return
+        if line == "/quit":
+            return
         try:
             if line.startswith("/"):
                 _command(talk, line, last)
@@ -132,26 +133,31 @@ def _answer(talk: Chat, prompt: str) -> Answer:
 
 
 def _command(talk: Chat, line: str, last: Answer | None) -> None:
-    name, _, rest = line.partition(" ")
-    if name in {"/reset", "/help", "/stats"}:
-        if name == "/reset":
-            talk.reset()
-        print(
-            COMMANDS if name == "/help" else _stats(last) if name == "/stats" else "forgotten",
-            file=sys.stderr,
-        )
-        return
-    actions = {"/image": talk.add_image, "/video": talk.add_video, "/save": talk.save, "/load": talk.load}
-    if name not in actions:
+    name, _, path = line.partition(" ")
+    if name == "/help":
+        print(COMMANDS, file=sys.stderr)
+    elif name == "/stats":
+        print(_stats(last), file=sys.stderr)
+    elif name == "/reset":
+        talk.reset()
+        print("forgotten", file=sys.stderr)
+    elif name in (actions := _actions(talk)):
+        if not (path := _unquoted(path.strip())):
+            raise UsageError(f"{name} takes a file")
+        for warning in actions[name](path) or ():
+            print_warning(warning)
+    else:
         raise UsageError(f"unknown command {name}", hint="/help lists the commands")
-    try:
-        paths = shlex.split(rest)
-    except ValueError:
-        paths = [rest]
-    if len(paths) != 1:
-        raise UsageError(f"{name} takes one file", hint="put quotes around a name with spaces")
-    for warning in actions[name](paths[0]) or ():
-        print_warning(warning)
+
+
+def _actions(talk: Chat) -> dict[str, Callable[[str], Sequence[str] | None]]:
+    """Commands that take a file; what they return are warnings."""
+    return {"/image": talk.add_image, "/video": talk.add_video, "/save": talk.save, "/load": talk.load}
+
+
+def _unquoted(path: str) -> str:
+    """A path without the quotes that a terminal puts around it."""
+    return path[1:-1] if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"" else path
 
 
 def _stats(last: Answer | None) -> str:
