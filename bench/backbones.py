@@ -3,8 +3,8 @@
     python bench/backbones.py BACKBONE.gguf [--types f16 q8_0 q4_0 iq4_nl q4_k_m] [--tokens 730] [--rounds 3]
 
 The GGUF file is one in floats. Each precision reads a prompt of random visual embeddings and goes on with 24
-tokens. Prints a line of JSON each: true bits per weight, bytes, tokens per second, seconds to read the prompt;
-the fastest round counts.
+tokens. Prints a line of JSON each: true bits per weight, bytes, tokens per second, seconds to read the
+prompt; the fastest round counts.
 """
 
 from __future__ import annotations
