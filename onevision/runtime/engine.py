@@ -65,6 +65,8 @@ class OneVision:
             raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
+        # Before anything is loaded: a folder that cannot be made should cost nothing.
+        self._cache = cache if cache is None or isinstance(cache, Cache) else Cache(cache)
         started = time.perf_counter()
         self.bundle = bundle
         self._device: Device = device
@@ -88,7 +90,6 @@ class OneVision:
         except (BundleError, UsageError):
             self.backbone.close()
             raise
-        self._cache = cache if cache is None or isinstance(cache, Cache) else Cache(cache)
         files = {name: info.sha256 for name, info in sorted(bundle.manifest.files.items())}
         self._prefixes = Prefixes(
             self.backbone, self._cache, (files, precision, prefill, bundle.manifest.vision)
