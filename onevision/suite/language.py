@@ -41,5 +41,6 @@ def text(random: Random, split: Split) -> Scene:
             1 / len(things),
         ),
     ]
-    facts = {"sum": (a, b), "list": listed, "things": things}
+    more = [draw_sum(random, split) for _ in range(6)]
+    facts = {"sum": (a, b), "list": listed, "things": things, "more sums": more}
     return Scene("text", (), None, "", tuple(questions), facts)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sum_in_picture(random: Random, split: Split) -> Scene:
-    """Two digits and a plus sign on a line, or one above the other as on paper."""
+    """Two numbers and a plus sign on a line, or one above the other as on paper."""
     canvas = Canvas(random, picture_size(random))
     a, b = draw_sum(random, split)
     font, ink = draw_font(random, split), canvas.ink()
@@ -39,8 +39,11 @@ def sum_in_picture(random: Random, split: Split) -> Scene:
 
 def question_of_sum(family: str, text: str, a: int, b: int, split: Split, random: Random) -> Question:
     """Asks for a + b."""
-    totals = [str(total) for total in sorted({x + y for x, y in sums(split)})]
     total = str(a + b)
+    if max(a, b) < 10:
+        totals = [str(total) for total in sorted({x + y for x, y in sums(split)})]
+    else:
+        totals = [str(a + b + by) for by in range(-10, 11)]
     return Question(
         family, text, total, options_of(total, totals, random), f"{a} + {b} is {total}.", 1 / len(totals)
     )

@@ -125,6 +125,10 @@ def _sum(facts: Facts) -> list[Pair]:
     return [("first", str(a)), ("second", str(b)), ("sum", str(a + b))]
 
 
+def _text(facts: Facts) -> list[Pair]:
+    return [(f"{a} + {b}", str(a + b)) for a, b in facts["more sums"]]
+
+
 def _in_each(things: Sequence[Sequence[tuple[str, str]]]) -> list[Pair]:
     """What each of several pictures shows."""
     found = []
@@ -183,6 +187,7 @@ _PAIRS: dict[str, Callable[[Facts], list[Pair]]] = {
     "table": _table,
     "screen": _screen,
     "sum": _sum,
+    "text": _text,
     "same": _single_things,
     "which_has": _single_things,
     "difference": _difference,

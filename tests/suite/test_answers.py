@@ -119,7 +119,7 @@ ORACLES = {
     "cell": lambda s: s.facts["cells"][the(r"row (\w)", s) + the(r"column (\w)", s)],
     "button": lambda s: s.facts["buttons"][the(r"the (\w+) button", s)],
     "sum": lambda s: str(sum(s.facts["sum"])),
-    "text_sum": lambda s: str(int(the(r"(\d) \+", s)) + int(the(r"\+ (\d)", s))),
+    "text_sum": lambda s: str(int(the(r"(\d+) \+", s)) + int(the(r"\+ (\d+)", s))),
     "text_list": listed,
     "text_fact": told,
     "same": same,
