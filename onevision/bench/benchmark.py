@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from onevision.bench.scenarios import Scenario
     from onevision.runtime.device import Device
 
-#: Times that a bundle is loaded from memory.
-_WARM_LOADS = 3
+#: Times that a bundle is loaded: perhaps from the disk, then from memory.
+LOADS = 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure a bundle with. ``roofline`` seconds are spent on the machine's limits; 0: none."""
+    """What to measure a bundle with.
+
+    ``roofline`` seconds are spent on the machine's limits, and ``loads`` of the bundle are timed; 0: none.
+    """
 
     scenarios: tuple[Scenario, ...]
     runs: int
@@ -42,10 +45,11 @@ class Settings:
     device: Device = "cpu"
     threads: int | None = None
     roofline: float = roofline.TIME_BOX
+    loads: int = LOADS
 
 
 class Benchmark:
-    """One benchmark. After :meth:`run`, whether it ended or was interrupted, ``result`` is what is known.
+    """One benchmark. ``result`` is what is known at any time, so also when :meth:`run` was interrupted.
 
     Args:
         bundle: What to measure.
@@ -60,7 +64,7 @@ class Benchmark:
         self._trials: Trials | None = None
         manifest = bundle.manifest
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
-        self.result = Result(
+        self._result = Result(
             schema_version=SCHEMA_VERSION,
             onevision=__version__,
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -83,9 +87,14 @@ class Benchmark:
             measured=(),
         )
 
+    @property
+    def result(self) -> Result:
+        """As far as it came."""
+        return replace(self._result, measured=self._trials.measured if self._trials else ())
+
     def run(self) -> None:
-        """Measure. Whatever interrupts it leaves ``result`` as far as it came."""
-        settings, result = self._settings, self.result
+        """Measure."""
+        settings, result = self._settings, self._result
         try:
             if settings.roofline:
                 self._step("what this machine can do")
@@ -94,15 +103,16 @@ class Benchmark:
                     threads=result.threads,
                     seconds=settings.roofline,
                 )
-                self.result = result = replace(result, rates=rates.to_dict())
-            self._step("loading")
-            self.result = replace(result, load=self._time_loads())
-            self._measure()
-            self.result = replace(self.result, interrupted=False)
+                self._result = result = replace(result, rates=rates.to_dict())
+            if settings.loads:
+                self._step("loading")
+                self._result = replace(result, load=self._time_loads())
+            if settings.scenarios:
+                self._measure()
+            self._result = replace(self._result, interrupted=False)
         finally:
             after = {"after": machine.condition()}
-            measured = self._trials.measured if self._trials else ()
-            self.result = replace(self.result, machine=self.result.machine | after, measured=measured)
+            self._result = replace(self._result, machine=self._result.machine | after)
 
     def _load(self) -> OneVision:
         model = OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads)
@@ -112,7 +122,7 @@ class Benchmark:
     def _time_loads(self) -> Load:
         times = []
         cold = machine.forget([self._bundle.path(name) for name in self._bundle.manifest.files])
-        for _ in range(1 + _WARM_LOADS):
+        for _ in range(self._settings.loads):
             started = time.perf_counter()
             with self._load():
                 times.append((time.perf_counter() - started) * 1e3)
@@ -123,7 +133,7 @@ class Benchmark:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             model = stack.enter_context(self._load())
-            pace = stack.enter_context(gauge(self.result.threads))
+            pace = stack.enter_context(gauge(self._result.threads))
             method = Method(settings.runs, settings.seconds, gauge=pace)
             place = "cuda" if settings.device == "cuda" else "cpu"
             work_of = partial(work, self._bundle.manifest, place=place)

@@ -49,6 +49,12 @@ def unaccounted(run: Run) -> float:
     return 1 - sum(run.stages.values()) / run.total if run.total else 0.0
 
 
+def typical(measured: Measured) -> Run:
+    """The run of the median total, the faster of two: its stages add up, which medians of stages do not."""
+    runs = sorted(measured.runs, key=lambda run: run.total)
+    return runs[(len(runs) - 1) // 2]
+
+
 def drifted(measured: Measured) -> bool:
     """Whether runs gave different tokens, though nothing that decides them has changed."""
     return len(Counter(run.output for run in measured.runs)) > 1
@@ -185,14 +191,16 @@ def table(result: Result) -> list[tuple[str, ...]]:
 
 
 def shares(result: Result) -> list[tuple[str, ...]]:
-    """Cells of where the time goes: per cent of the total by stage, those of :func:`share_columns`."""
+    """Cells of where the time of the median run goes: per cent by stage, those of :func:`share_columns`.
+
+    What is in no stage is that of the worst run.
+    """
     stages = share_columns(result)[1:-1]
     lines = []
     for measured in result.measured:
         if measured.runs:
-            times = samples(measured)
-            total = _median_of(times["total"]) or 1.0
-            parts = [(_median_of(times.get(stage)) or 0.0) / total for stage in stages]
+            run = typical(measured)
+            parts = [run.stages.get(stage, 0.0) / (run.total or 1.0) for stage in stages]
             rest = max(0.0, *map(unaccounted, measured.runs))
             lines.append((measured.scenario, *map(percent, (*parts, rest))))
     return lines

@@ -11,6 +11,7 @@ import typer
 
 from onevision.cli.console import (
     CheckSums,
+    ConsoleSteps,
     Device,
     Json,
     Model,
@@ -35,12 +36,20 @@ HELP = examples(
     "onevision bench --quick",
     "onevision bench --scenario photo-1080p --scenario video-8 -m bundle --out before.json",
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
+    "onevision bench --synthetic 0.5b --quick",
+    "onevision bench --isolate -m bundle --out result.json",
 )
 
 COMPARE_HELP = examples(
     "Compare two results stage by stage; exit status 1 if a stage became slower.",
     "onevision bench compare before.json after.json",
     "onevision bench compare before.json after.json --threshold 2% --json",
+)
+
+PLOT_HELP = examples(
+    "Draw results as pictures and one HTML file: where the time goes, latency by tiles, decode by context.",
+    "onevision bench plot result.json",
+    "onevision bench plot before.json after.json --out plots",
 )
 
 _RUNS = 5
@@ -83,6 +92,27 @@ def bench(
             f"[default: {_QUICK_BOX:.0f} with --quick, else {_BOX:.0f}]",
         ),
     ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate", help="Each scenario in a fresh process, so that its memory is its own; no turns."
+        ),
+    ] = False,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead of a bundle: a 0.5b or 7b with random weights, which is made once into the cache.",
+        ),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Its encoder in fp32, fp16 or int8.  [default: int8]"),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]"),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     check: CheckSums = False,
@@ -97,6 +127,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from onevision.bench.benchmark import Benchmark, Settings
+    from onevision.bench.isolate import IsolatedBenchmark
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
@@ -107,9 +138,15 @@ def bench(
     where = one_of(device, get_args(devices.Device), "--device")
     chosen = choose(scenario or (), file or (), quick=quick)
     settings = Settings(chosen, runs, seconds or (_QUICK_BOX if quick else _BOX), where, threads)
-    bundle = open_bundle(bundle_folder(model), check=check)
+    if synthetic is None and (vision or backbone):
+        raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
+    given = context.get_parameter_source("model")
+    if synthetic is not None and given is not None and given.name == "COMMANDLINE":
+        raise UsageError("--synthetic and --model exclude each other")
+    folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
+    bundle = open_bundle(folder, check=check)
     with _steps() as show:
-        benchmark = Benchmark(bundle, settings, show)
+        benchmark = (IsolatedBenchmark if isolate else Benchmark)(bundle, settings, show)
         try:
             benchmark.run()
         except KeyboardInterrupt:
@@ -120,6 +157,27 @@ def bench(
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
     if result.interrupted:
         raise KeyboardInterrupt
+
+
+def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int | None) -> Path:
+    """Folder of the bundle with random weights; says where it is."""
+    from onevision.bench.synthetic import Synthetic, synthetic_bundle
+    from onevision.bundle import open_bundle
+    from onevision.export.disk import readable
+    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.export.synth import SynthSize
+    from onevision.quant.requantise import EncoderPrecision
+
+    wanted = Synthetic(
+        one_of(size, get_args(SynthSize), "--synthetic"),
+        one_of(vision or Synthetic.vision, get_args(EncoderPrecision), "--vision"),
+        one_of(backbone or Synthetic.backbone, get_args(BackbonePrecision), "--backbone"),
+    )
+    steps = ConsoleSteps()
+    folder = synthetic_bundle(wanted, steps, threads=threads)
+    disk = readable(open_bundle(folder).bytes)
+    steps.note(f"weights are random, only times mean something: {folder}, {disk}")
+    return folder
 
 
 @contextmanager
@@ -220,6 +278,32 @@ def compare(
         stdout().print(f"the machine itself took {found.machine:.3f} times as long for the same work")
     if found.regressions:
         raise typer.Exit(1)
+
+
+@app.command("plot", help=PLOT_HELP, short_help="Draw results.")
+def plot(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files of `bench --out`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="Where they go.  [default: the first result's name, -plots]"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw results."""
+    from onevision.bench.page import write_plots
+    from onevision.bench.plot import missing_package, named
+    from onevision.bench.result import read_result
+
+    if missing := missing_package():
+        raise UsageError(f"this command needs {missing}", hint="pip install 'onevision[bench]'")
+    found = named(results, [read_result(path) for path in results])
+    files = write_plots(found, out or Path(f"{results[0].stem}-plots"))
+    if as_json:
+        print_json({"files": list(map(str, files))})
+    else:
+        print(*files, sep="\n")
 
 
 def _share(text: str) -> float:
