@@ -60,6 +60,7 @@ class OneVision:
         threads: int | None = None,
         prefill: Prefill = "auto",
         cache: Cache | str | os.PathLike[str] | None = None,
+        features: Cache | None = None,
     ) -> None:
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
@@ -67,6 +68,7 @@ class OneVision:
             raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
         # Before anything is loaded: a folder that cannot be made should cost nothing.
         self._cache = cache if cache is None or isinstance(cache, Cache) else Cache(cache)
+        self._features = features or self._cache  # of one's own where prompts are not to be kept
         started = time.perf_counter()
         self.bundle = bundle
         self._device: Device = device
@@ -253,7 +255,7 @@ class OneVision:
 
         files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
         shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
-        return encode_once(tiles, encode, self._cache, (files, vision, self._device), shape, on_tile)
+        return encode_once(tiles, encode, self._features, (files, vision, self._device), shape, on_tile)
 
     def vision_encoder(self) -> VisionEncoder:
         """The encoder, loaded now if it was not."""
