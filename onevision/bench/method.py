@@ -43,7 +43,7 @@ class Method:
         now: Seconds of a clock that never goes back.
         gauge: Does a fixed piece of work and returns its milliseconds; called before each timed run.
         joules: Reading of an energy meter, or None.
-        gpu_memory: Bytes of the GPU's memory in use; None without one.
+        gpu_memory: Bytes of the GPU's memory in use, or None; None without one.
     """
 
     runs: int = 5
@@ -51,7 +51,7 @@ class Method:
     now: Callable[[], float] = time.perf_counter
     gauge: Callable[[], float] | None = None
     joules: Callable[[], float | None] = energy
-    gpu_memory: Callable[[], int] | None = None
+    gpu_memory: Callable[[], int | None] | None = None
 
 
 @dataclass

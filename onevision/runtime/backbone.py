@@ -275,7 +275,12 @@ class Backbone:
             self._decode(chunk, logits=index == len(chunks) - 1)
             if on_progress:
                 on_progress(len(chunk))
-        api.llama_synchronize(self._context)  # a GPU may still be at it; a CPU is not
+        self.synchronise()
+
+    def synchronise(self) -> None:
+        """Wait for what was begun: a GPU may still be at it; a CPU is not."""
+        if self._context is not None:
+            api.llama_synchronize(self._context)
 
     def append(self, token: int) -> None:
         """Add one token; the logits after it are then ready."""

@@ -1,0 +1,81 @@
+"""The GPU as NVML tells of it: memory in use and energy, where nvidia-ml-py and a driver are there.
+
+Whatever is not told is None, never 0. Never run on a GPU: its logic is tested with a library of the same names.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HINT = "GPU memory and energy are not told: they need the NVIDIA driver, and pip install nvidia-ml-py"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU that this process may use."""
+
+    nvml: Any
+    handle: Any
+
+    def memory(self) -> int | None:
+        """Bytes in use, by all processes."""
+        try:
+            return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        except self.nvml.NVMLError:
+            return None
+
+    def energy(self) -> float | None:
+        """Joules since the driver was loaded; GPUs before Volta do not tell."""
+        try:
+            return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
+        except self.nvml.NVMLError:
+            return None
+
+    def facts(self) -> dict[str, Any]:
+        """Name, bytes of memory, and the driver's version."""
+        return {
+            "name": _text(self.nvml.nvmlDeviceGetName(self.handle)),
+            "memory_bytes": int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).total),
+            "driver": _text(self.nvml.nvmlSystemGetDriverVersion()),
+        }
+
+
+@contextmanager
+def open_gpu() -> Iterator[Gpu | None]:
+    """The GPU; None without the package, a driver or a GPU."""
+    try:
+        import pynvml
+    except ImportError:
+        yield None
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield _first(pynvml)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _first(nvml: Any) -> Gpu | None:  # noqa: ANN401
+    """CUDA's device 0: the first of ``CUDA_VISIBLE_DEVICES``, which has indices or UUIDs, else NVML's."""
+    name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    try:
+        if name.isdecimal():
+            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
+    except nvml.NVMLError:
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    """Versions of the library before 12 give bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
