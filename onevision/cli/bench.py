@@ -35,6 +35,7 @@ HELP = examples(
     "onevision bench --quick",
     "onevision bench --scenario photo-1080p --scenario video-8 -m bundle --out before.json",
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
+    "onevision bench --quick --against transformers-bf16,llama -m bundle --checkpoint model",
 )
 
 COMPARE_HELP = examples(
@@ -83,6 +84,21 @@ def bench(
             f"[default: {_QUICK_BOX:.0f} with --quick, else {_BOX:.0f}]",
         ),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Measure others beside, in turn: transformers (transformers-bf16, transformers-fp32), "
+            "openvino (the encoder), llama (the bundle without its prefill graph); repeatable.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="What transformers loads.  [default: what the bundle was made of, where that is found]",
+        ),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     check: CheckSums = False,
@@ -97,6 +113,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from onevision.bench.benchmark import Benchmark, Settings
+    from onevision.bench.peers import choose_peers
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
@@ -106,7 +123,9 @@ def bench(
         raise UsageError("--json, --csv and --markdown exclude each other")
     where = one_of(device, get_args(devices.Device), "--device")
     chosen = choose(scenario or (), file or (), quick=quick)
-    settings = Settings(chosen, runs, seconds or (_QUICK_BOX if quick else _BOX), where, threads)
+    peers = choose_peers(against or ())
+    box = seconds or (_QUICK_BOX if quick else _BOX)
+    settings = Settings(chosen, runs, box, where, threads, against=peers, checkpoint=checkpoint)
     bundle = open_bundle(bundle_folder(model), check=check)
     with _steps() as show:
         benchmark = Benchmark(bundle, settings, show)
@@ -163,12 +182,13 @@ def _print_tables(result: Result) -> None:
         console.print(f"loaded in {cold}{report.spread(result.load.warm)} warm")
     _print_table(report.COLUMNS, report.table(result))
     _print_table(report.share_columns(result), report.shares(result))
+    _print_table(report.AGAINST, report.against(result))
     for line in report.limits(result):
         console.print(line)
+    for line in report.skipped(result):
+        print_warning(line)
     for measured in result.measured:
-        if measured.skipped:
-            print_warning(f"{measured.scenario} {measured.subject}: {measured.skipped}")
-        elif report.drifted(measured):
+        if report.drifted(measured):
             print_warning(f"{measured.scenario} {measured.subject}: its runs gave different tokens")
 
 

@@ -217,10 +217,10 @@ class Reference:
         return first.numpy().copy(), np.array(tokens, dtype=np.int64)
 
 
-def fits_in_memory(checkpoint: Checkpoint) -> bool:
-    """Whether the whole checkpoint in fp32 fits in the memory that is free now, with a tenth to spare."""
+def fits_in_memory(checkpoint: Checkpoint, weight: int = 4) -> bool:
+    """Whether the checkpoint, at so many bytes a weight, fits in the free memory with a tenth to spare."""
     weights = sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
-    return 4 * weights * 1.1 < psutil.virtual_memory().available
+    return weight * weights * 1.1 < psutil.virtual_memory().available
 
 
 def golden_cases(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import llama_cpp as api
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -368,11 +369,17 @@ def library_version() -> str:
 
 def count_tokens(path: Path, texts: Sequence[str]) -> int:
     """Number of tokens of some texts, reading only the vocabulary of a GGUF file."""
+    with vocabulary_of(path) as vocabulary:
+        return sum(len(vocabulary.encode(text)) for text in texts)
+
+
+@contextmanager
+def vocabulary_of(path: Path) -> Iterator[Vocabulary]:
+    """The vocabulary of a GGUF file, without its weights."""
     silence_llama()
     model = _load_model(path, vocab_only=True)
     try:
-        vocabulary = Vocabulary(model)
-        return sum(len(vocabulary.encode(text)) for text in texts)
+        yield Vocabulary(model)
     finally:
         api.llama_model_free(model)
 
