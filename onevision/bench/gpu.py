@@ -1,6 +1,6 @@
 """The GPU as NVML tells of it: memory in use and energy, where nvidia-ml-py and a driver are there.
 
-Whatever is not told is None, never 0. Never run on a GPU: its logic is tested with a library of the same names.
+Whatever is not told is None, never 0. It was never run on a GPU: the tests bring a library of the same names.
 """
 
 from __future__ import annotations

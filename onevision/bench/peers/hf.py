@@ -1,6 +1,6 @@
 """HF transformers as its users run it: ``from_pretrained``, its processor, and ``generate``.
 
-The prompt is ours as a text, so that both read the same tokens. Stages are told by hooks on the model's parts.
+The prompt is ours as a text, so that both read the same tokens. Hooks on the model's parts tell the stages.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 from onevision.bench.result import Counts
 from onevision.bench.subject import Asked, question
 from onevision.bundle import BACKBONE, NEWLINE, VISION
-from onevision.errors import UsageError
+from onevision.errors import BundleError, UsageError
 from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.backbone import vocabulary_of
@@ -39,7 +39,14 @@ class OpenVinoEncoder:
 
         core: Any = openvino.Core()
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": setup.threads}
-        self._model = core.compile_model(core.read_model(bundle.path(VISION)), "CPU", options)
+        try:
+            self._model = core.compile_model(core.read_model(bundle.path(VISION)), "CPU", options)
+        except RuntimeError as error:  # its translator's, some pages long
+            precision = bundle.manifest.files[VISION].precision
+            raise BundleError(
+                f"OpenVINO cannot read this bundle's {precision} encoder",
+                hint="measure one in fp32; bench/peers/openvino_vision.py has OpenVINO's own int8",
+            ) from error
         self._bundle = bundle
 
     def ask(self, scenario: Scenario, inputs: Inputs, new_clock: Callable[[], StageClock]) -> Asked:
