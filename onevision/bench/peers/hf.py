@@ -6,7 +6,6 @@ The prompt is ours as a text, so that both read the same tokens. Hooks on the mo
 from __future__ import annotations
 
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -96,8 +95,6 @@ class TransformersModel:
 
         if scenario.again:
             raise UsageError("a second question has the answer to the first in it, which is another here")
-        if inputs.video and find_spec("torchvision") is None:
-            raise UsageError("its videos need torchvision: pip install torchvision")
         text = self._text(inputs)
         clock = new_clock()
         if self._device == "cuda":
@@ -215,32 +212,30 @@ def _watched(model: Any, stages: _Stages) -> Iterator[list[int]]:  # noqa: ANN40
 
 
 def _processor(folder: Path, side: int, config: ModelConfig) -> Any:  # noqa: ANN401
-    """The checkpoint's processor, less its part for videos where torchvision is not there."""
+    """The checkpoint's processor, with Pillow for videos as well: its own part for them needs torchvision."""
     import transformers
+
+    from onevision.export.reference import squashed
 
     library: Any = transformers
     pictures = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    options = {
-        "num_image_tokens": side**2,
-        "vision_feature_select_strategy": "full",
-        "vision_aspect_ratio": config.aspect_ratio,
-    }
-    if find_spec("torchvision"):
-        tile = config.vision.image_size
-        videos = library.LlavaOnevisionVideoProcessor(size={"height": tile, "width": tile})
-        return library.LlavaOnevisionProcessor(pictures, tokenizer, videos, **options)
 
-    class Pictures(library.LlavaOnevisionProcessor):  # type: ignore[misc]
-        """Its constructor insists on a part for videos, and its call does not."""
+    class Processor(library.LlavaOnevisionProcessor):  # type: ignore[misc]
+        """Only the constructor is another: its base's insists on a part for videos."""
 
         attributes = ["image_processor", "tokenizer"]  # noqa: RUF012 (as in its base)
 
         def __init__(self) -> None:
             library.ProcessorMixin.__init__(self, pictures, tokenizer)
-            for name, value in options.items():
-                setattr(self, name, value)
+            self.num_image_tokens = side**2
+            self.vision_feature_select_strategy = "full"
+            self.vision_aspect_ratio = config.aspect_ratio
             self.image_token, self.video_token = _IMAGE, _VIDEO
             self.image_token_id = tokenizer.convert_tokens_to_ids(_IMAGE)
 
-    return Pictures()
+        def video_processor(self, videos: list[Any], **_: object) -> dict[str, Any]:
+            (video,) = videos
+            return {"pixel_values_videos": squashed(video, pictures, config.vision.image_size)[None]}
+
+    return Processor()
