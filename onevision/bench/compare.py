@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onevision.bench.peers import PEERS
 from onevision.bench.statistics import bootstrap_ratio, samples
 from onevision.errors import UsageError
 
@@ -56,8 +57,8 @@ class Comparison:
 
     @property
     def regressions(self) -> tuple[Difference, ...]:
-        """What became slower."""
-        return tuple(one for one in self.differences if one.verdict == "slower")
+        """What became slower, of ours: a peer's changes are not our fault."""
+        return tuple(one for one in self.differences if one.verdict == "slower" and one.subject not in PEERS)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -215,6 +215,7 @@ def compare(
 ) -> None:
     """Compare two results."""
     from onevision.bench import compare as comparing
+    from onevision.bench.peers import PEERS
     from onevision.bench.report import duration
     from onevision.bench.result import read_result
 
@@ -226,7 +227,7 @@ def compare(
         columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
         lines = [
             (
-                one.scenario,
+                f"{one.scenario} {one.subject}" if one.subject in PEERS else one.scenario,
                 one.stage,
                 duration(one.before),
                 duration(one.after),
