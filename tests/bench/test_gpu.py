@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import llama_cpp
 import pytest
 
+from onevision.bench import products, roofline
 from onevision.bench.gpu import Gpu, open_gpu
 from onevision.bench.memory import MemoryWatch
+from onevision.bench.report import rows, unaccounted
+from onevision.bench.result import read_result
+from onevision.cli import _run
+from onevision.runtime import session
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class NVMLError(Exception):
@@ -93,3 +103,45 @@ def test_the_peak_of_a_gpu():
     for _ in range(4):
         watch.sample()
     assert watch.memory.gpu_peak == 9
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate provider")
+def test_a_bench_on_a_gpu(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the CPU in the GPU's place: the way is the same, and so is the answer."""
+    joules = itertools.count(1000, 500)
+    nvml = library()
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: next(joules)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(session, "_CUDA", "CPUExecutionProvider")
+    monkeypatch.setitem(products._NAMES, "cuda", products._NAMES["cpu"])
+    measure, size = roofline.measure, roofline.Size(4, 32, 4)
+    monkeypatch.setattr(roofline, "_CUDA_READ", roofline.Size(1, 64, 64))
+    monkeypatch.setattr(
+        roofline, "measure", lambda **options: measure(**options | {"seconds": 0.0, "size": size})
+    )
+    waits: list[object] = []
+    wait = llama_cpp.llama_synchronize
+    monkeypatch.setattr(
+        llama_cpp, "llama_synchronize", lambda context: (waits.append(context), wait(context))
+    )
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    words = ["bench", "-m", toy_bundle, "--scenario", "photo-384", "--runs", 2, "--threads", 1]
+    results = []
+    for device in ("cpu", "cuda"):
+        before, out = len(waits), tmp_path / f"{device}.json"
+        assert _run([*map(str, words), "--device", device, "--out", str(out)]) == 0
+        results.append((read_result(out), len(waits) - before))
+    (on_cpu, few), (on_gpu, many) = results
+    assert many > few + 2 * 16  # once for each token of each run, and more
+    assert on_gpu.device == on_gpu.rates["place"] == "cuda"  # type: ignore[index]
+    assert on_gpu.machine["gpu"] == {"name": "a GPU", "memory_bytes": 8 << 30, "driver": "580.1"}
+    assert {row["gpu_info"] for row in rows(on_gpu)} == {"a GPU"}
+    (mine,), (theirs,) = on_cpu.measured, on_gpu.measured
+    assert (mine.counts, mine.runs[0].output) == (theirs.counts, theirs.runs[0].output)
+    assert theirs.memory
+    assert theirs.memory.gpu_peak == 3 << 30
+    assert [run.joules for run in theirs.runs] == [0.5, 0.5]
+    assert all(0 <= unaccounted(run) < 1 for run in theirs.runs)
+    assert mine.memory
+    assert mine.memory.gpu_peak is None
+    assert nvml.calls == ["init", "shutdown"]
