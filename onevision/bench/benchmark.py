@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from onevision import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.gauge import gauge
-from onevision.bench.gpu import open_gpu
+from onevision.bench.gpu import open_gpu, require_cuda
 from onevision.bench.method import Method, Trials, make_trials
 from onevision.bench.peers import PEERS, Setup, find_checkpoint
 from onevision.bench.peers.process import opened
@@ -65,6 +65,7 @@ class Benchmark:
 
     Raises:
         UsageError: A peer needs the checkpoint, and it is not there.
+        DeviceError: A GPU is asked for, and a library was built without.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Benchmark:
     ) -> None:
         self._bundle, self._settings, self._step = bundle, settings, on_step
         self._trials: Trials | None = None
+        if settings.device == "cuda":
+            require_cuda()
         manifest = bundle.manifest
         self._peers = Setup(
             bundle.folder,

@@ -10,10 +10,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from onevision.errors import DeviceError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HINT = "GPU memory and energy are not told: they need the NVIDIA driver, and pip install nvidia-ml-py"
+
+def require_cuda() -> None:
+    """Say all that is missing for a GPU, before anything is measured.
+
+    Raises:
+        DeviceError: A library was built without CUDA.
+    """
+    import llama_cpp
+
+    from onevision.runtime import backbone, session
+
+    missing = {
+        "ONNX Runtime's CUDA provider": None if session.has_cuda() else session.CUDA_HINT,
+        "llama.cpp built with CUDA": None if llama_cpp.llama_supports_gpu_offload() else backbone.CUDA_HINT,
+    }
+    hints = {name: hint for name, hint in missing.items() if hint}
+    if hints:
+        raise DeviceError(f"--device cuda needs {' and '.join(hints)}", hint="; ".join(hints.values()))
 
 
 @dataclass(frozen=True)

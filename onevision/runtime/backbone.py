@@ -41,6 +41,8 @@ CHUNK = 512
 #: Contexts are sized in steps, so that one serves prompts of nearly the same length.
 CONTEXT_STEP = 256
 
+CUDA_HINT = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python'
+
 CacheType = Literal["f32", "f16"]
 
 
@@ -189,7 +191,7 @@ class Backbone:
         if device == "cuda" and not offload:
             raise DeviceError(
                 "llama.cpp was built without CUDA",
-                hint='CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python',
+                hint=CUDA_HINT,
             )
         self.offloaded = offload and device != "cpu"
         self.threads = threads or default_threads()

@@ -145,3 +145,27 @@ def test_a_bench_on_a_gpu(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.
     assert mine.memory
     assert mine.memory.gpu_peak is None
     assert nvml.calls == ["init", "shutdown"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "offload", "named"),
+    [
+        (False, False, ("onnxruntime-gpu", "GGML_CUDA")),
+        (True, False, ("GGML_CUDA",)),
+        (False, True, ("onnxruntime-gpu",)),
+    ],
+)
+def test_all_that_a_gpu_needs_is_named_at_once(
+    toy_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    provider: bool,
+    offload: bool,
+    named: tuple[str, ...],
+):
+    monkeypatch.setattr(session, "_CUDA", "CPUExecutionProvider" if provider else "NoSuchProvider")
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: offload)
+    assert _run(["bench", "-m", str(toy_bundle), "--scenario", "text", "--device", "cuda"]) == 1
+    told = capfd.readouterr().err
+    assert {name for name in ("onnxruntime-gpu", "GGML_CUDA") if name in told} == set(named)
+    assert told.startswith("error: --device cuda needs ")

@@ -294,14 +294,3 @@ def test_a_bench_against_others(
 def test_mistakes(words: list[str], message: str, toy_bundle: Path, capfd: pytest.CaptureFixture[str]):
     assert _run(["bench", "-m", str(toy_bundle), "--scenario", "text", *words]) == 2
     assert message in capfd.readouterr().err
-
-
-def test_a_gpu_that_is_not_there_is_named(toy_bundle: Path, capfd: pytest.CaptureFixture[str]):
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("onnxruntime has CUDA here")
-    assert _run(["bench", "-m", str(toy_bundle), "--scenario", "text", "--device", "cuda"]) == 1
-    told = capfd.readouterr().err
-    assert "CUDA" in told
-    assert "hint: " in told
