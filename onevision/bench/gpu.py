@@ -44,25 +44,29 @@ class Gpu:
 
     def memory(self) -> int | None:
         """Bytes in use, by all processes."""
-        try:
-            return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
-        except self.nvml.NVMLError:
-            return None
+        info = self._ask("nvmlDeviceGetMemoryInfo", self.handle)
+        return None if info is None else int(info.used)
 
     def energy(self) -> float | None:
         """Joules since the driver was loaded; GPUs before Volta do not tell."""
-        try:
-            return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
-        except self.nvml.NVMLError:
-            return None
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption", self.handle)
+        return None if millijoules is None else millijoules / 1e3
 
     def facts(self) -> dict[str, Any]:
         """Name, bytes of memory, and the driver's version."""
+        info = self._ask("nvmlDeviceGetMemoryInfo", self.handle)
         return {
-            "name": _text(self.nvml.nvmlDeviceGetName(self.handle)),
-            "memory_bytes": int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).total),
-            "driver": _text(self.nvml.nvmlSystemGetDriverVersion()),
+            "name": _text(self._ask("nvmlDeviceGetName", self.handle)),
+            "memory_bytes": None if info is None else int(info.total),
+            "driver": _text(self._ask("nvmlSystemGetDriverVersion")),
         }
+
+    def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """None where the GPU does not tell: boards that share the CPU's memory do not tell of theirs."""
+        try:
+            return getattr(self.nvml, function)(*arguments)
+        except self.nvml.NVMLError:
+            return None
 
 
 @contextmanager
@@ -95,6 +99,6 @@ def _first(nvml: Any) -> Gpu | None:  # noqa: ANN401
         return None
 
 
-def _text(value: str | bytes) -> str:
+def _text(value: str | bytes | None) -> str | None:
     """Versions of the library before 12 give bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -92,6 +92,7 @@ def test_what_is_not_told_is_none_and_not_0():
     )
     gpu = Gpu(failing, "gpu 0")
     assert (gpu.memory(), gpu.energy()) == (None, None)
+    assert gpu.facts() == {"name": "a GPU", "memory_bytes": None, "driver": "580.1"}
     watch = MemoryWatch(gpu.memory, resident=lambda: 1)
     watch.sample()
     assert watch.memory.gpu_peak is None

@@ -87,6 +87,8 @@ def test_what_is_not_installed_is_named(bundle: Bundle, monkeypatch: pytest.Monk
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     assert lacking("openvino", bundle) == "it needs openvino: pip install openvino"
     assert str(lacking("transformers-fp32", bundle)).startswith("it needs torch and transformers")
+    # What will be skipped needs no checkpoint.
+    assert find_checkpoint(bundle.manifest, None, ("transformers-fp32",)) is None
 
 
 def test_llama_needs_a_bundle_that_reads_prompts_otherwise(bundle: Bundle):

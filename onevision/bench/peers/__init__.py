@@ -60,8 +60,7 @@ def choose_peers(values: Sequence[str]) -> tuple[str, ...]:
 
 def lacking(name: str, bundle: Bundle) -> str | None:
     """Why a peer cannot run at all; None if it can."""
-    missing = [package for package in PEERS[name] if find_spec(package) is None]
-    if missing:
+    if missing := _missing(name):
         return f"it needs {' and '.join(missing)}: pip install {' '.join(missing)}"
     if name == LLAMA and PREFILL not in bundle.manifest.files:
         return "the bundle has no prefill graph: llama.cpp reads its prompts in any case"
@@ -72,12 +71,12 @@ def find_checkpoint(manifest: Manifest, given: Path | None, peers: Sequence[str]
     """The checkpoint that a bundle was made of: as given, as shipped, in the Hub's cache, or the same folder.
 
     Returns:
-        None if none of the peers needs it.
+        None if none of the peers that are installed needs it.
 
     Raises:
         UsageError: It is needed, and not there.
     """
-    if not any(name in GROUPS["transformers"] for name in peers):
+    if not any(name in GROUPS["transformers"] and not _missing(name) for name in peers):
         return None
     if given is not None:
         if not (given / "config.json").is_file():
@@ -94,6 +93,10 @@ def find_checkpoint(manifest: Manifest, given: Path | None, peers: Sequence[str]
             hint="name its folder: --checkpoint FOLDER",
         )
     return found
+
+
+def _missing(name: str) -> list[str]:
+    return [package for package in PEERS[name] if find_spec(package) is None]
 
 
 def _in_hub_cache(repo: str, revision: str) -> Path | None:
