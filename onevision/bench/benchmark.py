@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING
 from onevision import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.gauge import gauge
-from onevision.bench.method import Method, Trials, make_trial
+from onevision.bench.gpu import open_gpu, require_cuda
+from onevision.bench.method import Method, Trials, make_trials
+from onevision.bench.peers import PEERS, Setup, find_checkpoint
+from onevision.bench.peers.process import opened
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.subject import BundleSubject
 from onevision.bench.work import work
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from onevision.bench.scenarios import Scenario
+    from onevision.bench.subject import Subject
     from onevision.runtime.device import Device
 
 #: Times that a bundle is loaded: perhaps from the disk, then from memory.
@@ -37,6 +42,7 @@ class Settings:
     """What to measure a bundle with.
 
     ``roofline`` seconds are spent on the machine's limits, and ``loads`` of the bundle are timed; 0: none.
+    ``against`` are peers, and ``checkpoint`` is what the bundle was made of; None: as the bundle says.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -46,6 +52,8 @@ class Settings:
     threads: int | None = None
     roofline: float = roofline.TIME_BOX
     loads: int = LOADS
+    against: tuple[str, ...] = ()
+    checkpoint: Path | None = None
 
 
 class Benchmark:
@@ -55,6 +63,10 @@ class Benchmark:
         bundle: What to measure.
         settings: How.
         on_step: Told what is being done.
+
+    Raises:
+        UsageError: A peer needs the checkpoint, and it is not there.
+        DeviceError: A GPU is asked for, and a library was built without.
     """
 
     def __init__(
@@ -62,7 +74,16 @@ class Benchmark:
     ) -> None:
         self._bundle, self._settings, self._step = bundle, settings, on_step
         self._trials: Trials | None = None
+        if settings.device == "cuda":
+            require_cuda()
         manifest = bundle.manifest
+        self._peers = Setup(
+            bundle.folder,
+            find_checkpoint(manifest, settings.checkpoint, settings.against),
+            settings.device,
+            settings.threads or default_threads(),
+        )
+        packages = sorted({package for peer in settings.against for package in PEERS[peer]})
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
         self._result = Result(
             schema_version=SCHEMA_VERSION,
@@ -77,11 +98,11 @@ class Benchmark:
                 sha256_of(bundle.path(MANIFEST)),
             ),
             device=settings.device,
-            threads=settings.threads or default_threads(),
+            threads=self._peers.threads,
             runs=settings.runs,
             isolated=False,
             interrupted=True,
-            machine=machine.facts() | {"before": machine.condition()},
+            machine=machine.facts(packages) | {"before": machine.condition()},
             rates=None,
             load=None,
             measured=(),
@@ -133,17 +154,22 @@ class Benchmark:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             model = stack.enter_context(self._load())
+            subjects: list[Subject] = [BundleSubject(model)]
+            for name in settings.against:
+                self._step(f"loading {name}")
+                subjects.append(stack.enter_context(opened(name, self._bundle, self._peers)))
             pace = stack.enter_context(gauge(self._result.threads))
             method = Method(settings.runs, settings.seconds, gauge=pace)
             place = "cuda" if settings.device == "cuda" else "cpu"
+            if place == "cuda" and (gpu := stack.enter_context(open_gpu())):
+                method = replace(method, joules=gpu.energy, gpu_memory=gpu.memory)
+                self._result = replace(self._result, machine=self._result.machine | {"gpu": gpu.facts()})
             work_of = partial(work, self._bundle.manifest, place=place)
-            subject = BundleSubject(model)
-            self._trials = Trials(
-                [make_trial(one, subject, folder, work_of) for one in settings.scenarios],
-                method,
-            )
+            trials = [make_trials(one, subjects, folder, work_of) for one in settings.scenarios]
+            self._trials = Trials(chain(*trials), method)
             self._trials.run(
                 lambda trial, number: self._step(
-                    f"{trial.scenario.name}, {f'run {number} of {settings.runs}' if number else 'warm-up'}"
+                    f"{trial.scenario.name} {trial.subject.name}, "
+                    f"{f'run {number} of {settings.runs}' if number else 'warm-up'}"
                 )
             )

@@ -19,7 +19,7 @@ from onevision import errors
 from onevision.bench import machine
 from onevision.bench.benchmark import Benchmark, Settings
 from onevision.bench.result import Measured
-from onevision.bench.subject import BundleSubject
+from onevision.bench.subject import OURS
 from onevision.errors import OneVisionError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class IsolatedBenchmark:
 
     def _measure(self, settings: Settings) -> None:
         (scenario,) = settings.scenarios
-        self._measured.append((Measured(scenario.name, BundleSubject.name, None, (), None, {}, None),))
+        self._measured.append((Measured(scenario.name, OURS, None, (), None, {}, None),))
         try:
             for found in self._results_of(settings):
                 self._measured[-1] = found.measured or self._measured[-1]

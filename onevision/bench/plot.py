@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from onevision.bench.report import duration, samples, typical
+from onevision.bench.report import duration, typical
 from onevision.bench.scenarios import LONG_SUFFIX
+from onevision.bench.statistics import samples
 from onevision.errors import UsageError
 from onevision.runtime.answer import STAGES
 

@@ -2,6 +2,8 @@
 
 ``random checkpoint -> bundle in floats -> (int8 encoder) -> bundle in the user's cache``
 
+It has a prefill graph: what this package can do at best is to be judged.
+
 Times depend on shapes and precisions, not on what the weights are. No quality gate is asked: there is no
 quality to lose.
 """
@@ -68,7 +70,7 @@ def bundle_of(
     """:func:`synthetic_bundle` of any shape."""
     return cached_bundle(
         f"synthetic-{wanted.size}-{wanted.vision}-{wanted.backbone}",
-        hashlib.sha256(f"{spec} {_TILES}".encode()).hexdigest()[:16],
+        hashlib.sha256(f"{spec} {_TILES} prefill".encode()).hexdigest()[:16],
         partial(_make, spec, wanted, threads),
         steps,
         what=f"a {wanted.size} with random weights, {wanted.vision} + {wanted.backbone},",
@@ -85,7 +87,7 @@ def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     from onevision.quant.backbone import FLOAT_BYTES, QUANTISED_BYTES
 
     tower, backbone = weights_of(spec)
-    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone)
+    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone) + backbone  # the prefill graph's
     checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
     while_exported = checkpoint + 4 * tower + in_its_type + made
     while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantised
@@ -100,6 +102,7 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
     options = ExportOptions(
         vision="fp32" if wanted.vision == "int8" else wanted.vision,
         backbone=wanted.backbone,
+        prefill="int8",
         size=wanted.size,
         name=wanted.name,
         threads=threads,

@@ -38,6 +38,7 @@ HELP = examples(
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
     "onevision bench --synthetic 0.5b --quick",
     "onevision bench --isolate -m bundle --out result.json",
+    "onevision bench --quick --against transformers-bf16,llama -m bundle --checkpoint model",
 )
 
 COMPARE_HELP = examples(
@@ -113,6 +114,21 @@ def bench(
         str | None,
         typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]"),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Measure others beside, in turn: transformers (transformers-bf16, transformers-fp32), "
+            "openvino (the encoder), llama (the bundle without its prefill graph); repeatable.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="What transformers loads.  [default: what the bundle was made of, where that is found]",
+        ),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     check: CheckSums = False,
@@ -128,6 +144,7 @@ def bench(
         return
     from onevision.bench.benchmark import Benchmark, Settings
     from onevision.bench.isolate import IsolatedBenchmark
+    from onevision.bench.peers import choose_peers
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
@@ -137,12 +154,18 @@ def bench(
         raise UsageError("--json, --csv and --markdown exclude each other")
     where = one_of(device, get_args(devices.Device), "--device")
     chosen = choose(scenario or (), file or (), quick=quick)
-    settings = Settings(chosen, runs, seconds or (_QUICK_BOX if quick else _BOX), where, threads)
     if synthetic is None and (vision or backbone):
         raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
     given = context.get_parameter_source("model")
     if synthetic is not None and given is not None and given.name == "COMMANDLINE":
         raise UsageError("--synthetic and --model exclude each other")
+    if isolate and against:
+        raise UsageError(
+            "--isolate and --against exclude each other", hint="others have processes of their own anyway"
+        )
+    peers = choose_peers(against or ())
+    box = seconds or (_QUICK_BOX if quick else _BOX)
+    settings = Settings(chosen, runs, box, where, threads, against=peers, checkpoint=checkpoint)
     folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
     bundle = open_bundle(folder, check=check)
     with _steps() as show:
@@ -221,12 +244,13 @@ def _print_tables(result: Result) -> None:
         console.print(f"loaded in {cold}{report.spread(result.load.warm)} warm")
     _print_table(report.COLUMNS, report.table(result))
     _print_table(report.share_columns(result), report.shares(result))
+    _print_table(report.AGAINST, report.against(result))
     for line in report.limits(result):
         console.print(line)
+    for line in report.skipped(result):
+        print_warning(line)
     for measured in result.measured:
-        if measured.skipped:
-            print_warning(f"{measured.scenario} {measured.subject}: {measured.skipped}")
-        elif report.drifted(measured):
+        if report.drifted(measured):
             print_warning(f"{measured.scenario} {measured.subject}: its runs gave different tokens")
 
 
@@ -253,6 +277,7 @@ def compare(
 ) -> None:
     """Compare two results."""
     from onevision.bench import compare as comparing
+    from onevision.bench.peers import PEERS
     from onevision.bench.report import duration
     from onevision.bench.result import read_result
 
@@ -264,7 +289,7 @@ def compare(
         columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
         lines = [
             (
-                one.scenario,
+                f"{one.scenario} {one.subject}" if one.subject in PEERS else one.scenario,
                 one.stage,
                 duration(one.before),
                 duration(one.after),

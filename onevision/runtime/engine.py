@@ -361,6 +361,8 @@ class OneVision:
             if self._closed:
                 raise UsageError("the model is closed")
             clock = clock or StageClock()
+            if self.backbone.offloaded:
+                clock.synchronise = self.backbone.synchronise
             return (yield from self._run(messages, options, on_progress, clock, go_on=go_on))
 
     def _run(
