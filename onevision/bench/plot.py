@@ -82,7 +82,9 @@ def named(paths: Sequence[Path], results: Sequence[Result]) -> list[Named]:
     """Results called by their files: by name, or by path where two names are the same."""
     stems = [path.stem for path in paths]
     labels = [path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")) for path in paths]
-    return [Named(_shortened(label), result) for label, result in zip(labels, results, strict=True)]
+    # Of a long path, the end tells it from others.
+    cut = [label if len(label) <= _MOST_LETTERS else f"…{label[1 - _MOST_LETTERS :]}" for label in labels]
+    return [Named(label, result) for label, result in zip(cut, results, strict=True)]
 
 
 def series_of(found: Sequence[Named]) -> list[Series]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: What int8 is calibrated on. Ranges of random weights are as good as any.
 _TILES = 2
+#: Bytes of what does not grow with the weights: tokenizer, tables of cosines, graphs.
+_REST = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
     while_exported = checkpoint + 4 * tower + in_its_type + made
     while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantised
-    return max(while_exported, while_calibrated)
+    return max(while_exported, while_calibrated) + _REST
 
 
 def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, steps: Steps) -> None:
