@@ -47,7 +47,7 @@ uint64_t read_all(const uint64_t *part, size_t count) {
 class _Lapless(StageClock):
     """Knows the stages, but not each tile and token."""
 
-    def lap(self, of: str | None = None) -> None:  # noqa: ARG002
+    def lap(self, of: str | None = None) -> None:
         """Nothing."""
 
 
