@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.reference import Reference
 from onevision.export.tokenizer import read_tokenizer
+from onevision.models import SHIPPED
 from onevision.runtime.engine import OneVision
 from onevision.suite import FAMILIES, build_scene, iter_samples, score
 from onevision.suite.video import FRAMES
@@ -29,7 +30,7 @@ from recipes.tiny.forward import LabelHead, answer, embeddings, features, hidden
 from recipes.tiny.lookup import lookup
 from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
 from recipes.tiny.optimiser import MasterOptimiser
-from recipes.tiny.stages import STAGES, StepSize, make_step
+from recipes.tiny.stages import FURTHER, STAGES, StepSize, make_step
 from recipes.tiny.tiles import LABELS, SIDES, labelled_tiles
 from recipes.tiny.tokenizer import label_tokens, load_tokenizer, train_tokenizer
 from recipes.tiny.train import BySteps, ByTime, Trainer, learning_rate
@@ -352,14 +353,14 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     """One run without a break, and one that is stopped twice, in the middle of a stage, and goes on."""
     with pytest.MonkeyPatch.context() as patch:
         small = tuple(_small(stage) for stage in STAGES)
-        for module in ("recipes.tiny.train", "recipes.tiny.stages", "recipes.tiny.feed"):
-            patch.setattr(f"{module}.STAGES", small)
+        for module in ("recipes.tiny.stages", "recipes.tiny.feed"):
+            patch.setattr(f"{module}.ALL_STAGES", small)
         patch.setattr("recipes.tiny.stages.HELD_OUT_SCENES", 1)
         patch.setattr(train, "REPORT_STEPS", 2)
         folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "resumed")}
-        Trainer(folders["whole"], BySteps(3), workers=0).run()
+        Trainer(folders["whole"], BySteps(3), workers=0, stages=small).run()
         for stop_after in (1, 7, None):
-            Trainer(folders["resumed"], BySteps(3), workers=0).run(stop_after=stop_after)
+            Trainer(folders["resumed"], BySteps(3), workers=0, stages=small).run(stop_after=stop_after)
     return folders
 
 
@@ -411,6 +412,31 @@ def test_each_stage_learns_its_parts(runs, vocabulary):
 def test_another_seed_is_refused(runs):
     with pytest.raises(SystemExit, match="seed 1"):
         Trainer(runs["whole"], BySteps(3), seed=2, workers=0)
+
+
+def test_a_finished_checkpoint_goes_further(tmp_path, monkeypatch):
+    further = _small(FURTHER)
+    for module in ("recipes.tiny.stages", "recipes.tiny.feed"):
+        monkeypatch.setattr(f"{module}.ALL_STAGES", (further,))
+    monkeypatch.setattr("recipes.tiny.stages.HELD_OUT_SCENES", 1)
+    start = SHIPPED["tiny", "ov"]
+    trainer = Trainer(tmp_path, BySteps(1), workers=0, stages=(further,), start=start)
+    saved = dict(type(trainer.model).from_pretrained(start).named_parameters())
+    for name, value in saved.items():
+        assert torch.equal(trainer.masters[name], value.float()), name
+    trainer.run()
+    gone_on = dict(type(trainer.model).from_pretrained(tmp_path / "ov").named_parameters())
+    moved = [name for name, value in saved.items() if not torch.equal(value, gone_on[name])]
+    assert len(moved) > len(saved) // 2
+    distances = [float(((gone_on[name] - value).norm() / value.norm()).detach()) for name, value in saved.items()]
+    assert max(distances) < 0.5, "it went on from there"
+
+
+def test_a_stage_alone_has_all_the_time():
+    schedule = ByTime(1, (FURTHER,))
+    assert schedule.progress(FURTHER, 0, 0) == 0
+    assert schedule.progress(FURTHER, 9, 0.99 * 1800) == pytest.approx(0.5)
+    assert schedule.progress(FURTHER, 9, 3600) == 1
 
 
 def test_loss_falls(vocabulary, encoder):
