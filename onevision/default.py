@@ -45,7 +45,7 @@ def default_bundle(steps: Steps | None = None) -> Path:
         UsageError: It has to be made, and the extra ``export`` is not installed.
         ExportError: The cache cannot be written.
     """
-    cache = _cache()
+    cache = cache_folder()
     bundle = cache / f"{SIZE}-{__version__}-{_digest(SHIPPED[SIZE, VARIANT])}"
     if _is_sound(bundle):
         return bundle
@@ -61,7 +61,8 @@ def default_bundle(steps: Steps | None = None) -> Path:
     return bundle
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where this package keeps what it makes for itself; the folder need not be there."""
     if folder := os.environ.get("ONEVISION_CACHE"):
         return Path(folder).expanduser()
     from platformdirs import user_cache_path

@@ -193,9 +193,9 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Where the system keeps such things, unless the environment says otherwise."""
     from platformdirs import user_cache_path
 
-    from onevision.default import _cache
+    from onevision.default import cache_folder
 
     monkeypatch.setenv("ONEVISION_CACHE", "~/kept")
-    assert _cache() == Path("~/kept").expanduser()
+    assert cache_folder() == Path("~/kept").expanduser()
     monkeypatch.setenv("ONEVISION_CACHE", "")
-    assert _cache() == user_cache_path("onevision", appauthor=False)
+    assert cache_folder() == user_cache_path("onevision", appauthor=False)

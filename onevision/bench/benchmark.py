@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from onevision import __version__
 from onevision.bench import machine, roofline
+from onevision.bench.calibrate import calibrate
 from onevision.bench.gauge import gauge
 from onevision.bench.method import Method, Trials, make_trial
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.subject import BundleSubject
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
+from onevision.errors import OneVisionError
+from onevision.runtime.calibration import calibration_path, write_calibration
 from onevision.runtime.device import default_threads
 from onevision.runtime.engine import OneVision
 
@@ -47,6 +50,10 @@ class Settings:
 class Benchmark:
     """One benchmark. After :meth:`run`, whether it ended or was interrupted, ``result`` is what is known.
 
+    Attributes:
+        result: What was measured.
+        problem: Why no calibration was kept.
+
     Args:
         bundle: What to measure.
         settings: How.
@@ -58,6 +65,7 @@ class Benchmark:
     ) -> None:
         self._bundle, self._settings, self._step = bundle, settings, on_step
         self._trials: Trials | None = None
+        self.problem: str | None = None
         manifest = bundle.manifest
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
         self.result = Result(
@@ -98,11 +106,22 @@ class Benchmark:
             self._step("loading")
             self.result = replace(result, load=self._time_loads())
             self._measure()
+            self._calibrate()
             self.result = replace(self.result, interrupted=False)
         finally:
             after = {"after": machine.condition()}
             measured = self._trials.measured if self._trials else ()
             self.result = replace(self.result, machine=self.result.machine | after, measured=measured)
+
+    def _calibrate(self) -> None:
+        """Keep what times to the first token are predicted from; where that fails, the result stays."""
+        try:
+            with self._load() as model:
+                calibration = calibrate(model, self._step)
+                path = calibration_path(self._bundle.manifest, model.placement, self.result.threads)
+            write_calibration(path, calibration)
+        except OneVisionError as error:
+            self.problem = f"times to the first token cannot be predicted: {error.message}"
 
     def _load(self) -> OneVision:
         model = OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads)

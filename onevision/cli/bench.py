@@ -115,6 +115,8 @@ def bench(
         except KeyboardInterrupt:
             print_warning("interrupted: the result has what was measured")
     result = benchmark.result
+    if benchmark.problem:
+        print_warning(benchmark.problem)
     if out:
         write_result(out, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
