@@ -14,8 +14,8 @@ from PIL import Image
 
 from onevision import OneVision
 from onevision.runtime import anyres
-from onevision.runtime.anyres import AnyRes
 from onevision.runtime.answer import StageClock
+from onevision.runtime.anyres import AnyRes
 from onevision.runtime.budget import Budget, cut, enlarged, within
 from onevision.runtime.options import make_options
 from onevision.runtime.plan import published
