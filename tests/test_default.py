@@ -125,7 +125,7 @@ def test_another_checkpoint_is_another_bundle(place: Path, caplog: pytest.LogCap
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with caplog.at_level(logging.INFO, "onevision.default"):
+    with caplog.at_level(logging.INFO, "onevision.cached"):
         second = default_bundle()
     assert "verifying the bundle" in caplog.messages
     assert second != first
@@ -193,7 +193,7 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Where the system keeps such things, unless the environment says otherwise."""
     from platformdirs import user_cache_path
 
-    from onevision.default import cache_folder
+    from onevision.cached import cache_folder
 
     monkeypatch.setenv("ONEVISION_CACHE", "~/kept")
     assert cache_folder() == Path("~/kept").expanduser()

@@ -85,6 +85,11 @@ def test_other_commands_need_nothing_of_the_export(toy_bundle: Path, photo: Path
     assert modules_after(RUN, *arguments) & EXPORT == set()
 
 
+def test_a_bench_needs_nothing_of_its_peers():
+    modules = modules_after("import onevision.bench.benchmark, onevision.bench.peers.process")
+    assert modules & (EXPORT | {"openvino", "pynvml"}) == set()
+
+
 def test_quantising_a_bundle_needs_no_torch(toy_bundle: Path, tmp_path: Path):
     words = ("--vision", "int8", "--backbone", "q4_0", "--no-imatrix", "--limit", "2", "--force")
     modules = modules_after(RUN, "quant", "apply", toy_bundle, tmp_path / "small", *words)

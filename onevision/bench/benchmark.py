@@ -7,21 +7,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from onevision import __version__
 from onevision.bench import machine, roofline
-from onevision.bench.calibrate import calibrate
 from onevision.bench.gauge import gauge
-from onevision.bench.method import Method, Trials, make_trial
+from onevision.bench.gpu import open_gpu, require_cuda
+from onevision.bench.method import Method, Trials, make_trials
+from onevision.bench.peers import PEERS, Setup, find_checkpoint
+from onevision.bench.peers.process import opened
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.subject import BundleSubject
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
-from onevision.errors import OneVisionError
-from onevision.runtime.calibration import calibration_path, write_calibration
 from onevision.runtime.device import default_threads
 from onevision.runtime.engine import OneVision
 
@@ -29,15 +30,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from onevision.bench.scenarios import Scenario
+    from onevision.bench.subject import Subject
     from onevision.runtime.device import Device
 
-#: Times that a bundle is loaded from memory.
-_WARM_LOADS = 3
+#: Times that a bundle is loaded: perhaps from the disk, then from memory.
+LOADS = 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure a bundle with. ``roofline`` seconds are spent on the machine's limits; 0: none."""
+    """What to measure a bundle with.
+
+    ``roofline`` seconds are spent on the machine's limits, and ``loads`` of the bundle are timed; 0: none.
+    ``against`` are peers, and ``checkpoint`` is what the bundle was made of; None: as the bundle says.
+    """
 
     scenarios: tuple[Scenario, ...]
     runs: int
@@ -45,19 +51,22 @@ class Settings:
     device: Device = "cpu"
     threads: int | None = None
     roofline: float = roofline.TIME_BOX
+    loads: int = LOADS
+    against: tuple[str, ...] = ()
+    checkpoint: Path | None = None
 
 
 class Benchmark:
-    """One benchmark. After :meth:`run`, whether it ended or was interrupted, ``result`` is what is known.
-
-    Attributes:
-        result: What was measured.
-        problem: Why no calibration was kept.
+    """One benchmark. ``result`` is what is known at any time, so also when :meth:`run` was interrupted.
 
     Args:
         bundle: What to measure.
         settings: How.
         on_step: Told what is being done.
+
+    Raises:
+        UsageError: A peer needs the checkpoint, and it is not there.
+        DeviceError: A GPU is asked for, and a library was built without.
     """
 
     def __init__(
@@ -65,10 +74,18 @@ class Benchmark:
     ) -> None:
         self._bundle, self._settings, self._step = bundle, settings, on_step
         self._trials: Trials | None = None
-        self.problem: str | None = None
+        if settings.device == "cuda":
+            require_cuda()
         manifest = bundle.manifest
+        self._peers = Setup(
+            bundle.folder,
+            find_checkpoint(manifest, settings.checkpoint, settings.against),
+            settings.device,
+            settings.threads or default_threads(),
+        )
+        packages = sorted({package for peer in settings.against for package in PEERS[peer]})
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
-        self.result = Result(
+        self._result = Result(
             schema_version=SCHEMA_VERSION,
             onevision=__version__,
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -81,19 +98,24 @@ class Benchmark:
                 sha256_of(bundle.path(MANIFEST)),
             ),
             device=settings.device,
-            threads=settings.threads or default_threads(),
+            threads=self._peers.threads,
             runs=settings.runs,
             isolated=False,
             interrupted=True,
-            machine=machine.facts() | {"before": machine.condition()},
+            machine=machine.facts(packages) | {"before": machine.condition()},
             rates=None,
             load=None,
             measured=(),
         )
 
+    @property
+    def result(self) -> Result:
+        """As far as it came."""
+        return replace(self._result, measured=self._trials.measured if self._trials else ())
+
     def run(self) -> None:
-        """Measure. Whatever interrupts it leaves ``result`` as far as it came."""
-        settings, result = self._settings, self.result
+        """Measure."""
+        settings, result = self._settings, self._result
         try:
             if settings.roofline:
                 self._step("what this machine can do")
@@ -102,26 +124,16 @@ class Benchmark:
                     threads=result.threads,
                     seconds=settings.roofline,
                 )
-                self.result = result = replace(result, rates=rates.to_dict())
-            self._step("loading")
-            self.result = replace(result, load=self._time_loads())
-            self._measure()
-            self._calibrate()
-            self.result = replace(self.result, interrupted=False)
+                self._result = result = replace(result, rates=rates.to_dict())
+            if settings.loads:
+                self._step("loading")
+                self._result = replace(result, load=self._time_loads())
+            if settings.scenarios:
+                self._measure()
+            self._result = replace(self._result, interrupted=False)
         finally:
             after = {"after": machine.condition()}
-            measured = self._trials.measured if self._trials else ()
-            self.result = replace(self.result, machine=self.result.machine | after, measured=measured)
-
-    def _calibrate(self) -> None:
-        """Keep what times to the first token are predicted from; where that fails, the result stays."""
-        try:
-            with self._load() as model:
-                calibration = calibrate(model, self._step)
-                path = calibration_path(self._bundle.manifest, model.placement, self.result.threads)
-            write_calibration(path, calibration)
-        except OneVisionError as error:
-            self.problem = f"times to the first token cannot be predicted: {error.message}"
+            self._result = replace(self._result, machine=self._result.machine | after)
 
     def _load(self) -> OneVision:
         model = OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads)
@@ -131,7 +143,7 @@ class Benchmark:
     def _time_loads(self) -> Load:
         times = []
         cold = machine.forget([self._bundle.path(name) for name in self._bundle.manifest.files])
-        for _ in range(1 + _WARM_LOADS):
+        for _ in range(self._settings.loads):
             started = time.perf_counter()
             with self._load():
                 times.append((time.perf_counter() - started) * 1e3)
@@ -142,17 +154,22 @@ class Benchmark:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             model = stack.enter_context(self._load())
-            pace = stack.enter_context(gauge(self.result.threads))
+            subjects: list[Subject] = [BundleSubject(model)]
+            for name in settings.against:
+                self._step(f"loading {name}")
+                subjects.append(stack.enter_context(opened(name, self._bundle, self._peers)))
+            pace = stack.enter_context(gauge(self._result.threads))
             method = Method(settings.runs, settings.seconds, gauge=pace)
             place = "cuda" if settings.device == "cuda" else "cpu"
+            if place == "cuda" and (gpu := stack.enter_context(open_gpu())):
+                method = replace(method, joules=gpu.energy, gpu_memory=gpu.memory)
+                self._result = replace(self._result, machine=self._result.machine | {"gpu": gpu.facts()})
             work_of = partial(work, self._bundle.manifest, place=place)
-            subject = BundleSubject(model)
-            self._trials = Trials(
-                [make_trial(one, subject, folder, work_of) for one in settings.scenarios],
-                method,
-            )
+            trials = [make_trials(one, subjects, folder, work_of) for one in settings.scenarios]
+            self._trials = Trials(chain(*trials), method)
             self._trials.run(
                 lambda trial, number: self._step(
-                    f"{trial.scenario.name}, {f'run {number} of {settings.runs}' if number else 'warm-up'}"
+                    f"{trial.scenario.name} {trial.subject.name}, "
+                    f"{f'run {number} of {settings.runs}' if number else 'warm-up'}"
                 )
             )

@@ -17,7 +17,8 @@ import numpy as np
 from onevision.bench import pictures
 from onevision.bench.scenarios import QUESTION
 from onevision.runtime.answer import StageClock
-from onevision.runtime.calibration import Calibration, Reading
+from onevision.runtime.calibration import Calibration, Reading, calibration_path, write_calibration
+from onevision.runtime.engine import OneVision
 from onevision.runtime.options import Options
 from onevision.runtime.prefiller import LEAST, Reader
 from onevision.runtime.prompt import conversation_of
@@ -28,12 +29,26 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onevision.runtime.engine import OneVision
+    from onevision.bundle import Bundle
+    from onevision.runtime.device import Device
 
 _SIZE = (640, 480)
 #: Tokens of the prompts that are read: the last about a photograph's. 7,000 are told from them.
 _LENGTHS = (32, 256, 1024, 3072)
 _TEXTS = 3
+
+
+def keep_calibration(bundle: Bundle, device: Device, threads: int, on_step: Callable[[str], object]) -> None:
+    """Measure a bundle, and keep what times to the first token are predicted from.
+
+    Raises:
+        ExportError: The file cannot be written.
+        OneVisionError: The bundle cannot be loaded, or a native library refused the work.
+    """
+    with OneVision(bundle, device=device, threads=threads) as model:
+        write_calibration(
+            calibration_path(bundle.manifest, model.placement, threads), calibrate(model, on_step)
+        )
 
 
 def calibrate(model: OneVision, on_step: Callable[[str], object] = lambda _: None) -> Calibration:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onevision.bench.report import samples
+from onevision.bench.peers import PEERS
+from onevision.bench.statistics import bootstrap_ratio, samples
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 Verdict = Literal["faster", "slower", "no difference"]
 
 THRESHOLD = 0.05
-#: Of the runs' medians, drawn anew.
-DRAWS = 4000
-#: Both ends together of what an interval leaves out. Dozens of stages are looked at, so it is strict.
-LEFT_OUT = 0.002
 #: Of the median total: a smaller difference is none, however sure it is.
 LEAST_SHARE = 0.005
 #: With fewer runs, an interval says nothing.
@@ -60,8 +57,8 @@ class Comparison:
 
     @property
     def regressions(self) -> tuple[Difference, ...]:
-        """What became slower."""
-        return tuple(one for one in self.differences if one.verdict == "slower")
+        """What became slower, of ours: a peer's changes are not our fault."""
+        return tuple(one for one in self.differences if one.verdict == "slower" and one.subject not in PEERS)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -138,13 +135,3 @@ def _verdict(ratio: float, interval: tuple[float, float], machine: float, thresh
     if high * faster < 1 and ratio * faster < 1 / (1 + threshold):
         return "faster"
     return "no difference"
-
-
-def bootstrap_ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Interval of the ratio of the medians, ``after`` to ``before``. Always the same for the same numbers."""
-    generator = np.random.default_rng(0)
-    old, new = (
-        np.median(generator.choice(values, (DRAWS, len(values))), axis=1) for values in (before, after)
-    )
-    low, high = np.quantile(new / old, (LEFT_OUT / 2, 1 - LEFT_OUT / 2)).tolist()
-    return low, high

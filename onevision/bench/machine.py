@@ -10,19 +10,22 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from onevision.doctor import cpu_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _CPU = Path("/sys/devices/system/cpu")
 _RAPL = Path("/sys/class/powercap")
 _PACKAGES = ("onnxruntime", "llama-cpp-python", "numpy")
 
 
-def facts() -> dict[str, Any]:
-    """What stays as it is."""
+def facts(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """What stays as it is. ``packages`` are told of besides our own."""
     return {
         "cpu": cpu_name(),
         "cores": {"physical": psutil.cpu_count(logical=False), "logical": os.cpu_count()},
@@ -30,7 +33,7 @@ def facts() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in (*_PACKAGES, *packages)},
     }
 
 

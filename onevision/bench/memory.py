@@ -21,18 +21,19 @@ class MemoryWatch:
     """Samples resident memory until the context ends.
 
     Args:
-        gpu: Bytes of the GPU's memory in use; None without one.
-        resident: Bytes of this process.
+        gpu: Bytes of the GPU's memory in use, or None where it is not told; None without one.
+        resident: Bytes of a process; None for this one.
     """
 
     def __init__(
-        self, gpu: Callable[[], int] | None = None, resident: Callable[[], int] | None = None
+        self, gpu: Callable[[], int | None] | None = None, resident: Callable[[], int] | None = None
     ) -> None:
         self._gpu = gpu
         self._resident = resident or _resident
         self._clock: StageClock | None = None
         self._stages: dict[str, int] = {}
-        self._peak = self._gpu_peak = 0
+        self._peak = 0
+        self._gpu_peak: int | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -44,7 +45,7 @@ class MemoryWatch:
     @property
     def memory(self) -> Memory:
         """What was seen."""
-        return Memory(self._peak, dict(self._stages), self._gpu_peak if self._gpu else None)
+        return Memory(self._peak, dict(self._stages), self._gpu_peak)
 
     def sample(self) -> None:
         """Look once."""
@@ -53,8 +54,9 @@ class MemoryWatch:
         self._peak = max(self._peak, size)
         if stage:
             self._stages[stage] = max(self._stages.get(stage, 0), size)
-        if self._gpu:
-            self._gpu_peak = max(self._gpu_peak, self._gpu())
+        used = self._gpu() if self._gpu else None
+        if used is not None:
+            self._gpu_peak = max(self._gpu_peak or 0, used)
 
     def __enter__(self) -> MemoryWatch:
         self._thread.start()

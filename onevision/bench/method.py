@@ -22,7 +22,7 @@ from onevision.errors import OneVisionError
 from onevision.runtime.answer import STAGES, StageClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from onevision.bench.result import Counts, Memory, Work
@@ -43,7 +43,7 @@ class Method:
         now: Seconds of a clock that never goes back.
         gauge: Does a fixed piece of work and returns its milliseconds; called before each timed run.
         joules: Reading of an energy meter, or None.
-        gpu_memory: Bytes of the GPU's memory in use; None without one.
+        gpu_memory: Bytes of the GPU's memory in use, or None; None without one.
     """
 
     runs: int = 5
@@ -51,7 +51,7 @@ class Method:
     now: Callable[[], float] = time.perf_counter
     gauge: Callable[[], float] | None = None
     joules: Callable[[], float | None] = energy
-    gpu_memory: Callable[[], int] | None = None
+    gpu_memory: Callable[[], int | None] | None = None
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Trial:
         if self.skipped:
             return
         try:
-            with MemoryWatch(method.gpu_memory) as watch:
+            with MemoryWatch(method.gpu_memory, self.subject.resident) as watch:
                 asked = self.subject.ask(
                     self.scenario, self.inputs, lambda: watch.follow(StageClock(method.now))
                 )
@@ -96,10 +96,16 @@ class Trial:
         self.counts, self.memory = asked.counts, watch.memory
 
     def run(self, method: Method) -> None:
-        """A run that is timed."""
+        """A run that is timed. An engine that fails keeps the runs that it has, and is asked no more."""
+        if self.skipped:
+            return
         pace = method.gauge() if method.gauge else None
         before = method.joules()
-        asked = self.subject.ask(self.scenario, self.inputs, partial(StageClock, method.now))
+        try:
+            asked = self.subject.ask(self.scenario, self.inputs, partial(StageClock, method.now))
+        except OneVisionError as error:
+            self.skipped = error.message
+            return
         joules = energy_between(before, method.joules())
         self.runs.append(_run_of(asked, pace, joules))
 
@@ -158,15 +164,22 @@ def _run_of(asked: Asked, pace: float | None, joules: float | None) -> Run:
     )
 
 
-def make_trial(
+def make_trials(
     scenario: Scenario,
-    subject: Subject,
+    subjects: Sequence[Subject],
     folder: Path,
     work_of: Callable[[Counts], dict[str, Work]] | None = None,
-) -> Trial:
-    """A trial with its inputs, made in ``folder``; one that is skipped where they cannot be made."""
+) -> list[Trial]:
+    """A trial of each engine on the same inputs, made in ``folder``; skipped where they cannot be made.
+
+    ``work_of`` is of the first.
+    """
+    inputs, skipped = Inputs(), None
     try:
-        return Trial(scenario, subject, scenario.inputs(folder), work_of)
+        inputs = scenario.inputs(folder)
     except ImportError:
-        reason = "videos need PyAV: pip install 'onevision[video]'"
-        return Trial(scenario, subject, Inputs(), work_of, skipped=reason)
+        skipped = "videos need PyAV: pip install 'onevision[video]'"
+    return [
+        Trial(scenario, subject, inputs, None if number else work_of, skipped=skipped)
+        for number, subject in enumerate(subjects)
+    ]

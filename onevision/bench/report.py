@@ -8,28 +8,22 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from onevision.bench.statistics import Summary
+from onevision.bench.peers import LLAMA
+from onevision.bench.ratios import PEAK, ratios, unequal
+from onevision.bench.ratios import to_dict as ratios_to_dict
+from onevision.bench.statistics import Summary, samples
+from onevision.bench.subject import OURS
 from onevision.bench.work import utilisation
 from onevision.runtime.answer import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from onevision.bench.ratios import Ratio
     from onevision.bench.result import Measured, Result, Run, Work
 
 #: Nanoseconds of a millisecond: llama-bench counts in them.
 _NS = 1e6
-
-
-def samples(measured: Measured) -> dict[str, list[float]]:
-    """Milliseconds of each run by what was timed: stages that were entered, ``ttft``, ``tpot``, ``total``."""
-    found: dict[str, list[float]] = {
-        stage: [run.stages[stage] for run in measured.runs if stage in run.stages] for stage in STAGES
-    }
-    found["ttft"] = [run.ttft for run in measured.runs]
-    found["tpot"] = [run.tpot for run in measured.runs if run.tpot is not None]
-    found["total"] = [run.total for run in measured.runs]
-    return {name: values for name, values in found.items() if any(values)}
 
 
 def details(measured: Measured) -> dict[str, list[float]]:
@@ -47,6 +41,12 @@ def details(measured: Measured) -> dict[str, list[float]]:
 def unaccounted(run: Run) -> float:
     """Share of a run that is in no stage, 0 to 1."""
     return 1 - sum(run.stages.values()) / run.total if run.total else 0.0
+
+
+def typical(measured: Measured) -> Run:
+    """The run of the median total, the faster of two: its stages add up, which medians of stages do not."""
+    runs = sorted(measured.runs, key=lambda run: run.total)
+    return runs[(len(runs) - 1) // 2]
 
 
 def drifted(measured: Measured) -> bool:
@@ -74,6 +74,7 @@ def summary(result: Result) -> dict[str, Any]:
             }
             for measured in result.measured
         ],
+        "against": ratios_to_dict(result),
         "rows": rows(result),
     }
 
@@ -82,26 +83,48 @@ def rows(result: Result) -> list[dict[str, Any]]:
     """A row of each stage of each scenario, in llama-bench's field names where it has them.
 
     ``n_prompt`` and ``n_gen`` are the tokens that the stage reads or makes, ``n_depth`` those before; the
-    rates, in tokens a second, are of the stages that have tokens.
+    rates, in tokens a second, are of the stages that have tokens. ``ours_ratio``, in a peer's row, is ours
+    divided by it.
     """
     model, machine = result.model, result.machine
     common = {
         "model_filename": model.name,
-        "model_type": f"{model.vision} + {model.backbone}",
-        "model_size": model.bytes,
+        "model_type": None,
+        "model_size": None,
         "cpu_info": machine.get("cpu"),
         "gpu_info": (machine.get("gpu") or {}).get("name"),
         "backends": result.device.upper(),
         "n_threads": result.threads,
-        "type_k": model.cache,
-        "type_v": model.cache,
+        "type_k": None,
+        "type_v": None,
         "test_time": result.started,
     }
+    bundle = {
+        "model_type": f"{model.vision} + {model.backbone}",
+        "model_size": model.bytes,
+        "type_k": model.cache,
+        "type_v": model.cache,
+    }
+    against = {(one.scenario, one.peer, one.what): one for one in ratios(result)}
     return [
-        {**common, "scenario": measured.scenario, "subject": measured.subject, **row}
+        {
+            **common,
+            **(bundle if measured.subject in {OURS, LLAMA} else {}),
+            "scenario": measured.scenario,
+            "subject": measured.subject,
+            **row,
+            "peak_bytes": measured.memory and measured.memory.peak,
+            "gpu_peak_bytes": measured.memory and measured.memory.gpu_peak,
+            **_ratio_columns(against.get((measured.scenario, measured.subject, row["stage"]))),
+        }
         for measured in result.measured
         for row in _stage_rows(measured)
     ]
+
+
+def _ratio_columns(one: Ratio | None) -> dict[str, float | None]:
+    low, high = (one.interval if one else None) or (None, None)
+    return {"ours_ratio": one.ratio if one else None, "ours_ratio_low": low, "ours_ratio_high": high}
 
 
 def _stage_rows(measured: Measured) -> Iterator[dict[str, Any]]:
@@ -161,10 +184,8 @@ COLUMNS = (
 
 def table(result: Result) -> list[tuple[str, ...]]:
     """Cells of the main table, medians, in the order of :data:`COLUMNS`."""
-    several = len({measured.subject for measured in result.measured}) > 1
     lines = []
     for measured in result.measured:
-        name = f"{measured.scenario} {measured.subject}" if several else measured.scenario
         counts, times = measured.counts, samples(measured)
         if not measured.runs or counts is None:
             continue
@@ -172,7 +193,7 @@ def table(result: Result) -> list[tuple[str, ...]]:
         peak = f"{measured.memory.peak / 1e6:,.0f} MB" if measured.memory else "–"
         lines.append(
             (
-                name,
+                _name(result, measured),
                 f"{counts.tiles}",
                 f"{counts.prompt_tokens:,}+{counts.completion_tokens}",
                 *(duration(_median_of(times.get(stage))) for stage in ("encode", "prefill", "ttft", "tpot")),
@@ -185,17 +206,65 @@ def table(result: Result) -> list[tuple[str, ...]]:
 
 
 def shares(result: Result) -> list[tuple[str, ...]]:
-    """Cells of where the time goes: per cent of the total by stage, those of :func:`share_columns`."""
+    """Cells of where the time of the median run goes: per cent by stage, those of :func:`share_columns`.
+
+    What is in no stage is that of the worst run.
+    """
     stages = share_columns(result)[1:-1]
     lines = []
     for measured in result.measured:
         if measured.runs:
-            times = samples(measured)
-            total = _median_of(times["total"]) or 1.0
-            parts = [(_median_of(times.get(stage)) or 0.0) / total for stage in stages]
+            run = typical(measured)
+            parts = [run.stages.get(stage, 0.0) / (run.total or 1.0) for stage in stages]
             rest = max(0.0, *map(unaccounted, measured.runs))
-            lines.append((measured.scenario, *map(percent, (*parts, rest))))
+            lines.append((_name(result, measured), *map(percent, (*parts, rest))))
     return lines
+
+
+AGAINST = ("scenario", "against", "of", "ours", "theirs", "ours / theirs", "interval")
+
+
+def against(result: Result) -> list[tuple[str, ...]]:
+    """Cells of ours beside each peer, in the order of :data:`AGAINST`."""
+    return [
+        (
+            one.scenario,
+            one.peer,
+            _LABELS.get(one.what, one.what),
+            *(_amount(one.what, amount) for amount in (one.ours, one.theirs)),
+            f"{one.ratio:.2f}",
+            f"{one.interval[0]:.2f} to {one.interval[1]:.2f}" if one.interval else "–",
+        )
+        for one in ratios(result)
+    ]
+
+
+_LABELS = {"ttft": "TTFT", "tpot": "per token", PEAK: "peak memory"}
+
+
+def _amount(what: str, amount: float) -> str:
+    return f"{amount / 1e6:,.0f} MB" if what == PEAK else duration(amount)
+
+
+def skipped(result: Result) -> list[str]:
+    """What was not measured or not compared, and why; a reason that all scenarios share is told once."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in result.measured:
+        if one.skipped:
+            reasons.setdefault((one.subject, one.skipped), []).append(one.scenario)
+    scenarios = {one.scenario for one in result.measured}
+    told = [
+        f"{subject}: {reason}" if len(scenarios) == len(of) > 1 else f"{scenario} {subject}: {reason}"
+        for (subject, reason), of in reasons.items()
+        for scenario in (of[:1] if len(scenarios) == len(of) else of)
+    ]
+    return [*told, *unequal(result)]
+
+
+def _name(result: Result, measured: Measured) -> str:
+    """A scenario, and the engine where there are several."""
+    several = len({one.subject for one in result.measured}) > 1
+    return f"{measured.scenario} {measured.subject}" if several else measured.scenario
 
 
 def share_columns(result: Result) -> tuple[str, ...]:
@@ -238,8 +307,8 @@ def to_markdown(result: Result) -> str:
     parts = [
         _markdown(COLUMNS, table(result)),
         _markdown(share_columns(result), shares(result)),
-        "\n".join(f"- {line}" for line in limits(result)),
-        "\n".join(f"- {one.scenario} {one.subject}: {one.skipped}" for one in result.measured if one.skipped),
+        _markdown(AGAINST, against(result)) if against(result) else "",
+        "\n".join(f"- {line}" for line in (*limits(result), *skipped(result))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -38,7 +38,7 @@ class Run:
         prefill: Of that stage, by what was read: ``picture`` and ``text``.
         tiles: Of encode, each call.
         tokens: Of decode, each token: the latencies between tokens.
-        ttft: From the bytes in hand to the first token.
+        ttft: From the bytes in hand to the first token; None of an engine that only encodes.
         total: To the last token.
         gauge: A fixed piece of work just before: how fast the machine was at that time.
         joules: Energy of the processor or the GPU; None where the system does not tell.
@@ -49,7 +49,7 @@ class Run:
     prefill: dict[str, float]
     tiles: tuple[float, ...]
     tokens: tuple[float, ...]
-    ttft: float
+    ttft: float | None
     total: float
     gauge: float | None
     joules: float | None
@@ -58,7 +58,9 @@ class Run:
     @property
     def tpot(self) -> float | None:
         """Milliseconds per output token after the first."""
-        return (self.total - self.ttft) / len(self.tokens) if self.tokens else None
+        if self.ttft is None or not self.tokens:
+            return None
+        return (self.total - self.ttft) / len(self.tokens)
 
 
 @dataclass(frozen=True)

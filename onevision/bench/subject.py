@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from onevision.runtime.answer import StageClock
     from onevision.runtime.engine import OneVision
 
+#: Name of this package's own runtime.
+OURS = "onevision"
+
 
 @dataclass(frozen=True)
 class Asked:
-    """One answer. Times are in milliseconds, and the clock has the stages."""
+    """One answer. Times are in milliseconds, and the clock has the stages; without tokens, no ``ttft``."""
 
     counts: Counts
     token_ids: tuple[int, ...]
     clock: StageClock
-    ttft: float
+    ttft: float | None
     total: float
 
 
@@ -34,6 +37,10 @@ class Subject(Protocol):
     @property
     def name(self) -> str:
         """What tables call it."""
+
+    @property
+    def resident(self) -> Callable[[], int] | None:
+        """Reads the bytes of memory of its process; None: it is in this one."""
 
     def ask(self, scenario: Scenario, inputs: Inputs, new_clock: Callable[[], StageClock]) -> Asked:
         """Answer once. The answer is greedy, and as long as the scenario says.
@@ -51,18 +58,16 @@ class Subject(Protocol):
 class BundleSubject:
     """A bundle in this package's runtime."""
 
-    name = "onevision"
+    resident = None
 
-    def __init__(self, model: OneVision) -> None:
+    def __init__(self, model: OneVision, name: str = OURS) -> None:
+        self.name = name
         self._model = model
 
     def ask(self, scenario: Scenario, inputs: Inputs, new_clock: Callable[[], StageClock]) -> Asked:
         """See :class:`Subject`."""
-        visuals: list[Part] = [ImagePart(image) for image in inputs.images]
-        if inputs.video is not None:
-            visuals.append(VideoPart(inputs.video))
         options: dict[str, Any] = {"frames": scenario.frames, "ignore_end": True}
-        messages = [Message("user", (*visuals, QUESTION))]
+        messages = question(inputs)
         if scenario.again:
             first = self._model.generate(messages=messages, max_tokens=SHORT, **options)
             messages += [Message("assistant", (first.text,)), Message("user", (SECOND_QUESTION,))]
@@ -71,3 +76,11 @@ class BundleSubject:
         usage = answer.usage
         counts = Counts(usage.prompt_tokens, usage.image_tokens, usage.completion_tokens, usage.tiles)
         return Asked(counts, answer.token_ids, clock, answer.timings.ttft, answer.timings.total)
+
+
+def question(inputs: Inputs) -> list[Message]:
+    """What all engines are asked about some inputs."""
+    visuals: list[Part] = [ImagePart(image) for image in inputs.images]
+    if inputs.video is not None:
+        visuals.append(VideoPart(inputs.video))
+    return [Message("user", (*visuals, QUESTION))]

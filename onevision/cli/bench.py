@@ -11,6 +11,7 @@ import typer
 
 from onevision.cli.console import (
     CheckSums,
+    ConsoleSteps,
     Device,
     Json,
     Model,
@@ -23,24 +24,36 @@ from onevision.cli.console import (
     stderr,
     stdout,
 )
-from onevision.errors import UsageError
+from onevision.errors import OneVisionError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from onevision.bench.result import Result
+    from onevision.bundle import Bundle
+    from onevision.runtime.device import Device as DeviceName
 
 HELP = examples(
-    "Measure where the time goes, and how far that is from what this machine could do.",
+    "Measure where the time goes, and how far that is from what this machine could do. At the end, the times "
+    "that --ttft-target of `run` and `plan` needs are measured and kept.",
     "onevision bench --quick",
     "onevision bench --scenario photo-1080p --scenario video-8 -m bundle --out before.json",
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
+    "onevision bench --synthetic 0.5b --quick",
+    "onevision bench --isolate -m bundle --out result.json",
+    "onevision bench --quick --against transformers-bf16,llama -m bundle --checkpoint model",
 )
 
 COMPARE_HELP = examples(
     "Compare two results stage by stage; exit status 1 if a stage became slower.",
     "onevision bench compare before.json after.json",
     "onevision bench compare before.json after.json --threshold 2% --json",
+)
+
+PLOT_HELP = examples(
+    "Draw results as pictures and one HTML file: where the time goes, latency by tiles, decode by context.",
+    "onevision bench plot result.json",
+    "onevision bench plot before.json after.json --out plots",
 )
 
 _RUNS = 5
@@ -83,6 +96,42 @@ def bench(
             f"[default: {_QUICK_BOX:.0f} with --quick, else {_BOX:.0f}]",
         ),
     ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate", help="Each scenario in a fresh process, so that its memory is its own; no turns."
+        ),
+    ] = False,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead of a bundle: a 0.5b or 7b with random weights, which is made once into the cache.",
+        ),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Its encoder in fp32, fp16 or int8.  [default: int8]"),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]"),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Measure others beside, in turn: transformers (transformers-bf16, transformers-fp32), "
+            "openvino (the encoder), llama (the bundle without its prefill graph); repeatable.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="What transformers loads.  [default: what the bundle was made of, where that is found]",
+        ),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     check: CheckSums = False,
@@ -97,6 +146,8 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from onevision.bench.benchmark import Benchmark, Settings
+    from onevision.bench.isolate import IsolatedBenchmark
+    from onevision.bench.peers import choose_peers
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
@@ -106,22 +157,66 @@ def bench(
         raise UsageError("--json, --csv and --markdown exclude each other")
     where = one_of(device, get_args(devices.Device), "--device")
     chosen = choose(scenario or (), file or (), quick=quick)
-    settings = Settings(chosen, runs, seconds or (_QUICK_BOX if quick else _BOX), where, threads)
-    bundle = open_bundle(bundle_folder(model), check=check)
+    if synthetic is None and (vision or backbone):
+        raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
+    given = context.get_parameter_source("model")
+    if synthetic is not None and given is not None and given.name == "COMMANDLINE":
+        raise UsageError("--synthetic and --model exclude each other")
+    if isolate and against:
+        raise UsageError(
+            "--isolate and --against exclude each other", hint="others have processes of their own anyway"
+        )
+    peers = choose_peers(against or ())
+    box = seconds or (_QUICK_BOX if quick else _BOX)
+    settings = Settings(chosen, runs, box, where, threads, against=peers, checkpoint=checkpoint)
+    folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
+    bundle = open_bundle(folder, check=check)
+    stopped = False
     with _steps() as show:
-        benchmark = Benchmark(bundle, settings, show)
+        benchmark = (IsolatedBenchmark if isolate else Benchmark)(bundle, settings, show)
         try:
             benchmark.run()
+            _calibrate(bundle, where, benchmark.result.threads, show)
         except KeyboardInterrupt:
+            stopped = True
             print_warning("interrupted: the result has what was measured")
     result = benchmark.result
-    if benchmark.problem:
-        print_warning(benchmark.problem)
     if out:
         write_result(out, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
-    if result.interrupted:
+    if stopped:
         raise KeyboardInterrupt
+
+
+def _calibrate(bundle: Bundle, device: DeviceName, threads: int, show: Callable[[str], object]) -> None:
+    """Keep what ``--ttft-target`` needs; where that fails, the result is good all the same."""
+    from onevision.bench.calibrate import keep_calibration
+
+    try:
+        keep_calibration(bundle, device, threads, show)
+    except OneVisionError as error:
+        print_warning(f"times to the first token cannot be predicted: {error.message}")
+
+
+def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int | None) -> Path:
+    """Folder of the bundle with random weights; says where it is."""
+    from onevision.bench.synthetic import Synthetic, synthetic_bundle
+    from onevision.bundle import open_bundle
+    from onevision.export.disk import readable
+    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.export.synth import SynthSize
+    from onevision.quant.requantise import EncoderPrecision
+
+    wanted = Synthetic(
+        one_of(size, get_args(SynthSize), "--synthetic"),
+        one_of(vision or Synthetic.vision, get_args(EncoderPrecision), "--vision"),
+        one_of(backbone or Synthetic.backbone, get_args(BackbonePrecision), "--backbone"),
+    )
+    steps = ConsoleSteps()
+    folder = synthetic_bundle(wanted, steps, threads=threads)
+    disk = readable(open_bundle(folder).bytes)
+    steps.note(f"weights are random, only times mean something: {folder}, {disk}")
+    return folder
 
 
 @contextmanager
@@ -165,12 +260,13 @@ def _print_tables(result: Result) -> None:
         console.print(f"loaded in {cold}{report.spread(result.load.warm)} warm")
     _print_table(report.COLUMNS, report.table(result))
     _print_table(report.share_columns(result), report.shares(result))
+    _print_table(report.AGAINST, report.against(result))
     for line in report.limits(result):
         console.print(line)
+    for line in report.skipped(result):
+        print_warning(line)
     for measured in result.measured:
-        if measured.skipped:
-            print_warning(f"{measured.scenario} {measured.subject}: {measured.skipped}")
-        elif report.drifted(measured):
+        if report.drifted(measured):
             print_warning(f"{measured.scenario} {measured.subject}: its runs gave different tokens")
 
 
@@ -197,6 +293,7 @@ def compare(
 ) -> None:
     """Compare two results."""
     from onevision.bench import compare as comparing
+    from onevision.bench.peers import PEERS
     from onevision.bench.report import duration
     from onevision.bench.result import read_result
 
@@ -208,7 +305,7 @@ def compare(
         columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
         lines = [
             (
-                one.scenario,
+                f"{one.scenario} {one.subject}" if one.subject in PEERS else one.scenario,
                 one.stage,
                 duration(one.before),
                 duration(one.after),
@@ -222,6 +319,32 @@ def compare(
         stdout().print(f"the machine itself took {found.machine:.3f} times as long for the same work")
     if found.regressions:
         raise typer.Exit(1)
+
+
+@app.command("plot", help=PLOT_HELP, short_help="Draw results.")
+def plot(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files of `bench --out`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="Where they go.  [default: the first result's name, -plots]"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw results."""
+    from onevision.bench.page import write_plots
+    from onevision.bench.plot import missing_package, named
+    from onevision.bench.result import read_result
+
+    if missing := missing_package():
+        raise UsageError(f"this command needs {missing}", hint="pip install 'onevision[bench]'")
+    found = named(results, [read_result(path) for path in results])
+    files = write_plots(found, out or Path(f"{results[0].stem}-plots"))
+    if as_json:
+        print_json({"files": list(map(str, files))})
+    else:
+        print(*files, sep="\n")
 
 
 def _share(text: str) -> float:

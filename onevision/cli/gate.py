@@ -45,7 +45,10 @@ Questions = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="Most questions.  [default: 4 of each of the suite's families; all of yours]"
+        min=1,
+        metavar="N",
+        help="Most questions.  [default: 4 of each of the suite's families, 50 of a small model; all "
+        "of yours]",
     ),
 ]
 Force = Annotated[
@@ -83,12 +86,12 @@ def yardstick(
     from onevision.eval.questions import read_questions, tiny_suite
     from onevision.quant.calibration import files_in
     from onevision.quant.imatrix import read_imatrix
-    from onevision.quant.trials import QUESTIONS, Yardstick
+    from onevision.quant.trials import Yardstick
 
     if calibration is not None:
         files_in(calibration)
     return Yardstick(
-        read_questions(questions, limit=limit) if questions else tiny_suite(limit=limit or QUESTIONS),
+        read_questions(questions, limit=limit) if questions else tiny_suite(limit=limit) if limit else None,
         calibration=calibration,
         imatrix=None if imatrix is None else read_imatrix(imatrix),
         threads=threads,

@@ -25,7 +25,8 @@ PAGE = "index.html"
 #: Pixels that a picture is to fill at most, in width and height, by whole multiples of its own.
 ROOM = 300
 _MIME = {".png": "image/png", ".apng": "image/apng"}
-_CSS = Path(__file__).with_name("page.css")
+#: Rules of all pages, and of this one.
+_CSS = Path(__file__).parents[1] / "page.css", Path(__file__).with_name("page.css")
 #: In the page's head: the files that belong to it.
 _MARK = re.compile(r'<meta name="generator" content="onevision demo: ([^"]*)">')
 
@@ -58,7 +59,7 @@ def render(demo: Demo, facts: Mapping[str, str], folder: Path) -> str:
 <meta name="generator" content="onevision demo: {" ".join(files)}">
 <title>onevision demo</title>
 <style>
-{_CSS.read_text(encoding="utf-8")}</style>
+{"".join(path.read_text(encoding="utf-8") for path in _CSS)}</style>
 </head>
 <body>
 <header>

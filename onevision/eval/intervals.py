@@ -50,6 +50,13 @@ def paired_interval(wins: int, losses: int, n: int) -> Interval:
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
+def sign_test(wins: int, losses: int) -> float:
+    """Exact one-sided p: so many losses or more, were wins as likely as losses."""
+    n = wins + losses
+    p: float = sum(comb(n, k) for k in range(losses, n + 1)) / 2**n
+    return p
+
+
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided p of McNemar's test: a split at least as uneven, were wins as likely as losses."""
     n = wins + losses

@@ -161,7 +161,7 @@ class Reference:
                     batch_num_images=batch["batch_num_images"],
                 )
             if video is not None:
-                frames = self._frames(video)
+                frames = squashed(video, self._processor, self.config.vision.image_size)
                 pixels.append(frames)
                 clip = model.get_video_features(frames[None], -1, "full")
                 newline = model.image_newline[None]
@@ -171,20 +171,6 @@ class Reference:
         if not pixels:
             return None, None, []
         return torch.cat(pixels), torch.cat(features), packed
-
-    def _frames(self, video: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Each frame resized to the tile, aspect ratio distorted: pixel values [N, 3, S, S]."""
-        import torch
-        from transformers.image_transforms import normalize, rescale, resize
-        from transformers.image_utils import PILImageResampling
-
-        processor, side = self._processor, self.config.vision.image_size
-        frames = []
-        for frame in video:
-            squashed = resize(frame, size=(side, side), resample=PILImageResampling.BICUBIC)
-            scaled = rescale(squashed, scale=processor.rescale_factor)
-            frames.append(normalize(scaled, mean=processor.image_mean, std=processor.image_std))
-        return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
 
     def _decode(
         self,
@@ -217,10 +203,30 @@ class Reference:
         return first.numpy().copy(), np.array(tokens, dtype=np.int64)
 
 
-def fits_in_memory(checkpoint: Checkpoint) -> bool:
-    """Whether the whole checkpoint in fp32 fits in the memory that is free now, with a tenth to spare."""
+def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.Tensor:  # noqa: ANN401
+    """Each frame resized to the tile, aspect ratio distorted: pixel values [N, 3, S, S].
+
+    Args:
+        video: uint8 [N, h, w, 3].
+        processor: The image processor: says how to normalise.
+        side: S.
+    """
+    import torch
+    from transformers.image_transforms import normalize, rescale, resize
+    from transformers.image_utils import PILImageResampling
+
+    frames = []
+    for frame in video:
+        tile = resize(frame, size=(side, side), resample=PILImageResampling.BICUBIC)
+        scaled = rescale(tile, scale=processor.rescale_factor)
+        frames.append(normalize(scaled, mean=processor.image_mean, std=processor.image_std))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+
+
+def fits_in_memory(checkpoint: Checkpoint, weight: int = 4) -> bool:
+    """Whether the checkpoint, at so many bytes a weight, fits in the free memory with a tenth to spare."""
     weights = sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
-    return 4 * weights * 1.1 < psutil.virtual_memory().available
+    return weight * weights * 1.1 < psutil.virtual_memory().available
 
 
 def golden_cases(

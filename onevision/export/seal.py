@@ -28,10 +28,11 @@ def seal(
         folder: Where the files are.
         manifest: Theirs, without the card; its ``quality`` is replaced.
         backbone: What the GGUF file holds.
-        report: What verify found.
+        report: What verify found; without cases if it was not asked.
         measured: What else goes into ``quality``, by name.
     """
-    manifest = replace(manifest, quality={"verify": report.to_dict(), **measured})
+    proof = {"verify": report.to_dict()} if report.cases else {}
+    manifest = replace(manifest, quality=proof | measured)
     (folder / CARD).write_text(model_card(manifest, backbone, report), encoding="utf-8")
     manifest = replace(manifest, files=manifest.files | files_of([folder / CARD], {}))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

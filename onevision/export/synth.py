@@ -30,6 +30,7 @@ SynthSize = Literal["0.5b", "7b"]
 Naming = Literal["hf", "hf-4.52", "hf-5", "lmms-lab"]
 SynthDtype = Literal["bf16", "f16", "f32"]
 
+_BACKBONE = ("model.language_model.", "lm_head.")  # prefixes in memory
 _SPARE_ROWS = 8  # of a small vocabulary's embedding, beyond its tokenizer
 
 #: Prefixes of tensor names: in memory since transformers 4.52, and in the files of each scheme.
@@ -172,6 +173,13 @@ def synthesise(out: Path, spec: SynthSpec, *, progress: Callable[[float], None] 
             write_json(work / name, values)
         _write_weights(work, spec, tensors, progress)
     return out
+
+
+def weights_of(spec: SynthSpec) -> tuple[int, int]:
+    """How many weights the vision encoder with its projector has, and the backbone with its head."""
+    counts = [(name.startswith(_BACKBONE), prod(shape)) for name, shape in _tensors(spec)]
+    spoken = sum(count for is_backbone, count in counts if is_backbone)
+    return sum(count for _, count in counts) - spoken, spoken
 
 
 def _tensors(spec: SynthSpec) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from onevision.bundle import VisionInfo
 
-TILES = 16  # at most
+#: Tiles at most: as many as have the pixels of 16 of SigLIP's, up to what the built-in set gives.
+PIXELS, TILES = 16 * 384**2, 128
 _TILES_OF_ONE = 8  # picture, at most: there may be few of them
 
 #: Width and height of the built-in set's photo-like pictures, by the side of a tile.
@@ -51,13 +52,15 @@ class Calibration:
     warnings: tuple[str, ...]
 
 
-def calibration_tiles(vision: VisionInfo, folder: Path | None = None, *, limit: int = TILES) -> Calibration:
+def calibration_tiles(
+    vision: VisionInfo, folder: Path | None = None, *, limit: int | None = None
+) -> Calibration:
     """Cut pictures to tiles by AnyRes, as the runtime does.
 
     Args:
         vision: A bundle's: how large a tile is, which grids there are.
         folder: Pictures in any format that the runtime reads, in sub-folders too; None for the built-in set.
-        limit: Tiles at most.
+        limit: Tiles at most; None: as many as suit their size.
 
     Raises:
         QuantError: No such folder, nothing in it, or nothing that can be read.
@@ -68,6 +71,7 @@ def calibration_tiles(vision: VisionInfo, folder: Path | None = None, *, limit: 
         patch_size=vision.patch_size,
         pinpoints=vision.grid_pinpoints,
     )
+    limit = limit or min(max(PIXELS // vision.image_size**2, 1), TILES)
     warnings: list[str] = []
     images = _built_in(vision.image_size) if folder is None else _of_folder(folder, warnings)
     cut: list[npt.NDArray[np.uint8]] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.eval.compare import compare
+from onevision.eval.intervals import sign_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # candidate's, reference's
 
 _TINY = 1e-300  # instead of a division by zero
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class Thresholds:
     p99_kl: float = 0.2
     #: Share of positions whose likeliest token is the reference's, at least.
     top1: float = 0.97
-    #: What the accuracy may fall by, as the mean of all families.
+    #: What the accuracy may fall by, as the mean of all families. A single question more that is answered
+    #: wrongly never fails this gate: of few it is many points, and chance.
     accuracy_drop: float = 0.01
-    #: What the accuracy of one family may fall by. A single question more that is answered wrongly never
-    #: fails this gate or the one above: in a small family it is many points, and chance.
+    #: What the accuracy of one family may fall by, and by more only if it may be chance.
     family_drop: float = 0.02
+    #: How seldom it is chance that a family is found to fall, if none does: a sign test of the questions that
+    #: only one of both answers rightly, at this level by the number of families (Bonferroni).
+    chance: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,16 @@ class TokenQuality:
 
 @dataclass(frozen=True)
 class FamilyQuality:
-    """Accuracy of one family, less the reference's."""
+    """Accuracy of one family, less the reference's: of n questions, wins alone are right, losses wrong."""
 
     n: int
-    difference: float
+    wins: int
+    losses: int
+
+    @property
+    def difference(self) -> float:
+        """Ours less the reference's."""
+        return (self.wins - self.losses) / self.n
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ def compare_answers(ours: Sequence[Record], theirs: Sequence[Record]) -> AnswerQ
         reference_accuracy=accuracy,
         agreement=comparison.overall.agreement,
         families={
-            family: FamilyQuality(families[family].n, difference.difference)
+            family: FamilyQuality(families[family].n, difference.wins, difference.losses)
             for family, difference in comparison.families.items()
         },
     )
@@ -231,17 +242,15 @@ def _tokens_fail(thresholds: Thresholds, seen: TokenQuality) -> Iterator[str]:
 
 
 def _answers_fail(thresholds: Thresholds, seen: AnswerQuality) -> Iterator[str]:
-    drop = seen.reference_accuracy - seen.accuracy
-    if _falls(drop, thresholds.accuracy_drop, seen.n):
+    if seen.reference_accuracy - seen.accuracy > max(thresholds.accuracy_drop, 1 / seen.n) + _ROUNDING:
         yield f"accuracy {seen.accuracy:.1%}, the reference's is {seen.reference_accuracy:.1%}"
     for family, part in seen.families.items():
-        if _falls(-part.difference, thresholds.family_drop, part.n):
-            yield f"accuracy in {family} falls by {-part.difference * 100:.1f} points"
-
-
-def _falls(drop: float, allowed: float, n: int) -> bool:
-    """Whether an accuracy of ``n`` questions falls by more than is allowed, and by more than one question."""
-    return drop > max(allowed, 1 / n) + 1e-9
+        falls = -part.difference > thresholds.family_drop + _ROUNDING
+        if falls and sign_test(part.wins, part.losses) <= thresholds.chance / len(seen.families):
+            yield (
+                f"accuracy in {family} falls by {-part.difference * 100:.1f} points: of {part.n} answers "
+                f"{part.losses} become wrong, {part.wins} right"
+            )
 
 
 def _is_constant(features: npt.NDArray[np.float32]) -> bool:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onevision.bundle import Bundle, Manifest
     from onevision.eval.records import Record
     from onevision.quant.gates import AnswerQuality, FeatureQuality, Logits, TokenQuality
+    from onevision.runtime.cache import Cache
     from onevision.runtime.device import Device
     from onevision.runtime.prepare import PreparedPrompt
     from onevision.suite import Sample
@@ -88,6 +89,7 @@ def record_reference(
     device: Device = "auto",
     threads: int | None = None,
     folder: Path | None = None,
+    features: Cache | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Reference]:
     """Run the bundle that others are held against, and keep what it computes while the body runs.
@@ -99,6 +101,7 @@ def record_reference(
         device: See :meth:`OneVision.load`.
         threads: CPU threads; None for all cores.
         folder: Where the temporary folder goes; None: the system's place.
+        features: Where image features are kept, for what is measured by the same encoder.
         progress: Told the fraction that is done.
 
     Raises:
@@ -116,7 +119,7 @@ def record_reference(
     with ExitStack() as stack:
         with disk_space(place, 4 * positions * bundle.manifest.backbone.vocab_size):
             scratch = Path(stack.enter_context(_scratch_folder(place)))
-            with OneVision(bundle, device=device, threads=threads) as model:
+            with OneVision(bundle, device=device, threads=threads, features=features) as model:
                 answers = _record(model, followed, scratch, step)
                 records = _ask(model, scored, step)
         yield Reference(bundle.manifest, answers, scored, records, scratch)
@@ -130,12 +133,13 @@ def measure(
     to_the_end: bool = True,
     device: Device = "auto",
     threads: int | None = None,
+    features: Cache | None = None,
     progress: Progress | None = None,
 ) -> Quality:
     """Hold a candidate against the reference: image features, next tokens, and answers if there are any.
 
     What a broken bundle refuses to compute is a reason not to pass, and no exception. Unless ``to_the_end``,
-    a bundle that has failed already is not asked for answers.
+    a bundle that has failed already is not asked for answers. ``features``: see :func:`record_reference`.
 
     Raises:
         UsageError: The bundle is of another model.
@@ -143,17 +147,17 @@ def measure(
     """
     limits = thresholds or Thresholds()
     step = _steps(progress, len(reference.answers) + len(reference.questions))
-    with OneVision(bundle, device=device, threads=threads) as model:
+    with OneVision(bundle, device=device, threads=threads, features=features) as model:
         try:
-            features, tokens = measure_tokens(model, reference, step)
-            quality = judge(limits, reference.precision, features=features, tokens=tokens)
+            pictures, tokens = measure_tokens(model, reference, step)
+            quality = judge(limits, reference.precision, features=pictures, tokens=tokens)
             done = tokens.mean_kl is None or not (quality.passed or to_the_end)
             if done or not reference.records:
                 return quality
             answers = measure_answers(model, reference, step)
         except GenerationError as error:
             return Quality(reference.precision, None, None, None, (error.message,))
-    return judge(limits, reference.precision, features=features, tokens=tokens, answers=answers)
+    return judge(limits, reference.precision, features=pictures, tokens=tokens, answers=answers)
 
 
 def measure_tokens(

@@ -187,10 +187,12 @@ def make_draft(source: Bundle, folder: Path, encoder: Encoder, backbone: Backbon
     """
     has = source.manifest.files
     graph = {name: has[name].precision or "" for name in (PREFILL, PREFILL_DATA) if name in has}
+    # A bundle that was not proven has no reference vectors.
+    others = [name for name in (*graph, NEWLINE, GOLDEN) if name in has]
     for file, name in (
         (encoder.path, VISION),
         (encoder.path.with_name(f"{encoder.path.name}.data"), VISION_DATA),
-        *((source.path(name), name) for name in (*graph, NEWLINE, GOLDEN)),
+        *((source.path(name), name) for name in others),
     ):
         if file != folder / name:
             _copy(file, folder / name)
@@ -200,7 +202,7 @@ def make_draft(source: Bundle, folder: Path, encoder: Encoder, backbone: Backbon
         BACKBONE: backbone.precision,
         **graph,
     }
-    files = [folder / name for name in (*precisions, NEWLINE, GOLDEN)]
+    files = [folder / name for name in dict.fromkeys((*precisions, *others))]
     manifest = replace(
         source.manifest,
         created_by=source.manifest.created_by | tool_versions(),

@@ -31,7 +31,7 @@ from onevision.runtime.engine import OneVision
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onevision.bundle import Bundle, Manifest
+    from onevision.bundle import Bundle
     from onevision.export.build import Steps
     from onevision.export.gguf_report import BackbonePrecision
     from onevision.quant.gates import Quality
@@ -127,7 +127,7 @@ def sweep(
         OneVisionError: Something cannot be made or measured. The rows that are there stay, as after Ctrl-C.
     """
     check_floats(source)
-    run = sweep_id(source.manifest, yardstick)
+    run = sweep_id(source, yardstick)
     file = SweepFile(folder, run, force=force)
     for left in folder.glob(f".{_SCRATCH}.*"):  # by a sweep that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -178,14 +178,14 @@ def _write(rows: Sequence[Row], source: Bundle, folder: Path, run: str) -> None:
         plot(rows, part)
 
 
-def sweep_id(manifest: Manifest, yardstick: Yardstick) -> str:
+def sweep_id(source: Bundle, yardstick: Yardstick) -> str:
     """Twelve hexadecimal digits of what the figures depend on besides the candidate and the machine."""
-    questions = yardstick.questions
+    questions = yardstick.asked(source)
     asked = questions if isinstance(questions, TinySuite) else [(each.id, each.prompt) for each in questions]
     folder = yardstick.calibration
     pictures = None if folder is None else [(path.name, path.stat().st_size) for path in files_in(folder)]
     weighed = yardstick.imatrix and {name: seen.sums.sum() for name, seen in yardstick.imatrix.inputs.items()}
-    facts = (__version__, manifest.to_json(), asked, pictures, weighed, yardstick.thresholds)
+    facts = (__version__, source.manifest.to_json(), asked, pictures, weighed, yardstick.thresholds)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

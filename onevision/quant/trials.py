@@ -12,12 +12,14 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from onevision.eval.questions import tiny_suite
 from onevision.quant.backbone import FLOAT_BYTES
 from onevision.quant.calibration import calibration_tiles
 from onevision.quant.gates import Thresholds
 from onevision.quant.imatrix import collect_imatrix
 from onevision.quant.measure import measure, record_reference
 from onevision.quant.requantise import make_backbone, make_draft, make_encoder
+from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
 from onevision.suite import FAMILIES
 
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     from onevision.quant.requantise import Draft, Encoder, EncoderPrecision
     from onevision.suite import Sample
 
-#: Questions of the tiny suite that are asked and scored, unless a limit is given. The answers to the first
-#: half of all questions are also followed token by token.
-QUESTIONS = 4 * len(FAMILIES)
+#: Questions of each family of the tiny suite that are asked and scored, unless a limit is given: few of a
+#: model that takes a minute for each, many of one whose answers cost nothing.
+QUESTIONS, QUESTIONS_OF_SMALL = 4, 50
+SMALL_BYTES = 200_000_000  # of a bundle in floats, at most
 #: With an importance matrix or without, the better one first: see docs/quantisation.md for what was measured.
 IMATRIX = (True, False)
+_FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,19 @@ def with_and_without(backbone: BackbonePrecision, imatrix: bool | None = None) -
 class Yardstick:
     """What candidates are made and measured with."""
 
-    questions: TinySuite | tuple[Sample, ...]
+    #: Asked, and the first half followed token by token; None: as many of the tiny suite as suit the model.
+    questions: TinySuite | tuple[Sample, ...] | None = None
     calibration: Path | None = None  # a folder of pictures; None: the built-in ones
     imatrix: Imatrix | None = None  # None: one is collected
     thresholds: Thresholds = field(default_factory=Thresholds)
     threads: int | None = None
+
+    def asked(self, source: Bundle) -> TinySuite | tuple[Sample, ...]:
+        """The questions for candidates of a bundle."""
+        if self.questions is not None:
+            return self.questions
+        each = QUESTIONS_OF_SMALL if source.bytes <= SMALL_BYTES else QUESTIONS
+        return tiny_suite(limit=each * len(FAMILIES))
 
 
 class Trials:
@@ -96,6 +108,8 @@ class Trials:
         self._encoders: dict[EncoderPrecision, Encoder] = {}
         self._kept = ExitStack()
         self.calibration: Calibration = calibration_tiles(source.manifest.vision, yardstick.calibration)
+        # Candidates share encoders: each picture is encoded once by each of these.
+        self._features = Cache(scratch / _FEATURES)
         for warning in self.calibration.warnings:
             steps.note(f"calibration: {warning}")
 
@@ -130,7 +144,7 @@ class Trials:
         Raises:
             OneVisionError: See :func:`~onevision.quant.measure.record_reference`.
         """
-        questions = self.yardstick.questions
+        questions = self.yardstick.asked(self.source)
         with self._steps.step("answers of the reference") as progress:
             return self._kept.enter_context(
                 record_reference(
@@ -140,6 +154,7 @@ class Trials:
                     device="cpu",
                     threads=self.yardstick.threads,
                     folder=self._scratch,
+                    features=self._features,
                     progress=progress,
                 )
             )
@@ -176,6 +191,7 @@ class Trials:
                 to_the_end=to_the_end,
                 device="cpu",
                 threads=self.yardstick.threads,
+                features=self._features,
                 progress=progress,
             )
 

@@ -147,11 +147,13 @@ class StageClock:
     Attributes:
         laps: As they ended. Those of a stage add up to the time that was spent in it.
         current: The stage that is entered, for whoever watches from another thread.
+        synchronise: Called before the time is read: waits for a device that goes on by itself.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.laps: list[Lap] = []
         self.current: Stage | None = None
+        self.synchronise: Callable[[], object] = lambda: None
         self._now = now
         self._started = self._lap_started = now()
         self._loading = 0.0
@@ -160,7 +162,7 @@ class StageClock:
     def stage(self, name: Stage) -> Iterator[None]:
         """Add the time of the body to a stage: one lap, or those that :meth:`lap` cuts."""
         before, self.current = len(self.laps), name
-        self._lap_started = self._now()
+        self._lap_started = self._read()
         try:
             yield
         finally:
@@ -173,7 +175,7 @@ class StageClock:
     def lap(self, of: str | None = None) -> None:
         """End a part of the stage that is entered, and begin another."""
         if self.current is not None:
-            now = self._now()
+            now = self._read()
             self.laps.append(Lap(self.current, (now - self._lap_started) * 1e3, of))
             self._lap_started = now
 
@@ -188,4 +190,8 @@ class StageClock:
 
     def elapsed(self) -> float:
         """Milliseconds since the clock was made, without those excluded."""
-        return (self._now() - self._started) * 1e3 - self._loading
+        return (self._read() - self._started) * 1e3 - self._loading
+
+    def _read(self) -> float:
+        self.synchronise()
+        return self._now()

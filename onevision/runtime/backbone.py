@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import llama_cpp as api
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 CHUNK = 512
 #: Contexts are sized in steps, so that one serves prompts of nearly the same length.
 CONTEXT_STEP = 256
+
+CUDA_HINT = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python'
 
 CacheType = Literal["f32", "f16"]
 
@@ -188,7 +191,7 @@ class Backbone:
         if device == "cuda" and not offload:
             raise DeviceError(
                 "llama.cpp was built without CUDA",
-                hint='CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python',
+                hint=CUDA_HINT,
             )
         self.offloaded = offload and device != "cpu"
         self.threads = threads or default_threads()
@@ -275,7 +278,12 @@ class Backbone:
             self._decode(chunk, logits=index == len(chunks) - 1)
             if on_progress:
                 on_progress(len(chunk))
-        api.llama_synchronize(self._context)  # a GPU may still be at it; a CPU is not
+        self.synchronise()
+
+    def synchronise(self) -> None:
+        """Wait for what was begun: a GPU may still be at it; a CPU is not."""
+        if self._context is not None:
+            api.llama_synchronize(self._context)
 
     def append(self, token: int) -> None:
         """Add one token; the logits after it are then ready."""
@@ -363,11 +371,17 @@ def library_version() -> str:
 
 def count_tokens(path: Path, texts: Sequence[str]) -> int:
     """Number of tokens of some texts, reading only the vocabulary of a GGUF file."""
+    with vocabulary_of(path) as vocabulary:
+        return sum(len(vocabulary.encode(text)) for text in texts)
+
+
+@contextmanager
+def vocabulary_of(path: Path) -> Iterator[Vocabulary]:
+    """The vocabulary of a GGUF file, without its weights."""
     silence_llama()
     model = _load_model(path, vocab_only=True)
     try:
-        vocabulary = Vocabulary(model)
-        return sum(len(vocabulary.encode(text)) for text in texts)
+        yield Vocabulary(model)
     finally:
         api.llama_model_free(model)
 

@@ -29,6 +29,7 @@ DISK_BYTES = 4 << 30
 _MAGIC = b"ovcache1"
 _HEADER = len(_MAGIC) + 32
 _SUFFIX, _PART = ".ovc", ".part"
+_RECOUNT = 64  # writes after which the folder is looked at again: other processes write there too
 
 
 def key_of(*facts: object) -> str:
@@ -68,6 +69,7 @@ class Cache:
         self._memory: OrderedDict[str, bytes] = OrderedDict()
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._held = 0
+        self._writes, self._on_disk = 0, 0  # bytes in the folder, those of others as last counted
         self.problem: str | None = None  # why the last write to the disk failed
         if self._folder is not None:
             try:
@@ -95,7 +97,10 @@ class Cache:
             return
         try:
             _write(self._folder / f"{key}{_SUFFIX}", data)
-            self._evict(self._folder)
+            self._on_disk += len(data) + _HEADER
+            if self._writes % _RECOUNT == 0 or self._on_disk > self._disk_bytes:
+                self._evict(self._folder)
+            self._writes += 1
         except OSError as error:
             self.problem = f"the cache {self._folder} was not written: {error.strerror or error}"
 
@@ -117,6 +122,7 @@ class Cache:
                 break
             path.unlink(missing_ok=True)
             total -= size
+        self._on_disk = total
 
 
 def _read(path: Path) -> bytes | None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from onevision import __version__
-from onevision.default import cache_folder
+from onevision.cached import cache_folder
 from onevision.errors import ExportError, UsageError
 from onevision.export.disk import whole_file
 from onevision.typed import build

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from onevision.runtime.session import has_cuda
+
 Device = Literal["auto", "cpu", "cuda"]
 
 #: GGML_MAX_N_THREADS: with more, llama.cpp hangs or crashes.
@@ -16,13 +18,6 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime was built with its CUDA provider; it may still fail to start."""
-    import onnxruntime
-
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def expected(device: Device) -> tuple[str, bool]:

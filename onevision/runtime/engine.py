@@ -28,13 +28,14 @@ from onevision.runtime.answer import (
 )
 from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.cache import Cache
-from onevision.runtime.device import MAX_THREADS, Device, default_threads, has_cuda, placement
+from onevision.runtime.device import MAX_THREADS, Device, default_threads, placement
 from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options, Sampling, make_options
 from onevision.runtime.prefiller import Prefill, Prefiller
 from onevision.runtime.prefix import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
+from onevision.runtime.session import has_cuda
 from onevision.runtime.target import Fitted, fit
 from onevision.runtime.text import TextStream
 
@@ -68,6 +69,7 @@ class OneVision:
         threads: int | None = None,
         prefill: Prefill = "auto",
         cache: Cache | str | os.PathLike[str] | None = None,
+        features: Cache | None = None,
     ) -> None:
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
@@ -75,6 +77,7 @@ class OneVision:
             raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
         # Before anything is loaded: a folder that cannot be made should cost nothing.
         self._cache = cache if cache is None or isinstance(cache, Cache) else Cache(cache)
+        self._features = features or self._cache  # of one's own where prompts are not to be kept
         started = time.perf_counter()
         self.bundle = bundle
         self._device: Device = device
@@ -261,9 +264,8 @@ class OneVision:
 
         files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
         shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
-        return encode_once(
-            tiles, encode, self._cache, (files, vision, self._encoding_device()), shape, on_tile
-        )
+        facts = files, vision, self._encoding_device()
+        return encode_once(tiles, encode, self._features, facts, shape, on_tile)
 
     def _encoding_device(self) -> str:
         """Where tiles are encoded. Where it is clear beforehand, the encoder is not loaded to learn it."""
@@ -380,6 +382,8 @@ class OneVision:
             if self._closed:
                 raise UsageError("the model is closed")
             clock = clock or StageClock()
+            if self.backbone.offloaded:
+                clock.synchronise = self.backbone.synchronise
             asked = self._fitted(messages, options, clock)
             return (yield from self._run(asked, on_progress, clock, go_on=go_on))
 

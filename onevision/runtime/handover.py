@@ -96,17 +96,19 @@ class StateLayout:
         return _HEAD.size + cells * _CELL_BYTES + _LAYERS.size + self.layers * per_layer
 
     def pack(self, filled: KeysValues) -> npt.NDArray[np.uint8]:
-        """The state of a sequence with these keys and values, from position 0 on."""
+        """The state of a sequence with these keys and values, from position 0 on.
+
+        ``filled`` is emptied as it goes: a long prompt's would not fit twice.
+        """
         cells = filled.keys[0].shape[1]
         state = np.empty(self.size(cells), np.uint8)
         _HEAD.pack_into(state.data, 0, self.magic, self.sequence, 1, cells)
         cell = np.ndarray((cells, 3), "<i4", state, _HEAD.size)
         cell[:, 0], cell[:, 1], cell[:, 2] = np.arange(cells), 1, self.sequence
         _LAYERS.pack_into(state.data, _HEAD.size + cells * _CELL_BYTES, self.transposed, self.layers)
-        sources = (*filled.keys, *filled.values)
-        for source, (offset, head, rows) in zip(sources, self._blocks(state, cells), strict=True):
+        for number, (offset, head, rows) in enumerate(self._blocks(state, cells)):
             state[offset : offset + len(head)] = np.frombuffer(head, np.uint8)
-            rows[...] = source
+            rows[...] = (filled.keys if number < self.layers else filled.values).pop(0)
         return state
 
     def unpack(self, state: bytes) -> KeysValues:
@@ -114,7 +116,7 @@ class StateLayout:
         cells = _HEAD.unpack_from(state)[3]
         blocks = self._blocks(np.frombuffer(state, np.uint8), cells)
         arrays = [rows.astype(np.float32) for _, _, rows in blocks]
-        return KeysValues(tuple(arrays[: self.layers]), tuple(arrays[self.layers :]))
+        return KeysValues(arrays[: self.layers], arrays[self.layers :])
 
     def _blocks(
         self, state: npt.NDArray[np.uint8], cells: int

@@ -1,7 +1,7 @@
 """The prefill graph: embeddings of a prompt to the keys and values of every layer, in ONNX Runtime.
 
-In: float32 [n, H]. Out: :class:`KeysValues`. The prompt goes through in chunks, which keeps the scores of
-attention (float32 [heads, chunk, positions]) small; keys and values are written in their places as they come.
+In: float32 [n, H], in parts. Out: :class:`KeysValues`. The prompt goes through in chunks, which keeps what a
+layer computes small; keys and values are written in their places as they come.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onevision.runtime.device import default_threads
 from onevision.runtime.session import EXPORT_HINT, first_line, open_session, ort_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -26,16 +26,16 @@ SEQLENS = "seqlens_k"  # positions with this chunk, less one
 LENGTH = "total_sequence_length"  # positions with this chunk
 PAST, PRESENT = "past_{}.{}", "present_{}.{}"  # key or value, layer
 
-#: Tokens per call.
-CHUNK = 256
+#: Tokens per call. With 256 reading is 3 % faster, and takes 30 MB more (the 0.5b, 2,929 tokens).
+CHUNK = 128
 
 
 @dataclass(frozen=True, eq=False)
 class KeysValues:
     """Of each layer, float32 [kv_heads, n, head_dim]; keys after RoPE."""
 
-    keys: tuple[npt.NDArray[np.float32], ...]
-    values: tuple[npt.NDArray[np.float32], ...]
+    keys: list[npt.NDArray[np.float32]]
+    values: list[npt.NDArray[np.float32]]
 
 
 class PrefillGraph:
@@ -62,12 +62,12 @@ class PrefillGraph:
         self.layers, self.kv_heads, self.head_dim, self.hidden = _sizes(self._session, path)
 
     def run(
-        self, embeddings: npt.NDArray[np.float32], on_chunk: Callable[[int], None] | None = None
+        self, parts: Sequence[npt.NDArray[np.float32]], on_chunk: Callable[[int], None] | None = None
     ) -> KeysValues:
         """Keys and values of a prompt from its start.
 
         Args:
-            embeddings: float32 [n, H].
+            parts: Embeddings one after the other, float32 [n, H] each.
             on_chunk: Called after each chunk, with the tokens that are done.
 
         Raises:
@@ -75,7 +75,7 @@ class PrefillGraph:
         """
         if self._session is None:
             raise GenerationError("the prefill graph is closed")
-        total = len(embeddings)
+        total = sum(map(len, parts))
         shape = (1, self.kv_heads, total, self.head_dim)
         # Input and output are the same memory: the graph then adds to it, and copies nothing.
         buffers = {
@@ -88,10 +88,10 @@ class PrefillGraph:
             where = ("cpu", 0, np.float32, shape, buffer.ctypes.data)
             binding.bind_input(PAST.format(*place), *where)
             binding.bind_output(PRESENT.format(*place), *where)
-        for start in range(0, total, self._chunk):
-            done = min(start + self._chunk, total)
-            chunk = np.ascontiguousarray(embeddings[None, start:done], np.float32)
-            binding.bind_cpu_input(EMBEDS, chunk)
+        done = 0
+        for chunk in _cut(parts, self._chunk):
+            done += len(chunk)
+            binding.bind_cpu_input(EMBEDS, chunk[None])
             binding.bind_cpu_input(SEQLENS, np.array([done - 1], np.int32))
             binding.bind_cpu_input(LENGTH, np.array([done], np.int32))
             try:
@@ -104,13 +104,28 @@ class PrefillGraph:
             if on_chunk:
                 on_chunk(done)
         keys, values = (
-            tuple(buffers[part, layer][0] for layer in range(self.layers)) for part in ("key", "value")
+            [buffers[part, layer][0] for layer in range(self.layers)] for part in ("key", "value")
         )
         return KeysValues(keys, values)
 
     def close(self) -> None:
         """Free the session; calling it again does nothing."""
         self._session = None
+
+
+def _cut(parts: Sequence[npt.NDArray[np.float32]], size: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Chunks of so many rows; only those are copied, never all rows at once."""
+    waiting: list[npt.NDArray[np.float32]] = []
+    room = size
+    for part in parts:
+        rest = part
+        while len(rest) >= room:
+            yield np.concatenate([*waiting, rest[:room]], dtype=np.float32)
+            waiting, rest, room = [], rest[room:], size
+        waiting.append(rest)
+        room -= len(rest)
+    if room < size:
+        yield np.concatenate(waiting, dtype=np.float32)
 
 
 def _sizes(session: Any, path: Path) -> tuple[int, int, int, int]:  # noqa: ANN401

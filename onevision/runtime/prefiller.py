@@ -155,7 +155,8 @@ class Prefiller:
         if self._ready and self.reader(tokens, choice) == "onnx":
             graph, embedding, layout = self._ready
             rows = [_embedded(part, embedding) for part in rest]
-            filled = graph.run(np.concatenate(rows)[:-1], on_progress)
+            rows[-1] = rows[-1][:-1]
+            filled = graph.run(rows, on_progress)
             backbone.restore(layout.pack(filled), tokens - 1)
             rest = [rest[-1][-1:]]
         backbone.prefill(rest, lambda _: on_progress(backbone.used))
@@ -182,7 +183,7 @@ class Prefiller:
         )
         backbone.append(ids[-1])
         expected = backbone.logits()
-        filled = graph.run(embedding.rows(EMBEDDING, ids[:-1]))
+        filled = graph.run([embedding.rows(EMBEDDING, ids[:-1])])
         backbone.start(len(ids))
         try:
             backbone.restore(layout.pack(filled), len(ids) - 1)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onevision.runtime.device import Device
 
 EXPORT_HINT = "copy or export the bundle again"
+CUDA_HINT = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -42,7 +43,7 @@ def open_session(
 
     if device == "cpu":
         return _session(path, [_CPU], threads), "cpu", ()
-    if _CUDA in onnxruntime.get_available_providers():
+    if has_cuda():
         problem = "onnxruntime could not start its CUDA provider"
         hint = "check the NVIDIA driver, and the CUDA and cuDNN versions that onnxruntime-gpu needs"
         try:
@@ -56,12 +57,19 @@ def open_session(
                 return session, "cuda", ()
     else:
         problem = f"onnxruntime {onnxruntime.__version__} has no CUDA provider"
-        hint = "pip uninstall onnxruntime, then pip install onnxruntime-gpu; or use --device cpu"
+        hint = f"{CUDA_HINT}; or use --device cpu"
     # Before CUDA is blamed: a damaged file fails here as well.
     session = _session(path, [_CPU], threads)
     if device == "cuda":
         raise DeviceError(problem, hint=hint)
     return session, "cpu", (f"{problem}; {what} runs on the CPU",)
+
+
+def has_cuda() -> bool:
+    """Whether this build of ONNX Runtime has the CUDA provider; it may still not start."""
+    import onnxruntime
+
+    return _CUDA in onnxruntime.get_available_providers()
 
 
 def _session(path: Path, providers: list[Any], threads: int) -> Any:  # noqa: ANN401

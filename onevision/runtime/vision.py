@@ -88,7 +88,7 @@ class VisionEncoder:
         features = np.empty((total, self.patches, self.hidden_size), dtype=np.float32)
         for start in range(0, total, step):
             done = min(start + step, total)
-            features[start:done] = self._run(pixel_values[start:done])
+            self._run(pixel_values[start:done], features[start:done])
             if not np.isfinite(features[start:done]).all():
                 raise GenerationError(
                     f"image features are not finite (tiles {start + 1} to {done} of {total})",
@@ -102,17 +102,22 @@ class VisionEncoder:
         """Free the session; calling it again does nothing."""
         self._session = None
 
-    def _run(self, tiles: npt.NDArray[np.float32]) -> Any:  # noqa: ANN401
+    def _run(self, tiles: npt.NDArray[np.float32], features: npt.NDArray[np.float32]) -> None:
+        """Tiles to features that are written in their place; a GPU has done so when this returns."""
         if self._session is None:
             raise GenerationError("the vision encoder is closed")
+        binding, pixels = self._session.io_binding(), np.ascontiguousarray(tiles)
         try:
-            (features,) = self._session.run([OUTPUT], {INPUT: tiles})
+            binding.bind_cpu_input(INPUT, pixels)  # a GPU gets a copy
+            binding.bind_output(OUTPUT, "cpu", 0, np.float32, features.shape, features.ctypes.data)
+            binding.synchronize_inputs()
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
         except ort_errors() as error:
             raise GenerationError(
                 f"onnxruntime could not encode {len(tiles)} tiles: {first_line(error)}",
                 hint="free some memory, or use --device cpu",
             ) from error
-        return features
 
 
 def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from recipes.tiny.data import Encoder
-from recipes.tiny.stages import STAGES, make_step
+from recipes.tiny.stages import ALL_STAGES, make_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Feed:
         if self._pool is None:
             yield from (make_step(self.encoder, stage, self._seed, step, self._size) for step in count(start))
             return
-        index = STAGES.index(stage)
+        index = ALL_STAGES.index(stage)
         first = range(start, start + self._ahead)
         ahead = deque(self._pool.submit(_make, index, self._seed, step, self._size) for step in first)
         try:
@@ -76,4 +76,4 @@ def _start(tokenizer: Path) -> None:
 
 
 def _make(stage: int, seed: int, step: int, size: StepSize) -> list[Batch | LabelledTiles]:
-    return make_step(_encoders[0], STAGES[stage], seed, step, size)
+    return make_step(_encoders[0], ALL_STAGES[stage], seed, step, size)

@@ -133,6 +133,12 @@ def export_checkpoint(model: Any, vocabulary: Vocabulary, folder: Path) -> Path:
     return folder
 
 
+def load_weights(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Put the weights of an exported checkpoint into a model of :func:`build_model`."""
+    saved = type(model).from_pretrained(folder)
+    model.load_state_dict(saved.state_dict())
+
+
 def save_atomically(value: object, path: Path) -> None:
     """``torch.save``, such that the file is the old or the new one at any moment."""
     import torch

@@ -6,6 +6,8 @@ Stage 0 stands for what the published model starts from: the tower learns to nam
 to name patches in the language model's own words (SigLIP's pretraining on pairs). Data of a step comes from
 the step's number alone, whatever came before: it can be made ahead, in other processes, and a run that was
 cut off goes on with the very next batch.
+
+A stage of its own, :data:`FURTHER`, takes a finished checkpoint further.
 """
 
 from __future__ import annotations
@@ -100,6 +102,20 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
+#: Most of it what a finished checkpoint is weak at: small things and reading, a tower that is not sure.
+FURTHER = Stage(
+    "further",
+    1.0,
+    _full(1e-3) | {"tower": 4e-4},
+    _weighted(_SINGLE | {"crowd": 2.5, "sum": 2.0, "text": 1.0}, 0.6)
+    | _weighted(_SEVERAL, 0.22)
+    | _weighted(_VIDEO, 0.18),
+    questions=4,
+    brief=6,
+    tiles=3,
+)
+ALL_STAGES = (*STAGES, FURTHER)
+
 HELD_OUT_SCENES = 12  # of each kind
 # Few different shapes: oneDNN makes a kernel for each, and remembers about a thousand.
 LENGTH_STEP, TILE_STEP = 32, 4
@@ -126,7 +142,7 @@ def make_step(
 ) -> list[Batch | LabelledTiles]:
     """The data of one step, in parts of equal weight. The same arguments give the same data."""
     batch = stage.batch * size.times
-    number = STAGES.index(stage) * 10**9 + step * batch
+    number = ALL_STAGES.index(stage) * 10**9 + step * batch
     if not stage.scenes:
         half = batch // 2
         return [labelled_tiles(seed, number + at, half) for at in (0, half)]

@@ -1,7 +1,7 @@
 """Train the tiny model from random weights: ``python -m recipes.tiny.train --hours 3 --out DIR``.
 
 The same command goes on where a run was cut off. ``DIR`` gets ``state.pt``, ``log.csv``, ``log.png``, and the
-checkpoints ``si`` and ``ov`` when their stages are done.
+checkpoints ``si`` and ``ov`` when their stages are done. ``--start CHECKPOINT`` takes a finished one further.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 from recipes.tiny.feed import Feed
 from recipes.tiny.forward import LabelHead, learn
 from recipes.tiny.log import Log, Tally, plot
-from recipes.tiny.model import build_model, export_checkpoint, save_atomically
+from recipes.tiny.model import build_model, export_checkpoint, load_weights, save_atomically
 from recipes.tiny.optimiser import MasterOptimiser
-from recipes.tiny.stages import STAGES, StepSize, held_out_batches
+from recipes.tiny.stages import FURTHER, STAGES, StepSize, held_out_batches
 from recipes.tiny.tiles import LabelledTiles
 from recipes.tiny.tokenizer import label_tokens, train_tokenizer
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 WARM_UP, FLOOR = 0.03, 0.05  # of a stage's steps; of the peak learning rate
 SAVE_SECONDS, REPORT_STEPS = 60, 50
 EVALUATIONS = 4  # of a stage
-EXPORTS = {"2-si": "si", "2-ov": "ov"}
+EXPORTS = {"2-si": "si", "2-ov": "ov", "further": "ov"}
 PREFIXES: dict[str, Part] = {
     "model.vision_tower.": "tower",
     "model.multi_modal_projector.": "projector",
@@ -64,10 +64,11 @@ class ByTime:
     """Each stage ends when its share of the time is over; the last hundredth is kept for saving."""
 
     hours: float
+    stages: tuple[Stage, ...] = STAGES
 
     def progress(self, stage: Stage, step: int, seconds: float) -> float:  # noqa: ARG002
         """See :class:`Schedule`."""
-        before = sum(other.share for other in STAGES[: STAGES.index(stage)])
+        before = sum(other.share for other in self.stages[: self.stages.index(stage)])
         return min(1.0, (seconds / (self.hours * 3600 * 0.99) - before) / stage.share)
 
 
@@ -99,6 +100,8 @@ class Trainer:
         workers: Processes that make data.
         device: ``cpu`` or ``cuda``.
         times: As much data in a step as the stages say.
+        stages: One after the other.
+        start: A checkpoint's folder to begin with, instead of random weights.
     """
 
     def __init__(
@@ -110,13 +113,17 @@ class Trainer:
         workers: int = 1,
         device: str = "cpu",
         times: int = 1,
+        stages: tuple[Stage, ...] = STAGES,
+        start: Path | None = None,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self._schedule, self._seed = out, schedule, seed
+        self.out, self._schedule, self._seed, self._stages = out, schedule, seed, stages
         self.vocabulary = train_tokenizer()
         self.vocabulary.write(out, context_length=1)
         on_gpu = device != "cpu"
         self.model = build_model(self.vocabulary, seed, attention="sdpa" if on_gpu else "eager")
+        if start is not None:
+            load_weights(self.model, start)
         self.model.train().to(device)
         self._head = LabelHead(torch.tensor(label_tokens(self.vocabulary))).to(device)
         self.masters = {name: value.detach().clone() for name, value in self._parameters().items()}
@@ -138,8 +145,8 @@ class Trainer:
         self._began = time.monotonic() - self._seconds
         self._left = stop_after
         try:
-            while self._stage < len(STAGES):
-                if not self._run_stage(STAGES[self._stage]):
+            while self._stage < len(self._stages):
+                if not self._run_stage(self._stages[self._stage]):
                     return
         finally:
             self._feed.close()
@@ -280,14 +287,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that make data (default: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--times", type=int, default=1, help="larger steps, by this factor (default: 1)")
+    parser.add_argument("--start", type=Path, help="a checkpoint to take further, in place of all stages")
     arguments = parser.parse_args()
+    stages = STAGES if arguments.start is None else (FURTHER,)
     trainer = Trainer(
         arguments.out,
-        ByTime(arguments.hours),
+        ByTime(arguments.hours, stages),
         seed=arguments.seed,
         workers=arguments.workers,
         device=arguments.device,
         times=arguments.times,
+        stages=stages,
+        start=arguments.start,
     )
     trainer.run()
 

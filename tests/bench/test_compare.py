@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_what_is_too_small_to_matter_is_none():
 
 def test_two_runs_prove_nothing():
     assert verdicts(result(0, count=2), result(1, count=2, encode=1.5))["encode"] == "no difference"
+
+
+def test_a_peer_that_became_slower_is_told_and_is_no_regression():
+    peer = "transformers-bf16"
+    before, after = (
+        made_result(*(replace(one, subject=peer) for one in made.measured))
+        for made in (result(0), result(1, encode=1.5))
+    )
+    found = compare(before, after)
+    assert {one.stage for one in found.differences if one.verdict == "slower"} >= {"encode", "ttft"}
+    assert not found.regressions
 
 
 def test_the_threshold_decides():

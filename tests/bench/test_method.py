@@ -33,6 +33,8 @@ class Clock:
 class Fake:
     """An engine whose stages take as long as they are told."""
 
+    resident = None
+
     def __init__(self, clock: Clock, seed: int = 0, **slower: float) -> None:
         self.name = "fake"
         self.asked: list[str] = []

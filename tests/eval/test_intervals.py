@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onevision.eval.intervals import Z, mcnemar, mean_interval, paired_interval, wilson
+from onevision.eval.intervals import Z, mcnemar, mean_interval, paired_interval, sign_test, wilson
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
@@ -92,3 +92,10 @@ def test_mcnemar(wins, losses, p):
 
 def test_mcnemar_of_many():
     assert 0 < mcnemar(1800, 800) < 1e-80
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"), [(0, 0, 1.0), (3, 0, 1.0), (0, 3, 1 / 8), (1, 2, 4 / 8), (1, 9, 11 / 1024)]
+)
+def test_sign_test(wins, losses, p):
+    assert sign_test(wins, losses) == p

@@ -21,6 +21,8 @@ from onevision.quant import trials as trials_module
 from onevision.quant.apply import AUTO, Wanted, apply, export_quantised, has_gate
 from onevision.quant.gates import Thresholds
 from onevision.quant.trials import Candidate, Trials, Yardstick
+from onevision.runtime.vision import VisionEncoder
+from onevision.suite import FAMILIES
 from tests.conftest import NoSteps, make_bundle, replace_file
 from tests.runtime.media import photograph
 from tests.test_cli import parsed
@@ -62,7 +64,7 @@ def test_a_bundle_that_passes(cli: Cli, toy_bundle: Path, tmp_path: Path) -> Non
     assert kept["reference"] == "fp32 + f32"
     assert kept["thresholds"] == {
         "cosine": 0.999, "relative_error": 0.045, "mean_kl": 0.02, "p99_kl": 0.2, "top1": 0.97,
-        "accuracy_drop": 0.01, "family_drop": 0.02,
+        "accuracy_drop": 0.01, "family_drop": 0.02, "chance": 0.05,
     }  # fmt: skip
     assert kept["features"]["cosine"] >= 0.999
     assert (kept["tokens"]["samples"], kept["answers"]["n"]) == (2, 4)
@@ -115,6 +117,38 @@ def test_a_bundle_that_verify_refuses(toy_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantError, match="fails the quality gate: verify: logits of the image case"):
         quantise(copy, tmp_path / "small", vision="fp32", backbone="f16")
     assert not (tmp_path / "small").exists()
+
+
+def test_how_many_questions(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(toy_bundle)
+    assert len(Yardstick(tiny_suite(limit=7)).asked(bundle)) == 7
+    assert len(Yardstick().asked(bundle)) == 50 * len(FAMILIES)
+    monkeypatch.setattr(trials_module, "SMALL_BYTES", bundle.bytes - 1)
+    assert len(Yardstick().asked(bundle)) == 4 * len(FAMILIES)
+
+
+def test_an_encoder_sees_each_picture_once(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    encode = VisionEncoder.encode
+
+    def counted(self: VisionEncoder, pixels: Any, *more: Any) -> Any:
+        seen.append(len(pixels))
+        return encode(self, pixels, *more)
+
+    monkeypatch.setattr(VisionEncoder, "encode", counted)
+    yardstick = Yardstick(tiny_suite(("colour", "same"), limit=4), thresholds=LAX, threads=1)
+    with Trials(open_bundle(toy_bundle), tmp_path, yardstick, NoSteps()) as trials:
+        for number, candidate in enumerate(
+            (Candidate("fp32", "f16"), Candidate("fp16", "f16"), Candidate("fp16", "q8_0"))
+        ):
+            (tmp_path / str(number)).mkdir()
+            quality = trials.measure(trials.make(candidate, tmp_path / str(number)))
+            assert quality.answers is not None
+            tiles = sum(seen)
+            seen.clear()
+            assert bool(tiles) == (number < 2), "the reference's, then those in fp16, then those again"
 
 
 # What auto finds.

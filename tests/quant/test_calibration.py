@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIDE = 56
+PICTURES = 16  # of the built-in set
 VISION = VisionInfo(
     image_size=SIDE,
     patch_size=14,
@@ -43,15 +45,21 @@ def is_of(tile: np.ndarray, image: object) -> bool:
 
 
 def test_built_in_set_is_varied_and_the_same_each_time() -> None:
-    one, other = calibration_tiles(VISION), calibration_tiles(VISION)
-    assert one.pixel_values.shape == (TILES, 3, SIDE, SIDE)
+    one, other = calibration_tiles(VISION, limit=PICTURES), calibration_tiles(VISION, limit=PICTURES)
+    assert one.pixel_values.shape == (PICTURES, 3, SIDE, SIDE)
     assert one.pixel_values.dtype == np.float32
-    assert one.pictures == TILES
+    assert one.pictures == PICTURES
     assert one.warnings == ()
     np.testing.assert_array_equal(one.pixel_values, other.pixel_values)
-    assert len({tile.tobytes() for tile in one.pixel_values}) == TILES
+    assert len({tile.tobytes() for tile in one.pixel_values}) == PICTURES
     colours = one.pixel_values.std(axis=(2, 3)).mean(axis=1)
     assert colours.min() > 0.05  # none is blank
+
+
+def test_small_tiles_are_many() -> None:
+    assert 60 < len(calibration_tiles(VISION).pixel_values) <= TILES
+    large = replace(VISION, image_size=384, grid_pinpoints=((384, 768), (768, 384)))
+    assert len(calibration_tiles(large).pixel_values) == 16
 
 
 @pytest.mark.parametrize("side", [14, 70, 384])
@@ -69,7 +77,7 @@ def test_tiles_are_those_of_the_runtime(tmp_path: Path) -> None:
     calibration = calibration_tiles(VISION, tmp_path)
     assert calibration.pictures == 3
     assert calibration.source == tmp_path.name
-    assert len(calibration.pixel_values) == TILES
+    assert len(calibration.pixel_values) == 8 + 8 + 4, "the last has a grid of 3 × 1"
     owners = [[is_of(tile, picture) for picture in pictures].index(True) for tile in calibration.pixel_values]
     assert sorted(owners[:3]) == [0, 1, 2]  # each picture's base view comes first
     assert min(owners.count(number) for number in range(3)) >= 3

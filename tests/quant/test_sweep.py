@@ -105,19 +105,20 @@ def test_a_sweep_that_is_interrupted_goes_on(
 def test_what_a_sweep_depends_on(toy_bundle: Path, tmp_path: Path) -> None:
     from onevision.eval.questions import tiny_suite
 
-    manifest = open_bundle(toy_bundle).manifest
+    bundle = open_bundle(toy_bundle)
     (tmp_path / "a.png").write_bytes(b"some")
     yardsticks = [
         Yardstick(tiny_suite(limit=3)),
         Yardstick(tiny_suite(limit=4)),
         Yardstick(tuple(tiny_suite(limit=3))),
         Yardstick(tiny_suite(limit=3), calibration=tmp_path),
+        Yardstick(),
     ]
-    runs = [sweep_id(manifest, each) for each in yardsticks]
-    assert len(set(runs)) == 4
-    assert runs == [sweep_id(manifest, each) for each in yardsticks]
+    runs = [sweep_id(bundle, each) for each in yardsticks]
+    assert len(set(runs)) == 5
+    assert runs == [sweep_id(bundle, each) for each in yardsticks]
     (tmp_path / "b.png").write_bytes(b"other")
-    assert sweep_id(manifest, yardsticks[3]) != runs[3]
+    assert sweep_id(bundle, yardsticks[3]) != runs[3]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 from onevision import Answer, OneVision
 from onevision.bundle import BACKBONE, NEWLINE
 from onevision.errors import BundleError, ImageError, OneVisionError, PromptError, UsageError, VideoError
-from onevision.runtime.answer import STAGES
+from onevision.runtime.answer import STAGES, StageClock
 from tests.conftest import make_bundle, replace_file, swap_head_rows
 from tests.runtime.media import decode_all, encode_video, numbered_frames, photograph
 
@@ -64,6 +64,29 @@ def test_times_add_up(model: OneVision, photo: Path):
     assert sum(stages) <= times.total
     assert sum(stages[: STAGES.index("decode")]) <= times.ttft <= times.total
     assert times.load > 0
+
+
+def test_a_gpu_is_waited_for_before_each_look_at_the_clock(
+    toy_bundle: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With the CPU in its place: llama.cpp can be told to wait there as well."""
+    seen: list[str] = []
+    with OneVision.load(toy_bundle, device="cpu", threads=1, prefill="llama") as model:
+        wait = model.backbone.synchronise
+        monkeypatch.setattr(model.backbone, "offloaded", True)
+        monkeypatch.setattr(model.backbone, "synchronise", lambda: (seen.append("wait"), wait()))
+
+        def now() -> float:
+            seen.append("look")
+            return float(len(seen))
+
+        clock = StageClock(now)
+        model.generate(QUESTION, images=[photo], max_tokens=3, clock=clock)
+    looks = [at for at, what in enumerate(seen) if what == "look"]
+    assert looks[0] == 0  # nothing was begun
+    assert all(seen[at - 1] == "wait" for at in looks[1:])
+    assert len(looks) > 2 * len(STAGES)
+    assert all(clock.stages[stage] for stage in ("encode", "prefill", "decode"))
 
 
 def test_text_alone_runs_no_encoder(toy_bundle: Path):

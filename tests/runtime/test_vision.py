@@ -99,6 +99,14 @@ def test_features_are_in_the_order_of_the_tiles(
     np.testing.assert_allclose(features, expected(tiles(count)), rtol=1e-5, atol=1e-5)
 
 
+def test_bound_memory_gives_what_a_plain_call_gives(path: Path, encoder: VisionEncoder) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (features,) = session.run(None, {"pixel_values": tiles(3)})
+    np.testing.assert_array_equal(encoder.encode(tiles(3), batch=3), features)
+
+
 def test_a_view_with_gaps_is_read_right(encoder: VisionEncoder) -> None:
     pixels = tiles(4)[::2, :, ::-1]
     np.testing.assert_allclose(encoder.encode(pixels), expected(pixels), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,108 @@
+"""Other engines that are measured beside ours: what they are called, and what they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onevision.bundle import PREFILL
+from onevision.errors import UsageError
+from onevision.models import SHIPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onevision.bundle import Bundle, Manifest
+    from onevision.runtime.device import Device
+
+#: Our own bundle, its prompts read by llama.cpp and not by its prefill graph.
+LLAMA = "llama"
+#: Packages by the peer that needs them.
+PEERS: dict[str, tuple[str, ...]] = {
+    "transformers-bf16": ("torch", "transformers"),
+    "transformers-fp32": ("torch", "transformers"),
+    "openvino": ("openvino",),
+    LLAMA: (),
+}
+GROUPS = {"transformers": ("transformers-bf16", "transformers-fp32")}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a peer is given, so that it does the same work as we do.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        checkpoint: Folder of the checkpoint that the bundle was made of; None if no peer needs it.
+        device: Where to run.
+        threads: CPU threads.
+    """
+
+    bundle: Path
+    checkpoint: Path | None
+    device: Device
+    threads: int
+
+
+def choose_peers(values: Sequence[str]) -> tuple[str, ...]:
+    """Peers of names, of lists with commas, and of ``transformers``, which is both of its precisions.
+
+    Raises:
+        UsageError: An unknown name.
+    """
+    names = [name.strip() for value in values for name in value.split(",")]
+    if unknown := [name for name in names if name not in PEERS and name not in GROUPS]:
+        raise UsageError(f"unknown peer {unknown[0]!r}", hint=f"one of {', '.join((*GROUPS, *PEERS))}")
+    return tuple(dict.fromkeys(peer for name in names for peer in GROUPS.get(name, (name,))))
+
+
+def lacking(name: str, bundle: Bundle) -> str | None:
+    """Why a peer cannot run at all; None if it can."""
+    if missing := _missing(name):
+        return f"it needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+    if name == LLAMA and PREFILL not in bundle.manifest.files:
+        return "the bundle has no prefill graph: llama.cpp reads its prompts in any case"
+    return None
+
+
+def find_checkpoint(manifest: Manifest, given: Path | None, peers: Sequence[str]) -> Path | None:
+    """The checkpoint that a bundle was made of: as given, as shipped, in the Hub's cache, or the same folder.
+
+    Returns:
+        None if none of the peers that are installed needs it.
+
+    Raises:
+        UsageError: It is needed, and not there.
+    """
+    if not any(name in GROUPS["transformers"] and not _missing(name) for name in peers):
+        return None
+    if given is not None:
+        if not (given / "config.json").is_file():
+            raise UsageError(f"{given} is no checkpoint: it has no config.json")
+        return given
+    shipped = SHIPPED.get((manifest.size or "", manifest.variant or ""))
+    if shipped:
+        return shipped
+    source = manifest.source
+    found = _in_hub_cache(source.repo, source.revision) if source.revision else Path(source.repo)
+    if found is None or not (found / "config.json").is_file():
+        raise UsageError(
+            f"transformers needs the checkpoint that the bundle was made of, {source.repo}",
+            hint="name its folder: --checkpoint FOLDER",
+        )
+    return found
+
+
+def _missing(name: str) -> list[str]:
+    return [package for package in PEERS[name] if find_spec(package) is None]
+
+
+def _in_hub_cache(repo: str, revision: str) -> Path | None:
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None

@@ -1,0 +1,298 @@
+"""Other engines beside ours: chosen by name, given the same work, and alone in their processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from onevision.bench import peers, roofline
+from onevision.bench.method import Method, make_trials
+from onevision.bench.peers import Setup, choose_peers, find_checkpoint, lacking
+from onevision.bench.peers.hf import TransformersModel
+from onevision.bench.peers.process import Missing, PeerProcess, opened
+from onevision.bench.result import read_result
+from onevision.bench.scenarios import SCENARIOS, Scenario
+from onevision.bench.subject import BundleSubject
+from onevision.bundle import PREFILL, FileInfo, SourceInfo, open_bundle
+from onevision.cli import _run
+from onevision.errors import CheckpointError, DeviceError, GenerationError, UsageError
+from onevision.models import SHIPPED
+from onevision.runtime.answer import StageClock
+from onevision.runtime.engine import OneVision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from onevision.bundle import Bundle
+
+SHORT = replace(SCENARIOS["photo-384"], sizes=((90, 64),), answer=6)
+CLIP = replace(SCENARIOS["video-8"], frames=3, answer=6)
+TEXT, SEVERAL = replace(SHORT, sizes=()), replace(SHORT, sizes=((90, 64), (60, 80)))
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_bundle: Path) -> Bundle:
+    return open_bundle(toy_bundle)
+
+
+@pytest.fixture(scope="module")
+def setup(toy_bundle: Path, toy_checkpoint: Path) -> Setup:
+    return Setup(toy_bundle, toy_checkpoint, "cpu", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def ours(bundle: Bundle) -> Iterator[BundleSubject]:
+    with OneVision(bundle, device="cpu", threads=1) as model:
+        yield BundleSubject(model)
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Bundle, setup: Setup) -> TransformersModel:
+    return TransformersModel("transformers-fp32", bundle, setup)
+
+
+# By name.
+
+
+def test_names():
+    assert choose_peers(["transformers", "llama,transformers-bf16"]) == (
+        "transformers-bf16",
+        "transformers-fp32",
+        "llama",
+    )
+    assert choose_peers([]) == ()
+    with pytest.raises(UsageError, match="unknown peer 'torch'") as caught:
+        choose_peers(["torch"])
+    assert "openvino" in str(caught.value.hint)
+
+
+def test_what_is_not_installed_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert lacking("openvino", bundle) == "it needs openvino: pip install openvino"
+    assert str(lacking("transformers-fp32", bundle)).startswith("it needs torch and transformers")
+    # What will be skipped needs no checkpoint.
+    assert find_checkpoint(bundle.manifest, None, ("transformers-fp32",)) is None
+
+
+def test_llama_needs_a_bundle_that_reads_prompts_otherwise(bundle: Bundle):
+    assert "no prefill graph" in str(lacking("llama", bundle))
+    files = {**bundle.manifest.files, PREFILL: FileInfo("", 1, "int8")}
+    assert lacking("llama", replace(bundle, manifest=replace(bundle.manifest, files=files))) is None
+
+
+def test_the_checkpoint_is_found_where_the_bundle_came_from(
+    bundle: Bundle, tiny_bundle: Path, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = ("transformers-bf16",)
+    manifest = bundle.manifest
+    assert find_checkpoint(manifest, None, ("llama",)) is None
+    assert find_checkpoint(manifest, toy_checkpoint, names) == toy_checkpoint
+    assert find_checkpoint(open_bundle(tiny_bundle).manifest, None, names) == SHIPPED["tiny", "ov"]
+    with pytest.raises(UsageError, match="no checkpoint"):
+        find_checkpoint(manifest, tmp_path, names)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="needs the checkpoint") as caught:
+        find_checkpoint(manifest, None, names)
+    assert "--checkpoint" in str(caught.value.hint)
+    monkeypatch.chdir(toy_checkpoint.parent)
+    assert find_checkpoint(manifest, None, names)
+
+
+def test_the_checkpoint_of_a_repository_is_found_in_the_cache(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import huggingface_hub
+
+    revision = "0" * 40
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    manifest = replace(bundle.manifest, source=SourceInfo("owner/model", revision, "hf"))
+    with pytest.raises(UsageError, match="needs the checkpoint"):
+        find_checkpoint(manifest, None, ("transformers-bf16",))
+    (snapshot / "config.json").write_text("{}", encoding="utf-8")
+    assert find_checkpoint(manifest, None, ("transformers-bf16",)) == snapshot
+
+
+# The same work.
+
+
+@pytest.mark.parametrize(
+    "scenario", [SHORT, TEXT, SEVERAL, CLIP], ids=["picture", "text", "several", "video"]
+)
+def test_transformers_reads_the_same_prompt_and_says_the_same(
+    ours: BundleSubject, reference: TransformersModel, scenario: Scenario, tmp_path: Path
+):
+    """The bundle is exact, so that any difference is in what was asked."""
+    inputs = scenario.inputs(tmp_path)
+    mine, theirs = (subject.ask(scenario, inputs, StageClock) for subject in (ours, reference))
+    assert theirs.counts == mine.counts
+    assert theirs.token_ids == mine.token_ids
+    assert len(theirs.token_ids) == scenario.answer
+    assert theirs.ttft
+    assert theirs.ttft < theirs.total
+    laps = [lap.stage for lap in theirs.clock.laps]
+    assert laps.count("decode") == scenario.answer - 1
+    stages = {stage for stage, ms in theirs.clock.stages.items() if ms}
+    seen = {"encode", "pack"} if theirs.counts.tiles else set()
+    assert stages == {"read", "preprocess", "prefill", "first_token", "decode"} | seen
+
+
+def test_its_answer_does_not_end_before_ours(
+    reference: TransformersModel, bundle: Bundle, setup: Setup, toy_checkpoint: Path, tmp_path: Path
+):
+    said = reference.ask(SHORT, SHORT.inputs(tmp_path), StageClock).token_ids
+    copy = shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": said[0]}), encoding="utf-8")
+    hasty = TransformersModel("transformers-fp32", bundle, replace(setup, checkpoint=copy))
+    assert hasty.ask(SHORT, SHORT.inputs(tmp_path), StageClock).token_ids == said
+
+
+def test_what_transformers_is_not_asked(reference: TransformersModel, tmp_path: Path):
+    with pytest.raises(UsageError, match="second question"):
+        reference.ask(replace(SHORT, again=True), SHORT.inputs(tmp_path), StageClock)
+
+
+def test_another_checkpoint_is_refused(bundle: Bundle, setup: Setup, untied_checkpoint: Path):
+    with pytest.raises(CheckpointError, match="is not the checkpoint that the bundle was made of"):
+        TransformersModel("transformers-fp32", bundle, replace(setup, checkpoint=untied_checkpoint))
+
+
+def test_a_checkpoint_that_transformers_does_not_read(bundle: Bundle, setup: Setup, tmp_path: Path):
+    from onevision.export.synth import SynthSpec, synthesise
+
+    other = synthesise(tmp_path / "checkpoint", SynthSpec(naming="lmms-lab"))
+    with pytest.raises(CheckpointError, match="lmms-lab"):
+        TransformersModel("transformers-fp32", bundle, replace(setup, checkpoint=other))
+
+
+def test_torch_without_a_gpu_says_so(bundle: Bundle, setup: Setup):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch has a GPU here")
+    with pytest.raises(DeviceError, match="torch has no CUDA"):
+        TransformersModel("transformers-fp32", bundle, replace(setup, device="cuda"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
+def test_openvino_encodes_the_same_tiles(ours: BundleSubject, bundle: Bundle, setup: Setup, tmp_path: Path):
+    from onevision.bench.peers.openvino_encoder import OpenVinoEncoder
+
+    inputs = SHORT.inputs(tmp_path)
+    mine = ours.ask(SHORT, inputs, StageClock)
+    theirs = OpenVinoEncoder(bundle, setup).ask(SHORT, inputs, StageClock)
+    assert theirs.counts == replace(mine.counts, completion_tokens=0)
+    assert theirs.ttft is None
+    mine_laps, their_laps = (
+        [lap for lap in asked.clock.laps if lap.stage == "encode"] for asked in (mine, theirs)
+    )
+    assert len(mine_laps) == len(their_laps)
+
+
+# In its process.
+
+
+def test_a_peer_answers_from_its_own_process(setup: Setup, ours: BundleSubject, tmp_path: Path):
+    inputs = SHORT.inputs(tmp_path)
+    with closing(PeerProcess("llama", setup)) as peer:
+        asked = peer.ask(SHORT, inputs, StageClock)
+        mine = ours.ask(SHORT, inputs, StageClock)
+        assert (asked.counts, asked.token_ids) == (mine.counts, mine.token_ids)
+        assert {lap.stage for lap in asked.clock.laps} == {lap.stage for lap in mine.clock.laps}
+        assert peer.resident() > 1 << 20
+        child = psutil.Process(peer._process.pid)
+        # A question that it cannot be asked is an error, and the next one is answered.
+        too_long = replace(SHORT, answer=0)
+        with pytest.raises(GenerationError, match="max-tokens"):
+            peer.ask(too_long, inputs, StageClock)
+        assert peer.ask(SHORT, inputs, StageClock).token_ids == mine.token_ids
+    assert not child.is_running()
+
+
+def test_a_peer_that_dies_keeps_what_it_measured(setup: Setup, tmp_path: Path):
+    with closing(PeerProcess("llama", setup)) as peer:
+        (trial,) = make_trials(SHORT, [peer], tmp_path)
+        method = Method(runs=2, joules=lambda: None)
+        trial.warm_up(method)
+        trial.run(method)
+        peer._process.kill()
+        trial.run(method)
+        trial.run(method)
+        assert len(trial.runs) == 1
+        assert "its process ended" in str(trial.measured.skipped)
+        assert peer.resident() == 0
+
+
+def test_a_peer_that_cannot_be_loaded_says_why(bundle: Bundle, setup: Setup, tmp_path: Path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.folder, copy)
+    (copy / "backbone.gguf").unlink()
+    with pytest.raises(GenerationError, match=r"backbone\.gguf"):
+        PeerProcess("llama", replace(setup, bundle=copy))
+    with opened("llama", bundle, setup) as peer:  # the toy has no prefill graph
+        assert isinstance(peer, Missing)
+        (trial,) = make_trials(TEXT, [peer], tmp_path)
+        trial.warm_up(Method(joules=lambda: None))
+        assert "no prefill graph" in str(trial.measured.skipped)
+
+
+# All of it.
+
+
+def test_a_bench_against_others(
+    toy_bundle: Path,
+    toy_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    measure, size = roofline.measure, roofline.Size(4, 32, 4)
+    quick: dict[str, Any] = {"seconds": 0.0, "size": size, "memory": 1 << 16}
+    monkeypatch.setattr(roofline, "measure", lambda **options: measure(**options | quick))
+    out = tmp_path / "result.json"
+    words = ["bench", "-m", toy_bundle, "--scenario", "photo-384", "--runs", 2, "--threads", 1, "--out", out]
+    beside = ["--against", "transformers-bf16,llama", "--checkpoint", toy_checkpoint, "--json"]
+    assert _run([*map(str, words), *map(str, beside)]) == 0
+    data = json.loads(capfd.readouterr().out)
+    result = read_result(out)
+    assert [one.subject for one in result.measured] == ["onevision", "transformers-bf16", "llama"]
+    mine, theirs, llama = result.measured
+    assert mine.counts == theirs.counts
+    assert len(theirs.runs) == 2
+    assert theirs.memory
+    assert theirs.memory.peak > 1 << 20
+    assert "no prefill graph" in str(llama.skipped)
+    compared = {one["what"] for one in data["against"]["ratios"]}
+    assert compared == {"encode", "prefill", "ttft", "tpot", "total", "peak"}
+    assert data["against"]["not_compared"] == []
+    assert result.machine["packages"]["transformers"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--against", "vllm"], "unknown peer 'vllm'"),
+        (["--against", "transformers", "--checkpoint", "nowhere"], "nowhere is no checkpoint"),
+    ],
+)
+def test_mistakes(words: list[str], message: str, toy_bundle: Path, capfd: pytest.CaptureFixture[str]):
+    assert _run(["bench", "-m", str(toy_bundle), "--scenario", "text", *words]) == 2
+    assert message in capfd.readouterr().err
