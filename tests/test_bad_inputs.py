@@ -265,6 +265,15 @@ VIDEOS = (
     ),
     Bad("cut off early", "run Hi -v c.mp4 -m {bundle}", "c.mp4", make=cut("clip", "c.mp4", 0.1)),
     Bad("an address", "run Hi -v rtsp://example.org/cam -m {bundle}", "is an address, not a file"),
+    Bad("no tiles wanted", "run Hi -i {photo} --max-tiles 0 -m {bundle}", "max-tiles is 0", 2),
+    Bad("no such detail", "run Hi -i {photo} --detail most -m {bundle}", "unknown detail 'most'", 2),
+    Bad("two budgets", "run Hi -i {photo} --detail high --max-tiles 3 -m {bundle}", "exclude each other", 2),
+    Bad("no such distance", "run Hi -v {clip} --dedup -1 -m {bundle}", "dedup is -1.0", 2),
+    Bad("no time", "run Hi -i {photo} --ttft-target 0s -m {bundle}", "--ttft-target is '0s'", 2),
+    Bad(
+        "a time of no unit", "run Hi -i {photo} --ttft-target 5min -m {bundle}", "--ttft-target is '5min'", 2
+    ),
+    Bad("a speed not measured", "run Hi -i {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
     Bad("no frames wanted", "run Hi -v {clip} --frames 0 -m {bundle}", "frames is 0", 2),
 )
 
@@ -600,6 +609,9 @@ PLAN = (
     Bad("a size too large", "plan --image-size 1234567x480", "--image-size is '1234567x480'", 2),
     Bad("no frames", "plan {clip} --frames 0", "invalid value for '--frames'", 2),
     Bad("unknown model", "plan {photo} --size 3b", "--size is '3b'", 2),
+    Bad("two budgets", "plan {photo} --detail low --max-tiles 3", "exclude each other", 2),
+    Bad("a speed not measured", "plan {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
+    Bad("the speed of no bundle", "plan {photo} --ttft-target 5s --size 7b", "needs a bundle", 2),
     Bad("bundle missing", "plan {photo} -m no", "no bundle at no"),
     Bad(
         "bundle with no GGUF",

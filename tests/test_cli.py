@@ -135,7 +135,7 @@ def test_answer(pictures: int, has_video: bool, cli: Cli, model: OneVision, phot
     status, out, err = cli(*words, "--json")
     answer = parsed(out)
     assert (status, err) == (0, "")
-    assert list(answer) == ["text", "token_ids", "finish_reason", "usage", "warnings", "timings_ms"]
+    assert list(answer) == ["text", "token_ids", "finish_reason", "usage", "warnings", "budget", "timings_ms"]
     assert (answer["text"], tuple(answer["token_ids"])) == (expected.text, expected.token_ids)
     assert answer["usage"] == vars(expected.usage)
     stages = ["tokenise", "read", "preprocess", "encode", "pack", "prefill", "first_token"]

@@ -24,15 +24,18 @@ from onevision.cli.console import (
     stderr,
     stdout,
 )
-from onevision.errors import UsageError
+from onevision.errors import OneVisionError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from onevision.bench.result import Result
+    from onevision.bundle import Bundle
+    from onevision.runtime.device import Device as DeviceName
 
 HELP = examples(
-    "Measure where the time goes, and how far that is from what this machine could do.",
+    "Measure where the time goes, and how far that is from what this machine could do. At the end, the times "
+    "that --ttft-target of `run` and `plan` needs are measured and kept.",
     "onevision bench --quick",
     "onevision bench --scenario photo-1080p --scenario video-8 -m bundle --out before.json",
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
@@ -168,18 +171,31 @@ def bench(
     settings = Settings(chosen, runs, box, where, threads, against=peers, checkpoint=checkpoint)
     folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
     bundle = open_bundle(folder, check=check)
+    stopped = False
     with _steps() as show:
         benchmark = (IsolatedBenchmark if isolate else Benchmark)(bundle, settings, show)
         try:
             benchmark.run()
+            _calibrate(bundle, where, benchmark.result.threads, show)
         except KeyboardInterrupt:
+            stopped = True
             print_warning("interrupted: the result has what was measured")
     result = benchmark.result
     if out:
         write_result(out, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
-    if result.interrupted:
+    if stopped:
         raise KeyboardInterrupt
+
+
+def _calibrate(bundle: Bundle, device: DeviceName, threads: int, show: Callable[[str], object]) -> None:
+    """Keep what ``--ttft-target`` needs; where that fails, the result is good all the same."""
+    from onevision.bench.calibrate import keep_calibration
+
+    try:
+        keep_calibration(bundle, device, threads, show)
+    except OneVisionError as error:
+        print_warning(f"times to the first token cannot be predicted: {error.message}")
 
 
 def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int | None) -> Path:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from onevision.cli.console import (
     CacheFolder,
+    Dedup,
+    Detail,
     Device,
+    MaxTiles,
     Model,
     Threads,
     bundle_folder,
@@ -20,7 +23,7 @@ from onevision.cli.console import (
     print_warning,
 )
 from onevision.errors import OneVisionError, UsageError
-from onevision.runtime.options import DEFAULT_MAX_TOKENS
+from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +68,9 @@ def chat(
     frames: Annotated[
         int | None, typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's]")
     ] = None,
+    max_tiles: MaxTiles = None,
+    detail: Detail = "auto",
+    dedup: Dedup = None,
     device: Device = "auto",
     threads: Threads = None,
     cache: CacheFolder = None,
@@ -73,9 +79,17 @@ def chat(
     from onevision.runtime import device as devices
     from onevision.runtime.engine import OneVision
 
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "frames": frames,
+        "max_tiles": max_tiles,
+        "detail": detail,
+        "dedup": dedup,
+    }
+    make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
     with OneVision.load(bundle_folder(model), device=where, threads=threads, cache=cache) as loaded:
-        talk = loaded.chat(max_tokens=max_tokens, frames=frames)
+        talk = loaded.chat(**options)
         for path in image or ():
             talk.add_image(path)
         if video is not None:
@@ -167,4 +181,5 @@ def _stats(last: Answer | None) -> str:
     return (
         f"{usage.prompt_tokens:,} prompt tokens, {usage.cached_tokens:,} of them known before; "
         f"{usage.completion_tokens:,} in the answer; first token after {times.ttft / 1e3:.2f} s"
+        + (f"; {usage.reused_frames} frames reused" if usage.reused_frames else "")
     )

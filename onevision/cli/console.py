@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -43,6 +44,38 @@ Prefill = Annotated[
         metavar="NAME",
         help="What reads the prompt: onnx (the bundle's prefill graph), llama, or auto: the graph if there "
         "is one and the prompt is long.",
+    ),
+]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Cut a single picture into at most N tiles, base view included: fewer are faster and show less. "
+        "`onevision plan` lists what they cost.  [default: no limit]",
+    ),
+]
+Detail = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Of a single picture: low is one tile, auto is as in training, high enlarges a small picture "
+        "until it fills all tiles that the model takes.",
+    ),
+]
+Dedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="Encode frames of a video that differ by at most T levels of 255 on average only once; 0 for "
+        "identical ones.  [default: off]",
+    ),
+]
+TtftTarget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Choose the largest budget whose first token comes in TIME: 5s, 800ms or 1.5. Needs the times "
+        "that `onevision bench --quick` keeps of a bundle.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
@@ -86,6 +119,21 @@ def one_of(value: str, known: tuple[str, ...], option: str) -> Any:  # noqa: ANN
     if value not in known:
         raise UsageError(f"{option} is {value!r}", hint=f"one of {', '.join(known)}")
     return value
+
+
+def duration(text: str | None, option: str) -> float | None:
+    """Seconds of ``5s``, ``800ms`` or ``1.5``; None of None.
+
+    Raises:
+        UsageError: It is something else, or not more than 0.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) *(ms|s)?", text.strip())
+    seconds = float(found[1]) / (1000 if found[2] == "ms" else 1) if found else 0.0
+    if not 0 < seconds <= 1e6:
+        raise UsageError(f"{option} is {text!r}", hint="a time of more than 0: 5s, 800ms or 1.5")
+    return seconds
 
 
 def print_error(message: str, hint: str | None) -> None:

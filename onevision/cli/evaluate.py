@@ -14,8 +14,11 @@ import typer
 from onevision.cli.console import (
     CheckSums,
     ConsoleSteps,
+    Dedup,
+    Detail,
     Device,
     Json,
+    MaxTiles,
     Model,
     Prefill,
     Threads,
@@ -51,6 +54,7 @@ HELP = examples(
     "Measure how good a bundle's answers are.",
     "onevision eval --limit 260",
     "onevision eval --family small_print --see base -o base.jsonl",
+    "onevision eval --family small_print --max-tiles 3 --against all.jsonl",
     "onevision eval --questions mine/ --json -m bundle",
     "onevision eval -m small --against bundle -o small.jsonl",
     "onevision eval -m bundle --against checkpoint --limit 500",
@@ -107,6 +111,9 @@ def evaluate(
         int | None,
         typer.Option(metavar="N", help="Frames taken from each of your videos.  [default: the bundle's]"),
     ] = None,
+    max_tiles: MaxTiles = None,
+    detail: Detail = "auto",
+    dedup: Dedup = None,
     answers: Annotated[
         Path | None,
         typer.Option(
@@ -141,8 +148,18 @@ def evaluate(
     from onevision.runtime import prefiller
 
     # Whatever can be wrong is looked at before a model is loaded.
-    make_options({"max_tokens": max_tokens, "frames": frames})
-    settings = Settings(one_of(see, get_args(See), "--see"), max_tokens, frames)
+    options = make_options(
+        {
+            "max_tokens": max_tokens,
+            "frames": frames,
+            "max_tiles": max_tiles,
+            "detail": detail,
+            "dedup": dedup,
+        }
+    )
+    settings = Settings(
+        one_of(see, get_args(See), "--see"), max_tokens, frames, max_tiles, options.detail, dedup
+    )
     where = one_of(device, get_args(devices.Device), "--device")
     asked = _questions(suite, questions, family or [], limit, seed, frames)
     if force and answers is None:
@@ -150,7 +167,7 @@ def evaluate(
     file = AnswersFile(answers, force=force) if answers else None
     reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
     load = partial(_bundle, device=where, threads=threads)
-    other = _other(against, asked, load, check=check) if against else None
+    other = _other(against, asked, load, settings, check=check) if against else None
     bundle = open_bundle(bundle_folder(model), check=check)
     run = run_id(bundle.manifest, settings, reader)
     if file:
@@ -196,7 +213,7 @@ def _questions(
 
 
 def _other(
-    against: Path, asked: Questions, load: Callable[[Bundle], Opened], *, check: bool
+    against: Path, asked: Questions, load: Callable[[Bundle], Opened], settings: Settings, *, check: bool
 ) -> Callable[[], Opened] | list[Record]:
     """What to compare with: something still to be asked, or the records of another run."""
     from onevision.bundle import MANIFEST, open_bundle
@@ -206,6 +223,11 @@ def _other(
     if against.is_file():
         return matched(asked, read_records(against), against)
     if (against / "config.json").is_file() and not (against / MANIFEST).is_file():
+        if not settings.is_reference:
+            raise UsageError(
+                "a checkpoint in transformers takes no --max-tiles, --detail or --dedup",
+                hint="compare with a bundle, or with the answers file of another run",
+            )
         require_export()
         return partial(_reference, against)
     return partial(load, open_bundle(against, check=check))

@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from onevision.cli.console import Exif, Json, Model, examples, one_of, print_facts, print_json, stdout
+from onevision.cli.console import (
+    Dedup,
+    Detail,
+    Device,
+    Exif,
+    Json,
+    MaxTiles,
+    Model,
+    Prefill,
+    Threads,
+    TtftTarget,
+    bundle_folder,
+    duration,
+    examples,
+    one_of,
+    print_json,
+    print_warning,
+)
 from onevision.errors import UsageError
-from onevision.export.disk import readable
+from onevision.runtime.options import make_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from onevision.runtime.plan import Input, Plan, PlannedInput, Shape
+    from onevision.runtime.calibration import Calibration
+    from onevision.runtime.device import Device as DeviceName
+    from onevision.runtime.options import Options
+    from onevision.runtime.plan import Input, Shape
+    from onevision.runtime.prefiller import Prefill as PrefillName
+    from onevision.runtime.prefiller import Reader
 
 HELP = examples(
-    "Tell tiles, tokens, operations, memory and a rough time of a prompt, before anything is run.",
+    "Tell tiles, tokens, operations, memory and time of a prompt, before anything is run. Times are rough "
+    "until `onevision bench` has measured the bundle.",
     "onevision plan photo.jpg",
     "onevision plan photo.jpg -m bundle",
+    "onevision plan photo.jpg --ttft-target 5s -m bundle",
     'onevision plan a.png b.png --prompt "Which one is newer?" -m bundle',
-    "onevision plan --image-size 4032x3024 --size 0.5b",
+    "onevision plan --image-size 4032x3024 --max-tiles 10 --size 0.5b",
 )
 
 #: Tokens of the training format around a question, system prompt included.
 _TEMPLATE_TOKENS = 22
 #: Characters of English text to a token, for want of a vocabulary.
 _CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a prompt is planned for. A published size has no files: no reader, and no calibration."""
+
+    name: str
+    shape: Shape
+    text_tokens: int
+    reader: Callable[[int], Reader] | None = None
+    calibration: Calibration | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +83,10 @@ def plan(
         int | None,
         typer.Option(min=1, metavar="N", help="Frames taken from a video.  [default: the model's]"),
     ] = None,
+    max_tiles: MaxTiles = None,
+    detail: Detail = "auto",
+    dedup: Dedup = None,
+    ttft_target: TtftTarget = None,
     exif: Exif = True,
     model: Model = None,
     size: Annotated[
@@ -55,29 +96,63 @@ def plan(
             help="Instead of a bundle: tiny, 0.5b, 7b or 72b.  [default: tiny, without a bundle]",
         ),
     ] = None,
+    prefill: Prefill = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Tell what a prompt costs."""
-    from onevision.runtime import plan as planning
+    from onevision.cli.costs import print_costs
+    from onevision.runtime import device as devices
+    from onevision.runtime import prefiller
+    from onevision.runtime.plan import machine_rate
+    from onevision.runtime.target import Fitted, Forecaster, late
 
+    target = duration(ttft_target, "--ttft-target")
+    options = make_options(
+        {"frames": frames, "max_tiles": max_tiles, "detail": detail, "dedup": dedup, "ttft_target": target}
+    )
+    where = one_of(device, get_args(devices.Device), "--device")
+    reading = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
+    if target is not None and size is not None:
+        raise UsageError(
+            "--ttft-target is of a bundle on this machine", hint="name one: -m FOLDER, not --size"
+        )
     inputs = [
         *(_measure(path, exif=exif) for path in files or ()),
         *(_parse_size(text) for text in image_size or ()),
     ]
-    exact = model is not None and size is None
-    if model is not None and size is None:
-        name, shape, tokens = _of_bundle(model, prompt, len(inputs))
+    if size is None and (model is not None or target is not None):
+        subject = _bundle(bundle_folder(model), prompt, len(inputs), reading, where, threads, target)
     else:
-        name = one_of(size or "tiny", ("tiny", *planning.PUBLISHED), "--size")
-        shape = _shipped() if name == "tiny" else planning.published(name)
-        tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
-    costs = planning.plan(
-        shape, inputs, text_tokens=tokens, frames=frames, flops_per_second=planning.machine_rate()
+        subject = _published(size or "tiny", prompt)
+    forecaster = Forecaster(
+        subject.shape,
+        inputs,
+        subject.text_tokens,
+        subject.reader or (lambda _: "llama"),
+        subject.calibration,
+        None if subject.calibration else machine_rate(),
     )
+    warning = None
+    if target is not None:
+        found, fits = forecaster.choose(options.budget, target)
+        options = options.within(found.budget)
+        warning = None if fits else late(found, target)
+    reused = _reused(inputs, options, subject.shape)
+    found = forecaster.forecast(options.budget, reused_frames=reused)
+    reader = subject.reader and subject.reader(found.costs.prompt_tokens)
+    table = forecaster.table(frames)
+    if warning:
+        print_warning(warning)
     if as_json:
-        print_json(costs.to_dict())
+        spent = Fitted((), options, found.ttft).spent
+        print_json(
+            found.costs.to_dict()
+            | {"prefill": reader, "budget": asdict(spent), "budgets": [each.to_dict() for each in table]}
+        )
     else:
-        _print(costs, name, exact=exact)
+        print_costs(subject.name, found, table, reader, exact=subject.reader is not None)
 
 
 def _measure(path: str, *, exif: bool) -> Input:
@@ -107,6 +182,31 @@ def _parse_size(text: str) -> Input:
     return Input(text, "image", int(match[1]), int(match[2]))
 
 
+def _reused(inputs: Sequence[Input], options: Options, shape: Shape) -> int:
+    """Frames of the videos that take the features of others."""
+    if options.dedup is None:
+        return 0
+    from onevision.runtime.anyres import squash
+    from onevision.runtime.features import share_frames
+    from onevision.runtime.video import read_video
+
+    prepare = partial(squash, tile=shape.vision.image_size)
+    frames = options.frames or shape.video.frames
+    videos = (
+        read_video(item.path, frames=frames, prepare=prepare) for item in inputs if item.kind == "video"
+    )
+    return sum(share_frames(video.tiles, options.dedup)[1] for video in videos)
+
+
+def _published(size: str, prompt: str) -> _Subject:
+    """A published model, or the tiny one, without a bundle of it."""
+    from onevision.runtime.plan import PUBLISHED, published
+
+    name = one_of(size, ("tiny", *PUBLISHED), "--size")
+    tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
+    return _Subject(name, _shipped() if name == "tiny" else published(name), tokens)
+
+
 def _shipped() -> Shape:
     """Shape of the tiny model, read from its checkpoint: planning makes no bundle."""
     from onevision.export.config import read_config
@@ -119,10 +219,21 @@ def _shipped() -> Shape:
     return Shape(vision_info(config), backbone_info(config, 32.0), video_info(config), KV_BYTES * 2)
 
 
-def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[str, Shape, int]:
-    """A bundle's name and shape, and the text tokens of a prompt in its format."""
-    from onevision.bundle import BACKBONE, open_bundle
+def _bundle(
+    folder: Path,
+    prompt: str,
+    visuals: int,
+    prefill: PrefillName,
+    device: DeviceName,
+    threads: int | None,
+    target: float | None,
+) -> _Subject:
+    """A bundle, without loading it; with a target, its calibration has to be there."""
+    from onevision.bundle import BACKBONE, PREFILL, open_bundle
+    from onevision.runtime import prefiller
     from onevision.runtime.backbone import count_tokens
+    from onevision.runtime.calibration import calibration_path, needed_calibration, read_calibration
+    from onevision.runtime.device import default_threads, expected, placement
     from onevision.runtime.plan import Shape
     from onevision.runtime.prompt import Control, ImagePart, Message, render
 
@@ -133,47 +244,12 @@ def _of_bundle(folder: Path, prompt: str, visuals: int) -> tuple[str, Shape, int
     segments = render((Message("user", (*pictures, prompt)),), template, manifest.prompt.system)
     texts = [segment for segment in segments if isinstance(segment, str)]
     controls = sum(isinstance(segment, Control) for segment in segments)
-    return manifest.name, Shape.of(manifest), controls + count_tokens(bundle.path(BACKBONE), texts)
-
-
-def _print(costs: Plan, model: str, *, exact: bool) -> None:
-    if costs.inputs:
-        _print_inputs(costs.inputs)
-    about = "" if exact else "about "
-    share = costs.prompt_tokens / costs.context_length
-    facts = {
-        "model": model,
-        "prompt": f"{about}{costs.prompt_tokens:,} tokens, {share:.0%} of {costs.context_length:,}",
-        "KV cache": readable(costs.kv_bytes),
-    }
-    for stage, count in costs.flops.items():
-        seconds = f", {_duration(costs.seconds[stage])} here" if costs.seconds else ""
-        facts[stage] = f"{_operations(count)}{seconds}"
-    print_facts(facts)
-    if costs.prompt_tokens >= costs.context_length:
-        stdout().print("the context cannot hold this prompt", style="red")
-
-
-def _print_inputs(inputs: Sequence[PlannedInput]) -> None:
-    from rich.table import Column, Table
-
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "grid", "tiles", "tokens")]
-    table = Table(Column("input", overflow="fold"), *numbers, box=None, pad_edge=False)
-    for item in inputs:
-        if item.grid:
-            cut = f"{item.grid[1]}×{item.grid[0]}"
-        else:
-            cut = f"{item.frames} frames" if item.frames else "–"
-        name = Path(item.path).name
-        table.add_row(name, f"{item.width}×{item.height}", cut, str(item.tiles), f"{item.image_tokens:,}")
-    stdout().print(table)
-
-
-def _operations(count: int) -> str:
-    return f"{count / 1e9:,.1f} GFLOP" if count < 1e12 else f"{count / 1e12:,.1f} TFLOP"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 0.1:
-        return "under 0.1 s"
-    return f"roughly {seconds:,.1f} s" if seconds < 120 else f"roughly {seconds / 60:,.0f} min"
+    encoder, offloaded = expected(device)
+    path = calibration_path(manifest, placement(encoder, offloaded=offloaded), threads or default_threads())
+    return _Subject(
+        manifest.name,
+        Shape.of(manifest),
+        controls + count_tokens(bundle.path(BACKBONE), texts),
+        partial(prefiller.reader, prefill, has_graph=PREFILL in manifest.files, offloaded=offloaded),
+        read_calibration(path) if target is None else needed_calibration(path, folder),
+    )

@@ -13,13 +13,18 @@ import typer
 from onevision.cli.console import (
     CacheFolder,
     CheckSums,
+    Dedup,
+    Detail,
     Device,
     Exif,
     Json,
+    MaxTiles,
     Model,
     Prefill,
     Threads,
+    TtftTarget,
     bundle_folder,
+    duration,
     examples,
     one_of,
     print_json,
@@ -40,6 +45,7 @@ HELP = examples(
     'onevision run "What is on the table?" --image photo.jpg -m bundle',
     'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
+    'onevision run "What is it?" -i photo.jpg --ttft-target 5s -m bundle',
     'onevision run "And beside it?" -i photo.jpg --cache pictures/ -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
 )
@@ -95,6 +101,10 @@ def run(
         int | None,
         typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's]"),
     ] = None,
+    max_tiles: MaxTiles = None,
+    detail: Detail = "auto",
+    dedup: Dedup = None,
+    ttft_target: TtftTarget = None,
     exif: Exif = True,
     template: Annotated[
         str | None,
@@ -129,6 +139,10 @@ def run(
         "seed": seed,
         "stop": tuple(stop or ()),
         "frames": frames,
+        "max_tiles": max_tiles,
+        "detail": detail,
+        "dedup": dedup,
+        "ttft_target": duration(ttft_target, "--ttft-target"),
         "exif": exif,
         "template": template,
         "system": system,
@@ -227,10 +241,13 @@ def _print_statistics(answer: Answer, notes: Sequence[str]) -> None:
         return
     steps = usage.completion_tokens - 1
     speed = f", {steps / (times.total - times.ttft) * 1e3:.1f} tokens/s" if steps > 0 else ""
-    pictures = f"{usage.tiles} tiles, {usage.image_tokens:,} of " if usage.tiles else ""
+    reused = f" ({usage.reused_frames} frames reused)" if usage.reused_frames else ""
+    pictures = f"{usage.tiles} tiles{reused}, {usage.image_tokens:,} of " if usage.tiles else ""
+    predicted = answer.budget.predicted_ttft_ms
+    expected = f" ({predicted / 1e3:.2f} s predicted)" if predicted is not None else ""
     console.print(
         f"{pictures}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
-        f"{speed}; loaded in {times.load / 1e3:.2f} s",
+        f"{expected}{speed}; loaded in {times.load / 1e3:.2f} s",
         *notes,
         sep="\n",
         style="dim",

@@ -30,6 +30,10 @@ def print_scores(scores: Report) -> None:
     table.add_row("overall", *_cells(scores.overall, chances=chances), style="bold")
     console = stdout()
     console.print(table)
+    overall = scores.overall
+    if overall.tiles is not None and overall.image_tokens is not None:
+        took = f"{overall.tiles:.2f} tiles and {overall.image_tokens:,.0f} visual tokens a question"
+        console.print(f"on average {took}", style="dim")
     if len(scores.families) > 1:
         console.print("by kind and overall: the mean of the families", style="dim")
 

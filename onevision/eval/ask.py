@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from onevision.bundle import Manifest
+    from onevision.runtime.budget import Detail
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
     from onevision.runtime.prefiller import Prefill
@@ -38,6 +39,14 @@ class Settings:
     see: See = "all"
     max_tokens: int = 64
     frames: int | None = None  # of a video file; None for the bundle's default. Arrays are seen whole.
+    max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.Options`
+    detail: Detail = "auto"
+    dedup: float | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether pictures and videos are given as the reference gives them."""
+        return self.max_tiles is None and self.detail == "auto" and self.dedup is None
 
 
 class Answerer(Protocol):
@@ -62,10 +71,23 @@ def of_bundle(model: OneVision) -> Answerer:
     ) -> Reply:
         frames = len(video) if isinstance(video, np.ndarray) else settings.frames
         answer = model.generate(
-            prompt, images=images, video=video, max_tokens=settings.max_tokens, frames=frames
+            prompt,
+            images=images,
+            video=video,
+            max_tokens=settings.max_tokens,
+            frames=frames,
+            max_tiles=settings.max_tiles,
+            detail=settings.detail,
+            dedup=settings.dedup,
         )
-        ttft = round(answer.timings.ttft, 3)
-        return Reply(answer.text, answer.finish_reason, ttft, answer.usage.image_tokens)
+        usage = answer.usage
+        return Reply(
+            answer.text,
+            answer.finish_reason,
+            round(answer.timings.ttft, 3),
+            usage.image_tokens,
+            usage.tiles - usage.reused_frames,
+        )
 
     return reply
 

@@ -32,6 +32,7 @@ class Reply:
     finish_reason: FinishReason | None = None
     ttft_ms: float | None = None
     image_tokens: int | None = None
+    tiles: int | None = None  # passes of the encoder, without reused frames
     error: str | None = None
 
 
@@ -51,6 +52,7 @@ class Record:
     finish_reason: FinishReason | None
     ttft_ms: float | None
     image_tokens: int | None
+    tiles: int | None
     error: str | None  # why the question could not be asked; it counts as wrong
     run: str  # of :func:`onevision.eval.ask.run_id`
 
@@ -90,6 +92,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "finish_reason": (str, type(None)),
     "ttft_ms": (float, int, type(None)),
     "image_tokens": (int, type(None)),
+    "tiles": (int, type(None)),
     "error": (str, type(None)),
     "run": (str,),
 }

@@ -31,6 +31,8 @@ class Score:
     n: int
     chance: float | None  # accuracy of guessing, where it is known of all questions
     ttft_ms: float | None  # mean time to the first token, of the questions that could be asked
+    tiles: float | None  # mean passes of the encoder, of those
+    image_tokens: float | None  # mean visual tokens, of those
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _score(records: Sequence[Record]) -> Score:
         interval=wilson(right, n),
         n=n,
         chance=fmean(chances) if len(chances) == n else None,
-        ttft_ms=_mean_ttft(records),
+        **_means(records),
     )
 
 
@@ -93,10 +95,14 @@ def _mean_of_families(records: Sequence[Record]) -> Score:
         interval=mean_interval(means, [score.interval for score in scores]),
         n=len(records),
         chance=fmean(chances) if len(chances) == len(scores) else None,
-        ttft_ms=_mean_ttft(records),
+        **_means(records),
     )
 
 
-def _mean_ttft(records: Iterable[Record]) -> float | None:
-    times = [record.ttft_ms for record in records if record.ttft_ms is not None]
-    return fmean(times) if times else None
+def _means(records: Sequence[Record]) -> dict[str, float | None]:
+    """What the questions took on average, of those that tell."""
+    told = {
+        name: [value for record in records if (value := getattr(record, name)) is not None]
+        for name in ("ttft_ms", "tiles", "image_tokens")
+    }
+    return {name: fmean(values) if values else None for name, values in told.items()}

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from onevision.runtime.budget import Detail
 
 Stage = Literal[
     "tokenise", "read", "preprocess", "encode", "pack", "prefill", "first_token", "decode", "detokenise"
@@ -28,6 +31,19 @@ class Usage:
     completion_tokens: int
     tiles: int
     cached_tokens: int = 0  # of the prompt, not read again
+    reused_frames: int = 0  # of videos, whose features are those of an earlier frame that is like them
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The budget that was used. None: the reference's, or none was asked for. Times are in milliseconds."""
+
+    max_tiles: int | None = None
+    detail: Detail = "auto"
+    frames: int | None = None
+    dedup: float | None = None
+    ttft_target_ms: float | None = None
+    predicted_ttft_ms: float | None = None  # with nothing in a cache
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ class Answer:
     usage: Usage
     timings: Timings
     warnings: tuple[str, ...] = ()
+    budget: Spent = Spent()
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``onevision run --json`` prints."""

@@ -68,6 +68,12 @@ class Chat:
 
     def __init__(self, model: OneVision, **options: Any) -> None:  # noqa: ANN401
         self._model, self._options = model, make_options(options)
+        if self._options.ttft_target is not None:
+            # Chosen anew for each turn, it would cut earlier pictures anew, and read them all again.
+            raise UsageError(
+                "a conversation takes no target for the first token",
+                hint="ask `onevision plan --ttft-target` for a budget, and give that: --max-tiles",
+            )
         self._next: list[Given] = []
         self.turns: list[Turn] = []
         self.dropped = 0

@@ -18,16 +18,25 @@ import numpy as np
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA, Bundle, open_bundle
 from onevision.errors import BundleError, PromptError, UsageError
 from onevision.runtime import anyres
-from onevision.runtime.answer import Answer, AnswerStream, FinishReason, Progress, StageClock, Timings, Usage
+from onevision.runtime.answer import (
+    Answer,
+    AnswerStream,
+    FinishReason,
+    Progress,
+    StageClock,
+    Timings,
+)
 from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.cache import Cache
-from onevision.runtime.device import MAX_THREADS, Device
+from onevision.runtime.device import MAX_THREADS, Device, default_threads, placement
 from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options, Sampling, make_options
 from onevision.runtime.prefiller import Prefill, Prefiller
 from onevision.runtime.prefix import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
+from onevision.runtime.session import has_cuda
+from onevision.runtime.target import Fitted, fit
 from onevision.runtime.text import TextStream
 
 if TYPE_CHECKING:
@@ -255,7 +264,19 @@ class OneVision:
 
         files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
         shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
-        return encode_once(tiles, encode, self._features, (files, vision, self._device), shape, on_tile)
+        facts = files, vision, self._encoding_device()
+        return encode_once(tiles, encode, self._features, facts, shape, on_tile)
+
+    def _encoding_device(self) -> str:
+        """Where tiles are encoded. Where it is clear beforehand, the encoder is not loaded to learn it."""
+        if self._encoder is None and (self._device == "cpu" or (self._device == "auto" and not has_cuda())):
+            return "cpu"
+        return self.vision_encoder().device
+
+    @property
+    def placement(self) -> str:
+        """Where this runs, see :func:`onevision.runtime.device.placement`."""
+        return placement(self._encoding_device(), offloaded=self.backbone.offloaded)
 
     def vision_encoder(self) -> VisionEncoder:
         """The encoder, loaded now if it was not."""
@@ -363,18 +384,19 @@ class OneVision:
             clock = clock or StageClock()
             if self.backbone.offloaded:
                 clock.synchronise = self.backbone.synchronise
-            return (yield from self._run(messages, options, on_progress, clock, go_on=go_on))
+            asked = self._fitted(messages, options, clock)
+            return (yield from self._run(asked, on_progress, clock, go_on=go_on))
 
     def _run(
         self,
-        messages: tuple[Message, ...],
-        options: Options,
+        asked: Fitted,
         on_progress: Progress | None,
         clock: StageClock,
         *,
         go_on: bool,
     ) -> Generator[str, None, Answer]:
-        prepared = self.preparer.prepare(messages, options, clock)
+        options = asked.options
+        prepared = self.preparer.prepare(asked.messages, options, clock)
         room = self._room(prepared, options)
         with clock.stage("prefill"):
             kept = self._prefixes.resume(prepared, room=room, go_on=go_on)
@@ -421,9 +443,21 @@ class OneVision:
         if end := text.finish():
             yield end
         timings = Timings(load=self._load_ms, ttft=ttft, total=clock.elapsed(), **clock.stages)
-        usage = Usage(prepared.tokens, prepared.image_tokens, len(tokens), prepared.tiles, kept)
-        warnings = (*prepared.warnings, *self.prefiller.warnings)
-        return Answer(text.text, tuple(tokens), finish, usage, timings, warnings)
+        usage = prepared.usage(completion_tokens=len(tokens), cached_tokens=kept)
+        warnings = (*asked.warnings, *prepared.warnings, *self.prefiller.warnings)
+        return Answer(text.text, tuple(tokens), finish, usage, timings, warnings, asked.spent)
+
+    def _fitted(self, messages: tuple[Message, ...], options: Options, clock: StageClock) -> Fitted:
+        """The prompt with the largest budget whose first token comes in time, if a time is asked for."""
+        if options.ttft_target is None:
+            return Fitted(messages, options)
+        # Not at the top: without a target, nobody needs a calibration.
+        from onevision.runtime.calibration import calibration_path, needed_calibration
+
+        manifest = self.bundle.manifest
+        path = calibration_path(manifest, self.placement, self._threads or default_threads())
+        calibration = needed_calibration(path, self.bundle.folder)
+        return fit(manifest, self.preparer, self.prefiller.reader, calibration, messages, options, clock)
 
     def _room(self, prepared: PreparedPrompt, options: Options) -> int:
         """Tokens that the answer may have: as asked, or what the context leaves."""

@@ -1,4 +1,7 @@
-"""Image features of tiles, each encoded once: equal tiles share one pass, known ones come from the cache."""
+"""Image features of tiles, each encoded once: equal tiles share one pass, known ones come from the cache.
+
+Frames of a video that are nearly equal can be made equal beforehand.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +66,35 @@ def encode_once(
             if cache is not None:
                 cache.put(key, feature.tobytes())
     return features
+
+
+def share_frames(frames: npt.NDArray[np.uint8], threshold: float) -> tuple[npt.NDArray[np.uint8], int]:
+    """Puts the nearest earlier frame in the place of each one that is like it, so that it is encoded once.
+
+    Two frames are alike if the mean of the absolute differences of their levels (0 to 255, all pixels and
+    colours) is at most ``threshold``. A frame that was replaced stands in for no other: nothing drifts.
+
+    Args:
+        frames: uint8 [F, S, S, 3].
+        threshold: In levels; 0 for identical frames only.
+
+    Returns:
+        The frames, and how many of them were replaced.
+    """
+    kept: list[int] = []
+    source = []
+    for at, frame in enumerate(frames):
+        distances = [_distance(frame, frames[other]) for other in kept]
+        nearest = min(range(len(kept)), key=distances.__getitem__, default=None)
+        if nearest is not None and distances[nearest] <= threshold:
+            source.append(kept[nearest])
+        else:
+            kept.append(at)
+            source.append(at)
+    reused = len(frames) - len(kept)
+    return (frames[source] if reused else frames), reused
+
+
+def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
+    # The larger less the smaller stays within uint8.
+    return float((np.maximum(one, other) - np.minimum(one, other)).mean())

@@ -1,12 +1,13 @@
-"""How to answer: lengths, sampling, stop strings, frames, prompt format."""
+"""How to answer: lengths, sampling, stop strings, budgets, prompt format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from onevision.errors import UsageError
+from onevision.runtime.budget import Budget, Detail
 from onevision.runtime.prompt import TEMPLATES
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Options:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     frames: int | None = None  # None: the bundle's default
+    max_tiles: int | None = None  # of a single picture, base view included; None: no limit
+    detail: Detail = "auto"
+    dedup: float | None = None  # mean difference, in levels, of frames that count as one; None: off
+    ttft_target: float | None = None  # seconds until the first token: the largest budget that keeps to it
     exif: bool = True
     template: Template | None = None  # None: the bundle's default
     system: str | None = None  # None: the bundle's default
@@ -71,11 +76,35 @@ class Options:
         _check(
             (_whole(self.max_tokens, 1), "max-tokens", self.max_tokens, "1 or more"),
             (self.frames is None or _whole(self.frames, 1), "frames", self.frames, "1 or more"),
+            (self.max_tiles is None or _whole(self.max_tiles, 1), "max-tiles", self.max_tiles, "1 or more"),
+            (self.dedup is None or _real(self.dedup, 0, 255), "dedup", self.dedup, "from 0 to 255"),
+            (
+                self.ttft_target is None or (_real(self.ttft_target, 0, 1e6) and self.ttft_target > 0),
+                "ttft-target",
+                self.ttft_target,
+                "a number of seconds, more than 0",
+            ),
         )
+        if self.detail not in get_args(Detail):
+            raise UsageError(f"unknown detail {self.detail!r}", hint=f"one of {', '.join(get_args(Detail))}")
+        if self.detail != "auto" and self.max_tiles is not None:
+            raise UsageError(
+                f"detail {self.detail} and max-tiles {self.max_tiles} exclude each other",
+                hint="low is the same as max-tiles 1; leave one of them out",
+            )
         if self.template is not None and self.template not in TEMPLATES:
             raise UsageError(f"unknown template {self.template!r}", hint=f"one of {', '.join(TEMPLATES)}")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError("a stop string is empty, or no string")
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent on pictures and videos."""
+        return Budget(self.max_tiles, self.detail, self.frames)
+
+    def within(self, budget: Budget) -> Options:
+        """The same with another budget."""
+        return replace(self, max_tiles=budget.max_tiles, detail=budget.detail, frames=budget.frames)
 
 
 def _whole(value: object, least: int, most: float = inf) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.runtime.anyres import AnyRes
+from onevision.runtime.budget import Budget, cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 KV_BYTES = 2
 #: Share of the rate of one large NumPy product that the stages reach; seen on AVX2 and AVX-512 machines.
 EFFICIENCY = 0.8
+#: What the reference spends.
+REFERENCE = Budget()
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,10 @@ class PlannedInput:
 
 @dataclass(frozen=True)
 class Plan:
-    """Costs of a prompt. ``seconds`` is None where no rate was given."""
+    """Costs of a prompt.
+
+    ``seconds`` is None where no rate was given. Of the tiles, ``reused_frames`` are not encoded.
+    """
 
     inputs: tuple[PlannedInput, ...]
     tiles: int
@@ -132,6 +138,7 @@ class Plan:
     kv_bytes: int
     flops: dict[str, int]
     seconds: dict[str, float] | None
+    reused_frames: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``onevision plan --json`` prints."""
@@ -143,8 +150,9 @@ def plan(
     inputs: Sequence[Input],
     *,
     text_tokens: int,
-    frames: int | None = None,
+    budget: Budget = REFERENCE,
     flops_per_second: float | None = None,
+    reused_frames: int = 0,
 ) -> Plan:
     """Cost of one prompt.
 
@@ -152,15 +160,16 @@ def plan(
         shape: Of the model.
         inputs: Pictures and videos of the prompt.
         text_tokens: Tokens of the prompt besides them.
-        frames: Frames taken from a video; None for the bundle's default.
+        budget: What may be spent on pictures and videos.
         flops_per_second: Rate to predict times with.
+        reused_frames: Frames of videos that take the features of others.
     """
     pictures = sum(item.kind == "image" for item in inputs)
-    planned = tuple(_planned(shape, item, pictures > 1, frames) for item in inputs)
+    planned = tuple(_planned(shape, item, pictures > 1, budget) for item in inputs)
     tiles = sum(item.tiles for item in planned)
     image_tokens = sum(item.image_tokens for item in planned)
     tokens = image_tokens + text_tokens
-    flops = {"encode": shape.encode_flops(tiles), "prefill": shape.prefill_flops(tokens)}
+    flops = {"encode": shape.encode_flops(tiles - reused_frames), "prefill": shape.prefill_flops(tokens)}
     seconds = None
     if flops_per_second:
         seconds = {stage: count / flops_per_second for stage, count in flops.items()}
@@ -173,20 +182,18 @@ def plan(
         kv_bytes=tokens * shape.kv_bytes_per_token,
         flops=flops,
         seconds=seconds,
+        reused_frames=reused_frames,
     )
 
 
-def _planned(shape: Shape, item: Input, several: bool, frames: int | None) -> PlannedInput:
-    spec = shape.anyres
+def _planned(shape: Shape, item: Input, several: bool, budget: Budget) -> PlannedInput:
     grid, used = None, item.frames
     if item.kind == "video":
-        used = min(frames or shape.video.frames, item.frames or 1)
+        used = min(budget.frames or shape.video.frames, item.frames or 1)
         tiles, tokens = used, used * shape.video.pooled_side**2 + 1
-    elif several:
-        tiles, tokens = 1, spec.side**2 + 1
     else:
-        grid = spec.grid_shape((item.height, item.width))
-        tiles, tokens = 1 + grid[0] * grid[1], spec.token_count((item.height, item.width))
+        chosen = cut(shape.anyres, (item.height, item.width), budget, several=several)
+        grid, tiles, tokens = chosen.grid, chosen.tiles, chosen.tokens
     return PlannedInput(item.path, item.kind, item.width, item.height, used, grid, tiles, tokens)
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: ``auto``: by the graph where the bundle has one, the backbone runs on the CPU, and the prompt is long.
 Prefill = Literal["auto", "onnx", "llama"]
 
+#: What reads a prompt in the end.
+Reader = Literal["onnx", "llama"]
+
 #: Tokens from which ``auto`` takes the graph: for less, loading it is not worth while.
 LEAST = 256
 
@@ -39,6 +42,19 @@ EMBEDDING = "token_embd.weight"
 _SAMPLE = "The quick brown fox jumps over the lazy dog, 0123456789 times."
 #: Least cosine of the next token's logits, each less their mean; a toy in q4_0 against fp32 has 0.98.
 _ALIKE = 0.9
+
+
+def reader(choice: Prefill, tokens: int, *, has_graph: bool, offloaded: bool) -> Reader:
+    """What reads a prompt of so many tokens; the last one is never the graph's.
+
+    Args:
+        choice: See :data:`Prefill`.
+        tokens: Of the prompt.
+        has_graph: The bundle has the graph, and it can be used.
+        offloaded: The backbone runs on a GPU.
+    """
+    least = {"auto": inf if offloaded else LEAST, "onnx": 2, "llama": inf}[choice]
+    return "onnx" if has_graph and tokens >= least else "llama"
 
 
 class Prefiller:
@@ -70,9 +86,15 @@ class Prefiller:
             )
         self.warnings: tuple[str, ...] = ()
         self._bundle, self._backbone, self._threads = bundle, backbone, threads
-        self._choice: Prefill = "llama" if choice == "auto" and backbone.offloaded else choice
+        self._choice: Prefill = choice
         self._usable = has_graph
         self._ready: tuple[PrefillGraph, GgufFile, StateLayout] | None = None
+
+    def reader(self, tokens: int, choice: Prefill | None = None) -> Reader:
+        """What reads a prompt of so many tokens, by the choice of the constructor or another."""
+        return reader(
+            choice or self._choice, tokens, has_graph=self._usable, offloaded=self._backbone.offloaded
+        )
 
     def load(self, tokens: int, choice: Prefill | None = None) -> float:
         """Load and check the graph, if a prompt of so many tokens is the first that it would read.
@@ -90,7 +112,7 @@ class Prefiller:
             BundleError: A file of the graph, or the backbone's, is damaged.
             GenerationError: A native library refused the work.
         """
-        if not self._usable or self._ready is not None or not self._is_for_graph(tokens, choice):
+        if self._ready is not None or self.reader(tokens, choice) == "llama":
             return 0.0
         from onevision.runtime.gguf import GgufFile
         from onevision.runtime.prefill import PrefillGraph
@@ -130,7 +152,7 @@ class Prefiller:
         backbone = self._backbone
         backbone.start(tokens + room)
         rest = [part for part in parts if len(part)]
-        if self._ready and self._is_for_graph(tokens, choice):
+        if self._ready and self.reader(tokens, choice) == "onnx":
             graph, embedding, layout = self._ready
             rows = [_embedded(part, embedding) for part in rest]
             rows[-1] = rows[-1][:-1]
@@ -145,11 +167,6 @@ class Prefiller:
             self._ready[0].close()
             self._ready = None
         self._usable = False
-
-    def _is_for_graph(self, tokens: int, choice: Prefill | None) -> bool:
-        """Whether the graph should read a prompt; the last token is never its."""
-        least = {"auto": LEAST, "onnx": 2, "llama": inf}[choice or self._choice]
-        return tokens >= least
 
     def _check(self, graph: PrefillGraph, embedding: GgufFile) -> StateLayout:
         """Read a few tokens both ways.

@@ -7,11 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from PIL import Image
 
 from onevision.errors import BundleError
-from onevision.runtime import anyres
+from onevision.runtime import anyres, budget
+from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes
 from onevision.runtime.cache import key_of
+from onevision.runtime.features import share_frames
 from onevision.runtime.images import read_image
 from onevision.runtime.prompt import TEMPLATES, Control, ImagePart, render
 from onevision.runtime.video import read_video
@@ -20,13 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
-    from PIL import Image
 
     from onevision.bundle import Manifest
     from onevision.runtime.answer import StageClock
     from onevision.runtime.backbone import Vocabulary
     from onevision.runtime.options import Options
-    from onevision.runtime.prompt import Message, Template, VideoPart
+    from onevision.runtime.prompt import Message, Segment, Template, VideoPart
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class VisualInput:
         tokens: Rows that it takes in the prompt after packing.
         pack: image features float32 [T, P, H] -> visual tokens float32 [tokens, H]
         layout: All that ``pack`` depends on besides the features.
+        reused: Frames that are shown as an earlier one which is like them.
     """
 
     tiles: npt.NDArray[np.uint8]
     tokens: int
     pack: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
     layout: str
+    reused: int = 0
 
     @cached_property
     def key(self) -> str:
@@ -86,6 +90,17 @@ class PreparedPrompt:
     def tiles(self) -> int:
         """Tiles that the vision encoder is given; equal ones are encoded once."""
         return sum(len(visual.tiles) for visual in self.visuals)
+
+    def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
+        """Counts of an answer to it."""
+        return Usage(
+            self.tokens,
+            self.image_tokens,
+            completion_tokens,
+            self.tiles,
+            cached_tokens,
+            reused_frames=sum(visual.reused for visual in self.visuals),
+        )
 
     @cached_property
     def items(self) -> tuple[tuple[int | str, int], ...]:
@@ -150,11 +165,8 @@ class Preparer:
         Raises:
             InputError: A picture, video or text that cannot be used.
         """
-        prompt = self._manifest.prompt
-        template = options.template or cast("Template", prompt.template)
         with clock.stage("tokenise"):
-            system = prompt.system if options.system is None else options.system
-            segments = render(messages, template, system)
+            segments = self._segments(messages, options)
         # More than one picture in the prompt, in whichever turn: none of them is tiled, as in training.
         pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         warnings: list[str] = []
@@ -169,9 +181,19 @@ class Preparer:
                 parts.append(self._video(segment.part, options, clock, warnings))
         return PreparedPrompt(tuple(parts), tuple(warnings))
 
+    def text_tokens(self, messages: Sequence[Message], options: Options) -> int:
+        """Length of the prompt without its pictures and videos."""
+        segments = self._segments(messages, options)
+        return sum(len(self._tokens(each)) for each in segments if isinstance(each, (str, Control)))
+
     def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """What is seen of a frame of a video, uint8 [S, S, 3]."""
         return anyres.squash(image, self.anyres.tile)
+
+    def _segments(self, messages: Sequence[Message], options: Options) -> Sequence[Segment]:
+        prompt = self._manifest.prompt
+        template = options.template or cast("Template", prompt.template)
+        return render(messages, template, prompt.system if options.system is None else options.system)
 
     def _tokens(self, segment: str | Control) -> tuple[int, ...]:
         if isinstance(segment, str):
@@ -182,22 +204,24 @@ class Preparer:
         return (token,)
 
     def _image(self, part: ImagePart, several: bool, options: Options, clock: StageClock) -> VisualInput:
-        newline, spec = self._newline, self.anyres
+        newline = self._newline
         with clock.stage("read"):
             image = read_image(part.source, exif=options.exif)
         with clock.stage("preprocess"):
-            if several:
-                tiles = anyres.pad_square(image, spec.tile)
+            size = image.height, image.width
+            cut = budget.cut(self.anyres, size, options.budget, several=several)
+            spec = cut.spec
+            if spec is None:
+                tiles = anyres.pad_square(image, self.anyres.tile)
                 return VisualInput(
-                    tiles.pixels,
-                    spec.side**2 + 1,
-                    lambda features: anyres.pack_square(features, newline),
-                    "square",
+                    tiles.pixels, cut.tokens, lambda features: anyres.pack_square(features, newline), "square"
                 )
+            if cut.size != size:
+                image = image.resize(cut.size[::-1], Image.Resampling.BICUBIC)
             tiles = anyres.split(image, spec)
         return VisualInput(
             tiles.pixels,
-            spec.token_count(tiles.size),
+            cut.tokens,
             lambda features: anyres.pack_image(features, tiles.size, spec, newline),
             f"image {tiles.size} {spec}",
         )
@@ -214,9 +238,14 @@ class Preparer:
                 prepare=self.frame,
             )
         warnings += video.warnings
+        tiles, reused = video.tiles, 0
+        if options.dedup is not None:
+            with clock.stage("preprocess"):
+                tiles, reused = share_frames(tiles, options.dedup)
         return VisualInput(
-            video.tiles,
-            len(video.tiles) * defaults.pooled_side**2 + 1,
+            tiles,
+            len(tiles) * defaults.pooled_side**2 + 1,
             lambda features: anyres.pack_video(features, spec.side, newline),
             "video",
+            reused,
         )

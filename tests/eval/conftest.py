@@ -19,7 +19,7 @@ def sample(number: int = 0, family: str = "colour", kind: str = "image", **field
 
 def record(number: int = 0, text: str = "red", *, error: str | None = None, **fields: object) -> Record:
     """A question with the text that a model is supposed to have said after 10 ms."""
-    reply = Reply(text, "stop", 10.0, 25) if error is None else Reply("", error=error)
+    reply = Reply(text, "stop", 10.0, 25, 2) if error is None else Reply("", error=error)
     return Record.of(sample(number, **fields), reply, "run")
 
 

@@ -118,9 +118,10 @@ def test_table(cli, monkeypatch):
     """Every family is a line, and in 80 columns it stays one."""
     status, out, err = cli("--limit", 26)
     assert (status, err) == (0, "")
-    assert len(out.splitlines()) == 1 + 26 + 1 + 4 + 1 + 1
+    assert len(out.splitlines()) == 1 + 26 + 1 + 4 + 1 + 2
     assert re.search(r"^colour +1 +0\.0% +0\.0 to 79\.3 +\d+\.\d% +[\d,]+ ms$", out, re.MULTILINE)
     assert re.search(r"^one picture +15 +0\.0% ", out, re.MULTILINE)
+    assert re.search(r"^on average \d\.\d\d tiles and \d+ visual tokens a question$", out, re.MULTILINE)
     assert re.search(r"^overall +26 +0\.0% +0\.0 to 15\.6 ", out, re.MULTILINE)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -173,6 +174,24 @@ def test_what_the_pictures_are_worth(cli, mine):
     assert blind["kinds"]["text"]["accuracy"] == 1.0
 
 
+def test_budgets(cli, mine, tmp_path):
+    """The picture is cut into fewer tiles, the frames of the video are one; the text is what it was."""
+    run = ("--questions", mine, "--json")
+    usual = json.loads(cli(*run)[1])
+    status, out, err = cli(*run, "--max-tiles", 2, "--dedup", 255, "-o", "a.jsonl")
+    less = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (less["max_tiles"], less["detail"], less["dedup"]) == (2, "auto", 255)
+    assert (usual["max_tiles"], usual["detail"], usual["dedup"]) == (None, "auto", None)
+    assert [answer["tiles"] for answer in lines(tmp_path / "a.jsonl")] == [2, 2, 1, 0]
+    assert usual["kinds"]["video"]["tiles"] == 12
+    assert usual["kinds"]["image"]["tiles"] > 2
+    assert less["image_tokens"] < usual["image_tokens"]
+    assert less["kinds"]["video"]["image_tokens"] == usual["kinds"]["video"]["image_tokens"]
+    low = json.loads(cli(*run, "--detail", "low", "--family", "things")[1])
+    assert low["kinds"]["image"]["tiles"] == 1
+
+
 def test_a_damaged_picture(cli, tmp_path):
     noise(80, 100).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -206,7 +225,9 @@ def test_a_run_that_was_stopped_goes_on(cli, tmp_path):
     assert not (tmp_path / "b.jsonl.part").exists()
 
 
-@pytest.mark.parametrize("change", [("--seed", 1), ("--see", "nothing"), ("--family", "sum"), ("--limit", 2)])
+@pytest.mark.parametrize(
+    "change", [("--seed", 1), ("--see", "nothing"), ("--max-tiles", 2), ("--family", "sum"), ("--limit", 2)]
+)
 def test_another_run_does_not_go_on(change, cli, tmp_path):
     cli("--limit", 3, "-o", "a.jsonl")
     (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl.part")
@@ -357,6 +378,16 @@ KINDS = (
     Bad("no questions wanted", "eval --limit 0", "invalid value for '--limit'", 2),
     Bad("no tokens wanted", "eval -n 0", "max-tokens is 0", 2),
     Bad("no frames wanted", "eval --questions {mine} --frames 0", "frames is 0", 2),
+    Bad("no tiles wanted", "eval --max-tiles 0", "max-tiles is 0", 2),
+    Bad("no such detail", "eval --detail most", "unknown detail 'most'", 2),
+    Bad("two budgets", "eval --detail low --max-tiles 3", "exclude each other", 2),
+    Bad("no such distance", "eval --dedup 256", "dedup is 256", 2),
+    Bad(
+        "budgets against a checkpoint",
+        "eval --max-tiles 3 --against {checkpoint}",
+        "a checkpoint in transformers takes no --max-tiles",
+        2,
+    ),
     Bad("frames of a suite", "eval --frames 4", "--frames is for --questions", 2),
     Bad("suite and questions", "eval --suite tiny --questions {mine}", "instead of --suite", 2),
     Bad("seed and questions", "eval --seed 1 --questions {mine}", "instead of --suite and --seed", 2),

@@ -38,7 +38,8 @@ def test_scores():
     assert scores.errors == 0
     data = scores.to_dict()
     assert list(data) == [
-        "accuracy", "interval", "n", "chance", "ttft_ms", "kinds", "families", "errors",
+        "accuracy", "interval", "n", "chance", "ttft_ms", "tiles", "image_tokens", "kinds", "families",
+        "errors",
     ]  # fmt: skip
     assert data["families"]["shape"] == {
         "accuracy": 0.0,
@@ -46,6 +47,8 @@ def test_scores():
         "n": 1,
         "chance": 0.25,
         "ttft_ms": 10,
+        "tiles": 2,
+        "image_tokens": 25,
     }
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from onevision import OneVision
 from onevision.errors import UsageError
 from onevision.runtime import cache as caching
+from onevision.runtime import engine
 from onevision.runtime.cache import Cache, key_of
-from onevision.runtime.features import encode_once
+from onevision.runtime.features import encode_once, share_frames
 from tests.runtime.media import photograph
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 QUESTIONS = ("What is on the table?", "Which colour is it?")
@@ -91,17 +102,47 @@ def test_damage_is_passed_over_and_removed(
     assert Cache(tmp_path).get(files(tmp_path)[0].stem) is not None, "written anew"
 
 
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for so many bytes."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        taken = min(len(data), self.room)
+        self.room -= taken
+        if not taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data[:taken]) or 0
+
+
+# Bytes for each file. With 10,000, features of a tile fit, and keys and values do not.
+@pytest.mark.parametrize("room", [0, 10, 40, 10_000, "rename"])
 def test_a_full_disk_fails_no_answer(
-    toy_bundle: Path, picture: Path, tmp_path: Path, expected, monkeypatch: pytest.MonkeyPatch
+    toy_bundle: Path,
+    picture: Path,
+    tmp_path: Path,
+    expected,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int | str,
 ):
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(caching.Path, "replace", full)
+    def opened(handle: int, mode: str) -> io.BufferedWriter:
+        file = FullDisk(handle, mode)
+        file.room = room
+        return io.BufferedWriter(file)
+
+    if room == "rename":
+        monkeypatch.setattr(caching.Path, "replace", full)
+    else:
+        monkeypatch.setattr(caching.os, "fdopen", opened)
     with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
         assert model.generate(QUESTIONS[0], images=[picture], max_tokens=12).token_ids == expected[0]
-        assert any("No space left" in note for note in model.notes)
-    assert list(tmp_path.iterdir()) == []
+        assert any(os.strerror(errno.ENOSPC) in note for note in model.notes)
+    assert sorted(tmp_path.iterdir()) == files(tmp_path), "no part of a file is left"
+    assert bool(files(tmp_path)) == (room == 10_000)
+    assert all(Cache(tmp_path).get(path.stem) for path in files(tmp_path))
 
 
 def test_a_place_that_is_no_folder_is_told(tmp_path: Path):
@@ -111,8 +152,6 @@ def test_a_place_that_is_no_folder_is_told(tmp_path: Path):
 
 
 def test_what_was_used_longest_ago_goes(tmp_path: Path):
-    import os
-
     cache = Cache(tmp_path, memory_bytes=250, disk_bytes=450)
     for at, name in enumerate("abc"):
         cache.put(name, name.encode() * 100)
@@ -129,6 +168,23 @@ def test_keys_tell_facts_apart():
     assert (
         len({key_of("a", "b"), key_of("ab"), key_of(b"ab"), key_of(("a", "b")), key_of(1), key_of("1")}) == 6
     )
+
+
+def test_features_are_kept_by_where_they_were_computed(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not by the device that was asked for: ``auto`` is the CPU where there is no GPU."""
+    cache, tiles = Cache(), np.zeros((1, 56, 56, 3), np.uint8)
+    with OneVision.load(toy_bundle, device="cpu", threads=1, cache=cache) as model:
+        features = model.image_features(tiles)
+    with OneVision.load(toy_bundle, device="auto", threads=1, cache=cache) as model:
+        if model.placement != "encoder cpu, backbone cpu":
+            pytest.skip("this machine has a GPU")
+        assert np.array_equal(model.image_features(tiles), features)
+        assert model._encoder is None, "it was known before"
+        # Where a GPU might be used, the encoder tells whether it is.
+        monkeypatch.setattr(engine, "has_cuda", lambda: True)
+        assert np.array_equal(model.image_features(tiles), features)
+        assert model._encoder.device == "cpu"
+    assert len(cache._memory) == 1
 
 
 def test_equal_tiles_are_encoded_once():
@@ -148,6 +204,69 @@ def test_equal_tiles_are_encoded_once():
     assert told == [(3, 5), (5, 5)]
 
 
+# Frames that are like others.
+
+#: Levels of frames; the threshold; the frame whose features each one takes.
+ALIKE = (
+    ((7, 7, 8, 7), 0, (0, 0, 2, 0)),
+    ((10, 11, 12, 13), 1, (0, 0, 2, 2)),  # not a chain: 12 is compared with 10
+    ((10, 12, 11), 1.5, (0, 1, 0)),  # of two that are equally near, the earlier
+    ((10, 20, 18, 11), 5, (0, 1, 1, 0)),  # the nearest
+    ((0, 255), 254.9, (0, 1)),
+    ((0, 255), 255, (0, 0)),
+    ((255, 0), 255, (0, 0)),
+    ((3,), 255, (0,)),
+)
+
+
+@pytest.mark.parametrize(("levels", "threshold", "sources"), ALIKE)
+def test_the_table_of_frames(levels, threshold, sources):
+    frames = np.stack([np.full((2, 2, 3), level, np.uint8) for level in levels])
+    shared, reused = share_frames(frames, threshold)
+    assert shared[:, 0, 0, 0].tolist() == [levels[source] for source in sources]
+    assert reused == sum(source != at for at, source in enumerate(sources))
+
+
+def test_a_difference_is_the_mean_of_all_pixels_and_colours():
+    frames = np.zeros((2, 2, 2, 3), np.uint8)
+    frames[1, 0, 0, 0] = 24  # of 12 values
+    assert share_frames(frames, 2.0)[1] == 1
+    assert share_frames(frames, 1.99)[1] == 0
+
+
+@given(
+    frames=arrays(np.uint8, st.tuples(st.integers(1, 6), st.just(2), st.just(2), st.just(3))),
+    threshold=st.floats(0, 255),
+)
+def test_no_frame_is_shown_as_one_that_differs_more(frames, threshold):
+    shared, reused = share_frames(frames, threshold)
+    assert shared.shape == frames.shape
+    distances = np.abs(shared.astype(int) - frames.astype(int)).mean(axis=(1, 2, 3))
+    assert (distances <= threshold).all()
+    assert len(np.unique(shared, axis=0)) <= len(frames) - reused
+    if threshold == 0:
+        assert np.array_equal(shared, frames)
+
+
+def test_a_video_takes_the_features_of_frames_like_others(toy_bundle: Path):
+    scene = np.asarray(photograph("flower").resize((60, 50)))
+    noise = np.random.default_rng(0).integers(-2, 3, (6, *scene.shape))
+    video = (scene + noise).clip(0, 255).astype(np.uint8)
+    video[3:] = video[3:, ::-1]  # a cut
+    with OneVision.load(toy_bundle, **SETTINGS) as model:
+
+        def ask(frames: np.ndarray, **options: Any) -> Any:
+            return model.generate("What?", video=frames, max_tokens=8, **options)
+
+        usual, shared, strict = ask(video), ask(video, dedup=3), ask(video, dedup=0)
+        both = ask(video[[0, 0, 0, 3, 3, 3]])
+    assert (usual.usage.reused_frames, strict.usage.reused_frames, shared.usage.reused_frames) == (0, 0, 4)
+    assert strict.token_ids == usual.token_ids
+    assert shared.token_ids == both.token_ids
+    assert shared.usage.image_tokens == usual.usage.image_tokens
+    assert shared.budget.dedup == 3
+
+
 WRITER = """
 import sys
 from onevision.runtime.cache import Cache
@@ -162,26 +281,89 @@ assert cache.problem is None or "No such file" in cache.problem, cache.problem
 """
 
 
-def writer(folder: Path, turns: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(folder), str(turns)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def python(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the block, nor five minutes: whoever waits for it goes on."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last = threading.Timer(300, process.kill)
+    last.start()
+    try:
+        yield process
+    finally:
+        last.cancel()
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("turns", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_two_processes_share_a_folder(tmp_path: Path, turns: int):
-    processes = [writer(tmp_path, turns) for _ in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    with python(WRITER, tmp_path, turns) as one, python(WRITER, tmp_path, turns) as other:
+        for process in (one, other):
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_writer_leaves_nothing_wrong(tmp_path: Path, rounds: int):
+    """Killed at any moment, with something written before."""
     for _ in range(rounds):
-        process = writer(tmp_path, 10_000)
-        assert process.stdout
-        process.stdout.readline()
-        process.kill()
-        process.communicate()
+        with python(WRITER, tmp_path, 10_000) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            while not files(tmp_path):
+                assert process.poll() is None
         for path in files(tmp_path):
             assert Cache(tmp_path).get(path.stem) == path.stem.encode() * 500_000
+
+
+#: Writes an entry, and is killed after so many bytes of it; at -1 when it has only to be renamed.
+KILLED = """
+import io, os, signal, sys
+from onevision.runtime import cache as caching
+
+def die(*_):
+    # On Windows, SIGTERM ends a process at once as well.
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+class Dying(io.FileIO):
+    room = int(sys.argv[3])
+
+    def write(self, data):
+        done = super().write(data[: self.room])
+        self.room -= done
+        if not self.room:
+            die()
+        return done
+
+if sys.argv[3] == "-1":
+    caching.Path.replace = die
+else:
+    caching.os.fdopen = lambda handle, mode: io.BufferedWriter(Dying(handle, mode))
+caching.Cache(sys.argv[1]).put(sys.argv[2], b"x" * 500_000)
+"""
+_WHOLE = 500_040  # bytes of that entry's file
+
+
+@pytest.mark.parametrize("room", [0, 10, 40, 250_000, _WHOLE, -1])
+@pytest.mark.parametrize("name", ["new", "old"])
+def test_a_writer_that_is_killed_while_it_writes(tmp_path: Path, name: str, room: int):
+    Cache(tmp_path).put("old", b"y" * 100)
+    with python(KILLED, tmp_path, name, room) as process:
+        _, errors = process.communicate()
+        assert process.returncode == (-signal.SIGKILL if os.name == "posix" else signal.SIGTERM), errors
+    (part,) = tmp_path.glob("*.part")
+    assert part.stat().st_size == (_WHOLE if room == -1 else room)
+    cache = Cache(tmp_path, disk_bytes=600_000)
+    assert cache.get("old") == b"y" * 100
+    assert cache.get("new") is None
+    # What it left counts, and goes when it is the oldest.
+    os.utime(part, (0, 0))
+    cache.put("more", b"z" * 400_000)
+    assert part.exists() == (room not in {-1, _WHOLE, 250_000})
+    assert [path.stem for path in files(tmp_path)] == ["more", "old"]

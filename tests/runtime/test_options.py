@@ -20,6 +20,10 @@ GOOD = {
     "seed": (None, 0, 7, 2**32 - 1),
     "max_tokens": (1, 512, 10**9),
     "frames": (None, 1, 32),
+    "max_tiles": (None, 1, 37),
+    "detail": ("low", "auto", "high"),
+    "dedup": (None, 0, 1.5, 255),
+    "ttft_target": (None, 0.001, 5, 1e6),
     "exif": (True, False),
     "ignore_end": (True, False),
     "template": (None, "training", "hf"),
@@ -35,6 +39,10 @@ BAD = {
     "seed": (-1, 2**32, 1.5, "7"),
     "max_tokens": (0, -1, 1.5, "5", None, math.inf, True),
     "frames": (0, -1, 2.5, "8"),
+    "max_tiles": (0, -1, 2.5, "8", True),
+    "detail": ("medium", "", None),
+    "dedup": (-0.1, 255.1, math.nan, "1"),
+    "ttft_target": (0, -1, math.inf, math.nan, "5s"),
     "template": ("chatml", "", 3),
     "stop": ("", ("",), ("END", ""), (3,), [None]),
 }
@@ -61,6 +69,13 @@ def test_every_option_is_in_the_tables():
     names = {field.name for kind in (Options, Sampling) for field in fields(kind)} - {"sampling"}
     assert set(GOOD) == names
     assert names - set(BAD) == {"exif", "ignore_end", "system"}
+
+
+@pytest.mark.parametrize("detail", ["low", "high"])
+def test_detail_and_a_limit_of_tiles_exclude_each_other(detail: str):
+    with pytest.raises(UsageError, match="exclude each other"):
+        make_options({"detail": detail, "max_tiles": 4})
+    assert make_options({"detail": "auto", "max_tiles": 4}).budget.max_tiles == 4
 
 
 def test_defaults_are_greedy():

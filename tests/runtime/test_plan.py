@@ -14,6 +14,7 @@ from onevision import OneVision
 from onevision.bundle import open_bundle
 from onevision.cli import _run
 from onevision.runtime.answer import StageClock
+from onevision.runtime.budget import Budget
 from onevision.runtime.options import Options
 from onevision.runtime.plan import Input, Shape, machine_rate, plan, published
 from onevision.runtime.prompt import conversation_of
@@ -70,7 +71,7 @@ def test_several_pictures_and_videos_of_the_published_models():
     assert [(item.grid, item.tiles, item.image_tokens) for item in two.inputs] == [(None, 1, 730)] * 2
     clip = plan(published("7b"), [video(500)], text_tokens=0)
     assert (clip.tiles, clip.image_tokens, clip.inputs[0].frames) == (32, 6273, 32)
-    assert plan(published("7b"), [video(500)], text_tokens=0, frames=8).image_tokens == 1569
+    assert plan(published("7b"), [video(500)], text_tokens=0, budget=Budget(frames=8)).image_tokens == 1569
     assert plan(published("7b"), [video(5)], text_tokens=0).tiles == 5
     # One picture beside a video is still tiled.
     mixed = plan(published("7b"), [picture(640, 427), video(8)], text_tokens=0)
