@@ -428,7 +428,9 @@ def test_a_finished_checkpoint_goes_further(tmp_path, monkeypatch):
     gone_on = dict(type(trainer.model).from_pretrained(tmp_path / "ov").named_parameters())
     moved = [name for name, value in saved.items() if not torch.equal(value, gone_on[name])]
     assert len(moved) > len(saved) // 2
-    distances = [float(((gone_on[name] - value).norm() / value.norm()).detach()) for name, value in saved.items()]
+    distances = [
+        float(((gone_on[name] - value).norm() / value.norm()).detach()) for name, value in saved.items()
+    ]
     assert max(distances) < 0.5, "it went on from there"
 
 
