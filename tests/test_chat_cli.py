@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from onevision.cli import _run
+from onevision.cli.chat import _converse
+from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,3 +65,41 @@ def test_a_mistake_is_told_and_the_conversation_goes_on(
     out, err = converse(toy_bundle, [line, "Hi."], monkeypatch, capfd)
     assert error in err
     assert out.strip()
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    lines = iter(["Hi.", "Tell me.", KeyboardInterrupt(), "And now?", EOFError()])
+
+    def read() -> str:
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    with OneVision.load(toy_bundle, threads=1) as model:
+        talk = model.chat(max_tokens=4)
+        append, left = model.backbone.append, [2]
+
+        def interrupted(token: int) -> None:
+            append(token)
+            left[0] -= len(talk.turns) == 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(model.backbone, "append", interrupted)
+        _converse(talk, read, typed=True)
+        assert [turn.prompt for turn in talk.turns] == ["Hi.", "And now?"]
+        assert capfd.readouterr().err.count("stopped") == 2
+        fresh = model.chat(max_tokens=4)
+        monkeypatch.setattr(model.backbone, "append", append)
+        assert [fresh.ask(turn.prompt).text for turn in talk.turns] == [turn.answer for turn in talk.turns]
+
+
+def test_ctrl_c_ends_what_comes_from_a_file(toy_bundle: Path):
+    def read() -> str:
+        raise KeyboardInterrupt
+
+    with OneVision.load(toy_bundle, threads=1) as model, pytest.raises(KeyboardInterrupt):
+        _converse(model.chat(), read, typed=False)

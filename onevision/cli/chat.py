@@ -45,7 +45,7 @@ COMMANDS = """/image FILE  show a picture with the next question
 /load FILE   go on with a conversation that was saved
 /stats       counts and times of the last answer
 /help        this list
-/quit        end the conversation, as Ctrl-D does"""
+/quit        end the conversation, as Ctrl-D does; Ctrl-C only stops an answer"""
 
 
 def register(app: typer.Typer) -> None:
@@ -94,12 +94,13 @@ def chat(
             talk.add_image(path)
         if video is not None:
             talk.add_video(video)
-        _converse(talk, _reader())
+        typed = sys.stdin.isatty() and sys.stdout.isatty()
+        _converse(talk, _reader(typed=typed), typed=typed)
 
 
-def _reader() -> Callable[[], str]:
+def _reader(*, typed: bool) -> Callable[[], str]:
     """What gives the next line, and raises EOFError at the end."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not typed:
 
         def read() -> str:
             if not (line := sys.stdin.readline()):
@@ -114,20 +115,24 @@ def _reader() -> Callable[[], str]:
     return session.prompt
 
 
-def _converse(talk: Chat, read: Callable[[], str]) -> None:
+def _converse(talk: Chat, read: Callable[[], str], *, typed: bool) -> None:
+    """Answer line by line. Ctrl-C stops an answer or a line that is typed, and never the conversation."""
     last: Answer | None = None
     while True:
         try:
             line = read().strip()
-        except EOFError:
-            return
-        if line == "/quit":
-            return
-        try:
+            if line == "/quit":
+                return
             if line.startswith("/"):
                 _command(talk, line, last)
             elif line:
                 last = _answer(talk, line)
+        except EOFError:  # noqa: PERF203
+            return
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            print("\nstopped; Ctrl-D ends the conversation", file=sys.stderr)
         except OneVisionError as error:
             print_error(error.message, error.hint)
 
@@ -160,6 +165,10 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
             raise UsageError(f"{name} takes a file")
         for warning in actions[name](path) or ():
             print_warning(warning)
+        if name == "/save":
+            print(f"saved {path}", file=sys.stderr)
+        elif name == "/load":
+            print(f"loaded {len(talk.turns)} turns of {path}", file=sys.stderr)
     else:
         raise UsageError(f"unknown command {name}", hint="/help lists the commands")
 
