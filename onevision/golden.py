@@ -129,6 +129,9 @@ def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
     try:
         # Opened here: of a damaged archive numpy leaves its own file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            if any(entry.comment or entry.extra for entry in data.zip.infolist()):
+                # None was written: a wrong length, behind which the next entry is hidden.
+                raise zipfile.BadZipFile("an entry has a comment")
             arrays = {name: data[name] for name in data.files}
         heads = json.loads(str(arrays["cases"]))
         return tuple(_case(arrays, head["name"], head["prompt"]) for head in heads)

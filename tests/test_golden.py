@@ -113,6 +113,18 @@ def test_a_damaged_file_is_a_bundle_error_or_the_cases(
         assert_same(cases, load_golden(toy_bundle / GOLDEN))
 
 
+@pytest.mark.parametrize("field", [30, 31, 32, 33])
+def test_an_entry_is_hidden_by_no_wrong_length(toy_bundle: Path, tmp_path: Path, field: int):
+    """Lengths of an entry's extra data and comment, in the directory of the archive."""
+    whole = bytearray((toy_bundle / GOLDEN).read_bytes())
+    spot = whole.rfind(b"PK\x01\x02", 0, whole.rfind(b"PK\x01\x02"))
+    whole[spot + field] ^= 1
+    path = tmp_path / "damaged.npz"
+    path.write_bytes(whole)
+    with pytest.raises(BundleError, match="is damaged"):
+        load_golden(path)
+
+
 OTHER = {
     "nothing": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("golden", encoding="utf-8"),

@@ -53,7 +53,7 @@ def test_an_answer_tells_all_about_itself(model: OneVision, about_the_photo: Ans
     assert answer.usage.prompt_tokens > answer.usage.image_tokens > answer.usage.tiles > 1
     data = answer.to_dict()
     assert data["token_ids"] == list(answer.token_ids)
-    assert list(data) == ["text", "token_ids", "finish_reason", "usage", "warnings", "timings_ms"]
+    assert list(data) == ["text", "token_ids", "finish_reason", "usage", "warnings", "budget", "timings_ms"]
     assert set(data["timings_ms"]) == {"load", *STAGES, "ttft", "total"}
 
 
