@@ -101,15 +101,15 @@ def _llama_cpp() -> dict[str, Any]:
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: its library cannot be loaded
         return {"version": None, "build": [], "gpu_offload": False, "error": str(error)}
 
-    from onevision.runtime.llama_log import silence_llama
+    from onevision.runtime.llama_log import can_offload
 
-    silence_llama()
+    offload = can_offload()
     build = llama_cpp.llama_print_system_info().decode(errors="replace")
     flags = (part.strip() for part in build.replace(":", "|").split("|"))
     return {
         "version": llama_cpp.__version__,
         "build": [flag.removesuffix(" = 1") for flag in flags if flag],
-        "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
+        "gpu_offload": offload,
     }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EACH = 20  # questions of a family
 #: Accuracies by kind of input, less what 20 questions a family may miss by chance.
-AT_LEAST = {"image": 0.50, "images": 0.66, "video": 0.62}
+AT_LEAST = {"image": 0.83, "images": 0.87, "video": 0.79}
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The GPU as NVML tells of it: memory in use and energy, where nvidia-ml-py and a driver are there.
 
-Whatever is not told is None, never 0. It was never run on a GPU: the tests bring a library of the same names.
+Whatever is not told is None, never 0. The tests bring a library of the same names.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ def require_cuda() -> None:
     Raises:
         DeviceError: A library was built without CUDA.
     """
-    import llama_cpp
-
     from onevision.runtime import backbone, session
+    from onevision.runtime.llama_log import can_offload
 
     missing = {
         "ONNX Runtime's CUDA provider": None if session.has_cuda() else session.CUDA_HINT,
-        "llama.cpp built with CUDA": None if llama_cpp.llama_supports_gpu_offload() else backbone.CUDA_HINT,
+        "llama.cpp built with CUDA": None if can_offload() else backbone.CUDA_HINT,
     }
     hints = {name: hint for name, hint in missing.items() if hint}
     if hints:

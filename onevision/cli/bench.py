@@ -111,7 +111,9 @@ def bench(
     ] = None,
     vision: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="Its encoder in fp32, fp16 or int8.  [default: int8]"),
+        typer.Option(
+            metavar="TYPE", help="Its encoder in fp32, fp16 or int8.  [default: int8, on a GPU fp16]"
+        ),
     ] = None,
     backbone: Annotated[
         str | None,
@@ -146,6 +148,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from onevision.bench.benchmark import Benchmark, Settings
+    from onevision.bench.gpu import require_cuda
     from onevision.bench.isolate import IsolatedBenchmark
     from onevision.bench.peers import choose_peers
     from onevision.bench.result import write_result
@@ -169,6 +172,9 @@ def bench(
     peers = choose_peers(against or ())
     box = seconds or (_QUICK_BOX if quick else _BOX)
     settings = Settings(chosen, runs, box, where, threads, against=peers, checkpoint=checkpoint)
+    if where == "cuda":
+        require_cuda()  # before a bundle is made, which takes minutes
+        vision = vision or "fp16"  # graphs in int8 are made for CPUs
     folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
     bundle = open_bundle(folder, check=check)
     stopped = False

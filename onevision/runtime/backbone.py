@@ -18,7 +18,7 @@ import numpy as np
 
 from onevision.errors import BundleError, DeviceError, GenerationError, PromptError
 from onevision.runtime.device import Device, default_threads
-from onevision.runtime.llama_log import call_apart, last_llama_error, llama_log, silence_llama
+from onevision.runtime.llama_log import call_apart, can_offload, last_llama_error, llama_log, silence_llama
 
 # Where another program takes a core, llama.cpp's threads (GNU OpenMP) wait for each other by spinning, which
 # keeps the late one from its core: a short spin makes that 1.4 times as fast, and costs nothing otherwise.
@@ -186,8 +186,7 @@ class Backbone:
         self._capacity = 0
         self._observer: Any = None
         self.used = 0  # positions filled in the key-value cache
-        silence_llama()
-        offload = bool(api.llama_supports_gpu_offload())
+        offload = can_offload()
         if device == "cuda" and not offload:
             raise DeviceError(
                 "llama.cpp was built without CUDA",

@@ -22,10 +22,10 @@ def default_threads() -> int:
 
 def expected(device: Device) -> tuple[str, bool]:
     """Device of the encoder, and whether the backbone is offloaded, before either is loaded."""
-    import llama_cpp
+    from onevision.runtime.llama_log import can_offload
 
     encoder = "cuda" if device != "cpu" and has_cuda() else "cpu"
-    return encoder, device != "cpu" and bool(llama_cpp.llama_supports_gpu_offload())
+    return encoder, device != "cpu" and can_offload()
 
 
 def placement(encoder: str, *, offloaded: bool) -> str:

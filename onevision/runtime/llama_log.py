@@ -28,6 +28,14 @@ def silence_llama() -> None:
     _log_callback()
 
 
+def can_offload() -> bool:
+    """Whether this build of llama.cpp can use GPUs. The first question makes it look for some, and log."""
+    import llama_cpp
+
+    silence_llama()
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def last_llama_error() -> str | None:
     """The last line that llama.cpp logged as an error, or None."""
     return _last_error

@@ -107,7 +107,10 @@ FURTHER = Stage(
     "further",
     1.0,
     _full(1e-3) | {"tower": 4e-4},
-    _weighted(_SINGLE | {"crowd": 2.5, "sum": 2.0, "text": 1.0}, 0.6)
+    _weighted(
+        _SINGLE | {"objects": 2.5, "crowd": 3.5, "sum": 2.5, "table": 2.0, "small_print": 2.0, "text": 1.0},
+        0.6,
+    )
     | _weighted(_SEVERAL, 0.22)
     | _weighted(_VIDEO, 0.18),
     questions=4,

@@ -21,6 +21,7 @@ from recipes.tiny.tiles import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SPECIALS = (END_OF_TEXT, IM_START, IM_END, IMAGE_TOKEN, VIDEO_TOKEN)
 MOST_TOKENS = 1024
@@ -28,7 +29,7 @@ SCENES_EACH = 200
 
 
 def train_tokenizer() -> Vocabulary:
-    """Learn the vocabulary. Always the same."""
+    """Learn the vocabulary."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     any_tokenizer: Any = Tokenizer(models.BPE())
@@ -47,8 +48,20 @@ def train_tokenizer() -> Vocabulary:
     )
     any_tokenizer.train_from_iterator(corpus(), trainer)
     model = json.loads(any_tokenizer.to_str())["model"]
+    return _vocabulary(model)
+
+
+def read_vocabulary(checkpoint: Path) -> Vocabulary:
+    """The vocabulary of an exported checkpoint: trained elsewhere, ties may have fallen in another order."""
+    model = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    return _vocabulary(model)
+
+
+def _vocabulary(model: dict[str, Any]) -> Vocabulary:
+    """Of the ``model`` in a ``tokenizer.json``, whose merges are pairs, or texts in older files."""
+    merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     tokens = tuple(sorted(model["vocab"], key=model["vocab"].__getitem__))
-    return Vocabulary(tokens, tuple((left, right) for left, right in model["merges"]), SPECIALS)
+    return Vocabulary(tokens, tuple((left, right) for left, right in merges), SPECIALS)
 
 
 def load_tokenizer(vocabulary: Vocabulary) -> Any:  # noqa: ANN401

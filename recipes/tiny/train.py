@@ -26,7 +26,7 @@ from recipes.tiny.model import build_model, export_checkpoint, load_weights, sav
 from recipes.tiny.optimiser import MasterOptimiser
 from recipes.tiny.stages import FURTHER, STAGES, StepSize, held_out_batches
 from recipes.tiny.tiles import LabelledTiles
-from recipes.tiny.tokenizer import label_tokens, train_tokenizer
+from recipes.tiny.tokenizer import label_tokens, read_vocabulary, train_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ class Trainer:
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self._schedule, self._seed, self._stages = out, schedule, seed, stages
-        self.vocabulary = train_tokenizer()
+        self.vocabulary = train_tokenizer() if start is None else read_vocabulary(start)
         self.vocabulary.write(out, context_length=1)
         on_gpu = device != "cpu"
         self.model = build_model(self.vocabulary, seed, attention="sdpa" if on_gpu else "eager")

@@ -170,3 +170,12 @@ def test_all_that_a_gpu_needs_is_named_at_once(
     told = capfd.readouterr().err
     assert {name for name in ("onnxruntime-gpu", "GGML_CUDA") if name in told} == set(named)
     assert told.startswith("error: --device cuda needs ")
+
+
+def test_a_missing_gpu_is_told_before_a_bundle_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("ONEVISION_CACHE", str(tmp_path))
+    assert _run(["bench", "--synthetic", "7b", "--device", "cuda"]) == 1
+    assert capfd.readouterr().err.startswith("error: --device cuda needs ")
+    assert not list(tmp_path.iterdir())

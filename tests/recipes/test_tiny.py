@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -28,11 +29,11 @@ from recipes.tiny.brief import brief_pairs
 from recipes.tiny.data import IGNORED, Encoder, Turn, collate, turns_of
 from recipes.tiny.forward import LabelHead, answer, embeddings, features, hidden_states, learn
 from recipes.tiny.lookup import lookup
-from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
+from recipes.tiny.model import CONTEXT_LENGTH, GRID, PATCHES, TILE, build_model, export_checkpoint
 from recipes.tiny.optimiser import MasterOptimiser
 from recipes.tiny.stages import FURTHER, STAGES, StepSize, make_step
 from recipes.tiny.tiles import LABELS, SIDES, labelled_tiles
-from recipes.tiny.tokenizer import label_tokens, load_tokenizer, train_tokenizer
+from recipes.tiny.tokenizer import label_tokens, load_tokenizer, read_vocabulary, train_tokenizer
 from recipes.tiny.train import BySteps, ByTime, Trainer, learning_rate
 from tests.conftest import make_bundle
 
@@ -419,8 +420,15 @@ def test_a_finished_checkpoint_goes_further(tmp_path, monkeypatch):
     for module in ("recipes.tiny.stages", "recipes.tiny.feed"):
         monkeypatch.setattr(f"{module}.ALL_STAGES", (further,))
     monkeypatch.setattr("recipes.tiny.stages.HELD_OUT_SCENES", 1)
-    start = SHIPPED["tiny", "ov"]
+    start = tmp_path / "start"
+    shutil.copytree(SHIPPED["tiny", "ov"], start)
+    # As if it had been trained elsewhere: two tokens of equal rank changed places.
+    shipped = read_vocabulary(start)
+    tokens = [*shipped.tokens[:-2], shipped.tokens[-1], shipped.tokens[-2]]
+    replace(shipped, tokens=tuple(tokens)).write(start, context_length=CONTEXT_LENGTH)
     trainer = Trainer(tmp_path, BySteps(1), workers=0, stages=(further,), start=start)
+    assert trainer.vocabulary.tokens == tuple(tokens)
+    assert trainer.vocabulary.merges == shipped.merges
     saved = dict(type(trainer.model).from_pretrained(start).named_parameters())
     for name, value in saved.items():
         assert torch.equal(trainer.masters[name], value.float()), name
