@@ -7,9 +7,10 @@ all along: each draft takes the place of the last, and what fails never gets the
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
-from onevision.bundle import BACKBONE, write_bundle
+from onevision.bundle import BACKBONE, VISION, VISION_DATA, write_bundle
 from onevision.errors import ExportError, QuantError
 from onevision.export.backbone import own_type
 from onevision.export.build import export
@@ -160,7 +161,7 @@ def _apply(
     source: Bundle, folder: Path, scratch: Path, wanted: Wanted, yardstick: Yardstick, steps: Steps
 ) -> Applied:
     with Trials(source, scratch, yardstick, steps) as trials:
-        walk = _Walk(trials, folder, steps)
+        walk = _Walk(trials, folder, steps, _most_for_int8(source) if wanted.vision == "auto" else inf)
         candidate, draft, quality = _search(walk, source, wanted)
     report = verify_draft(draft, yardstick.threads)
     reasons = (*quality.reasons, *_disproof(report))
@@ -208,6 +209,16 @@ def _encoders(own: EncoderPrecision) -> tuple[EncoderPrecision, ...]:
     return ("int8", "fp16", "fp32") if own == "fp32" else ("int8", "fp16")
 
 
+def _most_for_int8(source: Bundle) -> float:
+    """Bytes of the encoder in fp16: an int8 that has to keep so much in fp32 is no gain."""
+    own_vision, _ = precisions_of(source)
+    return _encoder_bytes(source) / (2 if own_vision == "fp32" else 1)
+
+
+def _encoder_bytes(bundle: Bundle) -> int:
+    return sum(bundle.manifest.files[name].bytes for name in (VISION, VISION_DATA))
+
+
 def _backbones(source: Bundle, own: BackbonePrecision) -> list[BackbonePrecision]:
     """The same of backbones; sizes are the true ones, with rows that do not divide into a type's blocks."""
     floats = (own,) if own == "f16" else ("f16", own)
@@ -218,12 +229,19 @@ def _backbones(source: Bundle, own: BackbonePrecision) -> list[BackbonePrecision
 class _Walk:
     """Tries candidates in one folder, where the draft of the last one lies.
 
+    Args:
+        trials: Make and measure them.
+        folder: Where drafts lie.
+        steps: Told what was rejected.
+        most_for_int8: Bytes from which on an encoder in int8 is not worth it.
+
     Attributes:
         rejected: Those that did not pass.
     """
 
-    def __init__(self, trials: Trials, folder: Path, steps: Steps) -> None:
+    def __init__(self, trials: Trials, folder: Path, steps: Steps, most_for_int8: float) -> None:
         self.rejected: list[Rejected] = []
+        self._most_for_int8 = most_for_int8
         self._trials, self._folder, self._steps = trials, folder, steps
         self._known: dict[Candidate, Quality] = {}
 
@@ -243,6 +261,12 @@ class _Walk:
         for path in self._folder.iterdir():
             path.unlink()
         draft = self._trials.make(candidate, self._folder)
+        size = _encoder_bytes(draft.bundle)
+        if candidate.vision == "int8" and size >= self._most_for_int8:
+            raise ExportError(
+                f"with what has to stay in fp32, its encoder takes {readable(size)}, "
+                f"and {readable(int(self._most_for_int8))} in fp16"
+            )
         if candidate not in self._known:
             self._known[candidate] = self._trials.measure(draft, to_the_end=False)
         quality = self._known[candidate]

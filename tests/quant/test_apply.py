@@ -208,6 +208,23 @@ def test_auto_goes_on_where_one_cannot_be_made(
     assert [each.bytes for each in done.rejected] == [None, None]
 
 
+def test_auto_wants_no_int8_that_is_larger_than_fp16(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = trials_module.make_encoder
+
+    def keep_all(source: Any, precision: str, *args: Any, **options: Any) -> Any:
+        return make(source, "fp32" if precision == "int8" else precision, *args, **options)
+
+    monkeypatch.setattr(trials_module, "make_encoder", keep_all)
+    done = quantise(toy_bundle, tmp_path / "out", backbone="f16", thresholds=LAX)
+    assert done.candidate == Candidate("fp16", "f16")
+    ((reason,),) = [each.reasons for each in done.rejected]
+    assert reason.startswith("with what has to stay in fp32, its encoder takes ")
+    asked_for = quantise(toy_bundle, tmp_path / "int8", vision="int8", backbone="f16", thresholds=LAX)
+    assert asked_for.candidate == Candidate("int8", "f16")
+
+
 def test_an_encoder_that_fails_is_not_tried_with_every_backbone(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
