@@ -61,7 +61,7 @@ class Trial:
     scenario: Scenario
     subject: Subject
     inputs: Inputs
-    work_of: Callable[[Counts], dict[str, Work]] | None = None
+    work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None
     counts: Counts | None = None
     memory: Memory | None = None
     skipped: str | None = None
@@ -70,7 +70,8 @@ class Trial:
     @property
     def measured(self) -> Measured:
         """What is known so far."""
-        work = self.work_of(self.counts) if self.work_of and self.counts else {}
+        calls = len(self.runs[0].tiles) if self.runs else None
+        work = self.work_of(self.counts, calls) if self.work_of and self.counts else {}
         return Measured(
             self.scenario.name,
             self.subject.name,
@@ -168,7 +169,7 @@ def make_trials(
     scenario: Scenario,
     subjects: Sequence[Subject],
     folder: Path,
-    work_of: Callable[[Counts], dict[str, Work]] | None = None,
+    work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None,
 ) -> list[Trial]:
     """A trial of each engine on the same inputs, made in ``folder``; skipped where they cannot be made.
 

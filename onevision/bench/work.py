@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHUNK = 512  # tokens of a prompt that read the weights together
 
 
-def work(manifest: Manifest, counts: Counts, *, place: str) -> dict[str, Work]:
+def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place: str) -> dict[str, Work]:
     """Operations and bytes of the stages that take the time, for one answer.
 
     Bytes are those of the weights, each time that they are read, and of the keys and values of a decoded
@@ -28,20 +28,22 @@ def work(manifest: Manifest, counts: Counts, *, place: str) -> dict[str, Work]:
     Args:
         manifest: Of the bundle.
         counts: Of the answer.
+        calls: Of the encoder: on a CPU one for each tile, and equal tiles have one. None: no two are equal.
         place: ``cpu`` or ``cuda``.
     """
     shape, files = Shape.of(manifest), manifest.files
     weights = shape.backbone_weights * manifest.backbone.bits_per_weight / 8
     spoken = _arithmetic(files[BACKBONE].precision, place)
     found: dict[str, Work] = {}
-    if counts.tiles:
+    tiles = counts.tiles if calls is None or place != "cpu" else calls
+    if tiles:
         seen = sum(info.bytes for name, info in files.items() if name.startswith(VISION))
         found["encode"] = Work(
-            shape.encode_flops(counts.tiles),
-            counts.tiles * seen,
+            shape.encode_flops(tiles),
+            tiles * seen,
             _arithmetic(files[VISION].precision, place),
             "tile",
-            counts.tiles,
+            tiles,
         )
     prompt, steps = counts.prompt_tokens, counts.completion_tokens - 1
     found["prefill"] = Work(

@@ -9,6 +9,7 @@ import pytest
 
 from onevision.bench import ggml, products, roofline
 from onevision.bench.products import Size
+from onevision.bench.result import Counts
 from onevision.bench.roofline import (
     PRECISIONS,
     TURNS,
@@ -20,6 +21,8 @@ from onevision.bench.roofline import (
     rates_of,
     working_set,
 )
+from onevision.bench.work import work
+from onevision.bundle import open_bundle
 from onevision.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -89,6 +92,14 @@ def test_rates_of_this_machine(threads: int):
     assert rates.engines["onnxruntime"]["fp32"]
     assert rates.engines["onnxruntime"]["int8"]
     assert json.loads(json.dumps(rates.to_dict())) == rates.to_dict()
+
+
+def test_equal_tiles_are_work_once(toy_bundle: Path):
+    manifest, counts = open_bundle(toy_bundle).manifest, Counts(100, 50, 4, 5)
+    whole = work(manifest, counts, place="cpu")["encode"]
+    some = work(manifest, counts, 3, place="cpu")["encode"]
+    assert (some.flops * 5, some.bytes * 5, some.units) == (whole.flops * 3, whole.bytes * 3, 3)
+    assert work(manifest, counts, 1, place="cuda")["encode"].units == 5, "a call has several there"
 
 
 def test_the_limit_is_that_of_the_better_engine():
