@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from onevision.bench.products import Precision
 from onevision.bench.result import Work
-from onevision.bundle import BACKBONE, VISION
+from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA, VISION
 from onevision.runtime.plan import Shape
+from onevision.runtime.prefill import CHUNK
+from onevision.runtime.prefiller import reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from onevision.bench.result import Counts
     from onevision.bundle import Manifest
 
-_CHUNK = 512  # tokens of a prompt that read the weights together
+_CHUNK = 512  # tokens of a prompt that read llama.cpp's weights together
 
 
 def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place: str) -> dict[str, Work]:
@@ -46,9 +48,12 @@ def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place:
             tiles,
         )
     prompt, steps = counts.prompt_tokens, counts.completion_tokens - 1
-    found["prefill"] = Work(
-        shape.prefill_flops(prompt), round(weights * -(-prompt // _CHUNK)), spoken, "token", prompt
-    )
+    if reader("auto", prompt, has_graph=PREFILL in files, offloaded=place != "cpu") == "onnx":
+        read = files[PREFILL_DATA].bytes * -(-prompt // CHUNK)
+        reading = _arithmetic(files[PREFILL].precision, place)
+    else:
+        read, reading = round(weights * -(-prompt // _CHUNK)), spoken
+    found["prefill"] = Work(shape.prefill_flops(prompt), read, reading, "token", prompt)
     if steps > 0:
         last = prompt + steps
         flops = sum(shape.decode_flops(past) for past in range(prompt, last))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,7 @@ from onevision.bench.roofline import (
     working_set,
 )
 from onevision.bench.work import work
-from onevision.bundle import open_bundle
+from onevision.bundle import PREFILL, PREFILL_DATA, VISION, VISION_DATA, open_bundle
 from onevision.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -100,6 +101,21 @@ def test_equal_tiles_are_work_once(toy_bundle: Path):
     some = work(manifest, counts, 3, place="cpu")["encode"]
     assert (some.flops * 5, some.bytes * 5, some.units) == (whole.flops * 3, whole.bytes * 3, 3)
     assert work(manifest, counts, 1, place="cuda")["encode"].units == 5, "a call has several there"
+
+
+def test_long_prompts_are_the_graphs_work(toy_bundle: Path):
+    without = open_bundle(toy_bundle).manifest
+    graph = {
+        PREFILL: replace(without.files[VISION], precision="int8"),
+        PREFILL_DATA: replace(without.files[VISION_DATA], bytes=1000),
+    }
+    manifest = replace(without, files={**without.files, **graph})
+    long, short = Counts(300, 200, 4, 5), Counts(100, 50, 4, 5)
+    read = work(manifest, long, place="cpu")["prefill"]
+    assert (read.precision, read.bytes) == ("int8", 3 * 1000)
+    for counts, place in ((short, "cpu"), (long, "cuda")):
+        read, of_llama = (work(one, counts, place=place)["prefill"] for one in (manifest, without))
+        assert read == of_llama
 
 
 def test_the_limit_is_that_of_the_better_engine():
