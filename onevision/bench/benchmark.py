@@ -23,7 +23,7 @@ from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.subject import BundleSubject
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
-from onevision.runtime.device import default_threads
+from onevision.native.device import default_threads
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from onevision.bench.scenarios import Scenario
     from onevision.bench.subject import Subject
-    from onevision.runtime.device import Device
+    from onevision.native.device import Device
 
 #: Times that a bundle is loaded: perhaps from the disk, then from memory.
 LOADS = 4

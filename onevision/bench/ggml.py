@@ -111,7 +111,7 @@ def _functions() -> Any:  # noqa: ANN401
     Windows looks into one library only, and a build may load its kernels as a plug-in.
     """
     import onevision.runtime.backbone  # noqa: F401 - sets up the threads of llama.cpp, before it is loaded
-    from onevision.runtime.llama_log import silence_llama
+    from onevision.native.llama import silence_llama
 
     silence_llama()
     from llama_cpp import llama_cpp as api

@@ -22,8 +22,9 @@ def require_cuda() -> None:
     Raises:
         DeviceError: A library was built without CUDA.
     """
-    from onevision.runtime import backbone, session
-    from onevision.runtime.llama_log import can_offload
+    from onevision.native import ort as session
+    from onevision.native.llama import can_offload
+    from onevision.runtime import backbone
 
     missing = {
         "ONNX Runtime's CUDA provider": None if session.has_cuda() else session.CUDA_HINT,

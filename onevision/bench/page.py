@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from onevision.bench import report
 from onevision.bench.plot import DESCRIPTIONS, FIGURES, TITLES, draw, heading, series_of, versions
 from onevision.errors import UsageError
-from onevision.export.disk import readable, whole_file
+from onevision.files import readable, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from onevision.suite.draw import FONT_FOLDER
-from onevision.suite.vocabulary import COLOURS, SHAPES
+from onevision.eval.suite.draw import FONT_FOLDER
+from onevision.eval.suite.vocabulary import COLOURS, SHAPES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import numpy as np
 
 from onevision.bench import graph
 from onevision.errors import DeviceError
-from onevision.runtime.session import ort_errors
+from onevision.native.ort import ort_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

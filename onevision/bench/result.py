@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from onevision.errors import ResultError, UsageError
-from onevision.export.disk import whole_file
+from onevision.files import whole_file
 from onevision.typed import build
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import psutil
 
 from onevision.bench.ggml import llama_product
 from onevision.bench.products import Place, Precision, Product, Size, onnxruntime_product
-from onevision.runtime.device import default_threads
+from onevision.native.device import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onevision.bundle import BACKBONE, write_bundle
-from onevision.cached import cached_bundle
-from onevision.export.disk import disk_space
+from onevision.export.cached import cached_bundle
+from onevision.files import disk_space
 
 if TYPE_CHECKING:
-    from onevision.export.build import Exported, Steps
-    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.export.build import Exported
     from onevision.export.synth import SynthSize, SynthSpec
+    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.progress import Progress
     from onevision.quant.requantise import EncoderPrecision
 
 #: What int8 is calibrated on. Ranges of random weights are as good as any.
@@ -49,12 +50,14 @@ class Synthetic:
         return f"synthetic-{self.size} (random weights)"
 
 
-def synthetic_bundle(wanted: Synthetic, steps: Steps | None = None, *, threads: int | None = None) -> Path:
+def synthetic_bundle(
+    wanted: Synthetic, progress: Progress | None = None, *, threads: int | None = None
+) -> Path:
     """Folder of the bundle. It is made if it is not in the cache, which takes minutes.
 
     Args:
         wanted: What to make.
-        steps: Told what goes on if it has to be made; None: the log is.
+        progress: Told what goes on if it has to be made; None: the log is.
         threads: CPU threads to make it with; None for all cores.
 
     Raises:
@@ -63,18 +66,18 @@ def synthetic_bundle(wanted: Synthetic, steps: Steps | None = None, *, threads: 
     """
     from onevision.export.synth import SynthSpec
 
-    return bundle_of(SynthSpec.preset(wanted.size), wanted, steps, threads=threads)
+    return bundle_of(SynthSpec.preset(wanted.size), wanted, progress, threads=threads)
 
 
 def bundle_of(
-    spec: SynthSpec, wanted: Synthetic, steps: Steps | None = None, *, threads: int | None = None
+    spec: SynthSpec, wanted: Synthetic, progress: Progress | None = None, *, threads: int | None = None
 ) -> Path:
     """:func:`synthetic_bundle` of any shape."""
     return cached_bundle(
         f"synthetic-{wanted.size}-{wanted.vision}-{wanted.backbone}",
         hashlib.sha256(f"{spec} {_TILES} prefill".encode()).hexdigest()[:16],
         partial(_make, spec, wanted, threads),
-        steps,
+        progress,
         what=f"a {wanted.size} with random weights, {wanted.vision} + {wanted.backbone},",
         without=(
             f"making a {wanted.size} with random weights",
@@ -86,7 +89,7 @@ def bundle_of(
 def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     """Room on the disk to make a bundle, at most: the checkpoint, and what it becomes on the way."""
     from onevision.export.synth import weights_of
-    from onevision.quant.backbone import FLOAT_BYTES, QUANTISED_BYTES
+    from onevision.native.quantize import FLOAT_BYTES, QUANTISED_BYTES
 
     tower, backbone = weights_of(spec)
     made = int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone) + backbone  # the prefill graph's
@@ -96,7 +99,7 @@ def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     return max(while_exported, while_calibrated) + _REST
 
 
-def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, steps: Steps) -> None:
+def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, progress: Progress) -> None:
     from onevision.export.build import ExportOptions, export
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.synth import synthesise
@@ -118,29 +121,31 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
         write_bundle(target) as folder,
     ):
         checkpoint = Path(scratch, f"synthetic-{wanted.size}")
-        with steps.step("checkpoint with random weights") as progress:
-            synthesise(checkpoint, spec, progress=progress)
-        exported = export(FetchedCheckpoint(checkpoint, None, None), Path(scratch, "bundle"), options, steps)
+        with progress.step("checkpoint with random weights") as advance:
+            synthesise(checkpoint, spec, advance=advance)
+        exported = export(
+            FetchedCheckpoint(checkpoint, None, None), Path(scratch, "bundle"), options, progress
+        )
         shutil.rmtree(checkpoint)
         if wanted.vision == "int8":
-            _in_int8(exported, folder, threads, steps)
+            _in_int8(exported, folder, threads, progress)
         else:
             for path in exported.bundle.folder.iterdir():
                 path.replace(folder / path.name)
 
 
-def _in_int8(exported: Exported, folder: Path, threads: int | None, steps: Steps) -> None:
+def _in_int8(exported: Exported, folder: Path, threads: int | None, progress: Progress) -> None:
     """The same bundle with an encoder in int8, however far its features are from those in floats."""
+    from onevision.proof.verify import Report
     from onevision.quant.calibration import calibration_tiles
     from onevision.quant.gates import Thresholds
     from onevision.quant.requantise import finish, make_draft, make_encoder
-    from onevision.verify import Report
 
     floats = exported.bundle
     anything = Thresholds(cosine=-1.0, relative_error=inf)
     tiles = calibration_tiles(floats.manifest.vision, limit=_TILES)
     encoder = make_encoder(
-        floats, "int8", folder, steps, calibration=tiles, thresholds=anything, threads=threads
+        floats, "int8", folder, progress, calibration=tiles, thresholds=anything, threads=threads
     )
     floats.path(BACKBONE).replace(folder / BACKBONE)
     finish(make_draft(floats, folder, encoder, exported.backbone), Report(()))

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from onevision import files as disk
 from onevision.errors import ExportError
-from onevision.export import disk
 from onevision.export.backbone import export_backbone, write_gguf
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.gguf_report import BackbonePrecision, read_tensors, report
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tokenizer import CHAT_TEMPLATE
-from onevision.quant.backbone import FILE_TYPES, RECIPES, quantise_gguf
-from onevision.runtime.llama_log import last_llama_error
+from onevision.native.gguf_report import BackbonePrecision, read_tensors, report
+from onevision.native.llama import last_llama_error
+from onevision.native.quantize import FILE_TYPES, RECIPES, quantise_gguf
 from tests.export.llama import last_logits
 
 SMALL = SynthSpec(vocab=600, vision_layers=1)

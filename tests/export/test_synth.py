@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from onevision import files as disk
 from onevision.errors import ExportError, UsageError
-from onevision.export import disk
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import read_config
 from onevision.export.synth import SynthSpec, _tensors, synthesise

@@ -21,20 +21,20 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from onevision import OneVision
 from onevision.bundle import BACKBONE
 from onevision.errors import ExportError, GenerationError, ImageError, InputError, UsageError
-from onevision.export.gguf_report import read_tensors
+from onevision.eval.suite import FAMILIES, iter_samples
+from onevision.native import observer
+from onevision.native.gguf_report import read_tensors
+from onevision.native.quantize import RECIPES, predicted_bits, quantise_gguf
 from onevision.quant import imatrix as imatrix_module
-from onevision.quant import observer
-from onevision.quant.backbone import RECIPES, predicted_bits, quantise_gguf
 from onevision.quant.imatrix import Imatrix, Inputs, collect_imatrix, read_imatrix, write_imatrix
 from onevision.quant.prompts import prepare
-from onevision.suite import FAMILIES, iter_samples
 from tests.conftest import make_bundle, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from onevision.suite import Sample
+    from onevision.eval.suite import Sample
 
 ASKED = ("colour", "which_has", "change", "text_sum")  # a picture, several, a video, none
 

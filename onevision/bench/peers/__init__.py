@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Bundle, Manifest
-    from onevision.runtime.device import Device
+    from onevision.native.device import Device
 
 #: Our own bundle, its prompts read by llama.cpp and not by its prefill graph.
 LLAMA = "llama"

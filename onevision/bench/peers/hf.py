@@ -54,7 +54,7 @@ class TransformersModel:
         import transformers
 
         from onevision.export.checkpoint import Checkpoint
-        from onevision.export.reference import fits_in_memory
+        from onevision.proof.reference import fits_in_memory
 
         self.name = name
         self.resident = None
@@ -215,7 +215,7 @@ def _processor(folder: Path, side: int, config: ModelConfig) -> Any:  # noqa: AN
     """The checkpoint's processor, with Pillow for videos as well: its own part for them needs torchvision."""
     import transformers
 
-    from onevision.export.reference import squashed
+    from onevision.proof.reference import squashed
 
     library: Any = transformers
     pictures = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
