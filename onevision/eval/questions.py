@@ -7,7 +7,8 @@ A user's file is JSON Lines; pictures and videos are found from the folder of th
      "answer": "B", "form": "letter", "family": "age", "id": "age-1"}
 
 ``form`` says how an answer is judged, see :func:`onevision.eval.suite.score`: ``short`` (the default),
-``letter``, or ``sentence``, whose first answer is the full sentence and whose others are phrases it may say instead.
+``letter``, or ``sentence``, whose first answer is the full sentence and whose others are phrases that may
+stand in its place.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from recipes.tiny.stages import Stage, StepSize
     from recipes.tiny.tiles import LabelledTiles
 
-AHEAD = 8  # progress, at least
+AHEAD = 8  # steps, at least
 
 _encoders: list[Encoder] = []  # of a worker
 
 
 class Feed:
-    """Progress of data, in order.
+    """Steps of data, in order.
 
     Args:
         tokenizer: The ``tokenizer.json``.
@@ -42,8 +42,8 @@ class Feed:
             ProcessPoolExecutor(workers, get_context("spawn"), _start, (tokenizer,)) if workers else None
         )
 
-    def progress(self, stage: Stage, start: int) -> Iterator[list[Batch | LabelledTiles]]:
-        """The progress of a stage from ``start`` on, without end."""
+    def steps(self, stage: Stage, start: int) -> Iterator[list[Batch | LabelledTiles]]:
+        """The steps of a stage from ``start`` on, without end."""
         if self._pool is None:
             yield from (make_step(self.encoder, stage, self._seed, step, self._size) for step in count(start))
             return

@@ -192,7 +192,7 @@ def test_each_precision(wide, tmp_path, precision):
     checkpoint, _ = wide
     seen = []
     made = export_backbone(
-        checkpoint, tmp_path / "model.gguf", precision, name="wide", threads=2, progress=seen.append
+        checkpoint, tmp_path / "model.gguf", precision, name="wide", threads=2, advance=seen.append
     )
     bits, instead = TYPES[precision]
     assert made.precision == precision
@@ -281,7 +281,7 @@ def test_interrupted_leaves_nothing(tmp_path, checkpoint, precision):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_backbone(checkpoint, tmp_path / "model.gguf", precision, name="test", progress=interrupt)
+        export_backbone(checkpoint, tmp_path / "model.gguf", precision, name="test", advance=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -295,7 +295,7 @@ def test_interrupted_while_llama_cpp_works(tmp_path, wide):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        export_backbone(checkpoint, tmp_path / "model.gguf", "q4_0", name="test", progress=interrupt)
+        export_backbone(checkpoint, tmp_path / "model.gguf", "q4_0", name="test", advance=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 

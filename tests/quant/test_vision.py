@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 LAYER = "vision_tower.vision_model.encoder.layers.{}."
 
 
-class Progress:
+class NoteProgress:
     """Progress that is kept, to be looked at."""
 
     def __init__(self) -> None:
@@ -80,7 +80,9 @@ def relative_error(actual: Any, expected: Any) -> float:
 def quantise(source: Path, target: Path, **options: Any) -> VisionQuant:
     pixels = options.pop("pixels", None)
     pixels = tiles(Tower.read(source).image_size) if pixels is None else pixels
-    return quantise_vision(source, target, pixels, options.pop("progress", Progress()), threads=1, **options)
+    return quantise_vision(
+        source, target, pixels, options.pop("progress", NoteProgress()), threads=1, **options
+    )
 
 
 def plain(path: Path, target: Path) -> Path:
@@ -213,13 +215,13 @@ def run(build: Callable[[Kernels], str], inputs: dict[str, Array], folder: Path)
     )
 )
 def test_columns_are_rounded_to_half_a_step(weight: Array) -> None:
-    levels, progress = quantise_columns(weight)
+    levels, steps = quantise_columns(weight)
     assert levels.dtype == np.int8
     assert levels.min() >= -127  # symmetric
     largest = np.abs(weight).max(axis=0)
-    assert (progress[largest > 0] >= 0.999 * largest[largest > 0] / 127).all()
-    assert (progress[largest > 0] <= 1.001 * 2 * largest[largest > 0] / 127).all()
-    assert (np.abs(levels * progress - weight) <= progress * 0.5001).all()
+    assert (steps[largest > 0] >= 0.999 * largest[largest > 0] / 127).all()
+    assert (steps[largest > 0] <= 1.001 * 2 * largest[largest > 0] / 127).all()
+    assert (np.abs(levels * steps - weight) <= steps * 0.5001).all()
 
 
 @given(
@@ -243,8 +245,8 @@ def test_neighbouring_products_never_overflow_in_16_bits(weight: Array, data: st
 
 def test_columns_of_gaussian_weights_keep_nearly_eight_bits() -> None:
     weight = np.random.default_rng(0).normal(size=(1152, 200)).astype(np.float32)
-    levels, progress = quantise_columns(weight)
-    error = relative_error(levels * progress, weight)
+    levels, steps = quantise_columns(weight)
+    error = relative_error(levels * steps, weight)
     exact = relative_error(np.rint(weight / (m := np.abs(weight).max(0) / 127)) * m, weight)
     assert exact < error < 1.45 * exact
 
@@ -262,7 +264,7 @@ def test_products_round_to_steps(precision: Any, after_gelu: bool, tmp_path: Pat
     x = np.maximum(x, -0.17) if after_gelu else x
     by = linear(after_gelu=after_gelu)
     actual = run(lambda graph: graph.linear("x", by, precision), {"x": x}, tmp_path)
-    levels, progress = quantise_columns(by.weight)
+    levels, steps = quantise_columns(by.weight)
     axes = -1 if precision == "int8-token" else None
     high, low = (side(x, axis=axes, keepdims=True) for side in (np.max, np.min))
     if precision == "int8":
@@ -270,7 +272,7 @@ def test_products_round_to_steps(precision: Any, after_gelu: bool, tmp_path: Pat
     else:
         zero = 24 if after_gelu else 128
         step = np.maximum(high / (255 - zero), -low / zero)
-    expected = (np.rint(x / step) * step) @ (levels * progress) + by.bias
+    expected = (np.rint(x / step) * step) @ (levels * steps) + by.bias
     assert relative_error(actual, x @ by.weight + by.bias) < 0.02
     # A value in the middle of two levels may be rounded either way.
     assert relative_error(actual, expected) < 2e-3
@@ -442,18 +444,18 @@ def test_blank_tiles(level: float, toy: Path, quantised: VisionQuant) -> None:
 
 
 def test_several_tiles_in_one_call(quantised: VisionQuant) -> None:
-    """Their progress are then common ones: close to, and not the same as, tile by tile."""
+    """Their steps are then common ones: close to, and not the same as, tile by tile."""
     pixels = tiles(56)
     together = encode(quantised.path, pixels, batch=6)
     assert compare_features(together, encode(quantised.path, pixels)).cosine > 0.998
 
 
 def test_steps_are_told(toy: Path, tmp_path: Path) -> None:
-    progress = Progress()
-    quantise(toy, tmp_path / "vision.onnx", progress=progress)
-    assert progress.names == ["ranges of activations", "scales of channels", "vision encoder in int8"]
-    assert progress.fractions.count(1) >= 2
-    assert progress.notes == []
+    steps = NoteProgress()
+    quantise(toy, tmp_path / "vision.onnx", progress=steps)
+    assert steps.names == ["ranges of activations", "scales of channels", "vision encoder in int8"]
+    assert steps.fractions.count(1) >= 2
+    assert steps.notes == []
 
 
 def test_kept_where_the_caller_says(toy: Path, tmp_path: Path) -> None:
@@ -492,11 +494,11 @@ from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 from onevision.quant.vision import quantise_vision
-class Progress:
+class NoteProgress:
     step = staticmethod(lambda name: nullcontext(lambda fraction: None))
     note = staticmethod(print)
 pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 56, 56)).astype(np.float32)
-print(quantise_vision(Path(sys.argv[1]), Path(sys.argv[2]), pixels, Progress(), threads=1).features.cosine)
+print(quantise_vision(Path(sys.argv[1]), Path(sys.argv[2]), pixels, NoteProgress(), threads=1).features.cosine)
 """
     command = [sys.executable, "-c", script, str(toy), str(tmp_path / "vision.onnx")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -565,7 +567,7 @@ def test_outliers_that_ruin_plain_int8(plants: Any, toy: Path, toy_checkpoint: P
     assert "layers.0.qkv" in report.scaled
 
 
-def unscaled(tower: Tower, ranges: object, advance: object) -> Plan:
+def unscaled(tower: Tower, ranges: object, progress: object) -> Plan:
     return Plan(dict.fromkeys(products(tower), "int8"))
 
 
@@ -579,13 +581,13 @@ def test_what_smoothing_does_not_cure_is_kept_and_named(
 
     path = export_planted(toy_checkpoint, tmp_path, plant)
     monkeypatch.setattr(vision, "smooth", unscaled)
-    progress = Progress()
-    report = quantise(path, tmp_path / "int8.onnx", progress=progress)
+    steps = NoteProgress()
+    report = quantise(path, tmp_path / "int8.onnx", progress=steps)
     assert [upgrade.product for upgrade in report.kept] == ["layers.1.fc1"]
     assert report.kept[0].precision == "fp32"
     assert report.features.cosine >= 0.999
     assert report.scaled == ()
-    assert any("falls short" in note for note in progress.notes)
+    assert any("falls short" in note for note in steps.notes)
     pixels = tiles(56)
     assert compare_features(encode(report.path, pixels), encode(path, pixels)).cosine >= 0.999
 
@@ -763,7 +765,7 @@ def test_a_matrix_of_zeros_is_fine(copy: Path, tmp_path: Path) -> None:
 
 def test_a_graph_of_something_else(quantised: VisionQuant, target: Path) -> None:
     with pytest.raises(QuantError, match="not a vision encoder as the export writes it") as caught:
-        quantise_vision(quantised.path, target, tiles(56), Progress())
+        quantise_vision(quantised.path, target, tiles(56), NoteProgress())
     assert "fp32" in str(caught.value.hint)
 
 
@@ -790,7 +792,7 @@ def test_damaged_files(damage: str, copy: Path, target: Path) -> None:
         case "short data":
             data.write_bytes(data.read_bytes()[:-4096])
     with pytest.raises(QuantError, match="cannot read") as caught:
-        quantise_vision(copy, target, tiles(56), Progress())
+        quantise_vision(copy, target, tiles(56), NoteProgress())
     assert "again" in str(caught.value.hint)
 
 

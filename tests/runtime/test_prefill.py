@@ -19,8 +19,8 @@ from onevision.export.synth import SynthSpec, synthesise
 from onevision.graphs.qwen2 import export_prefill
 from onevision.native.gguf import GgufFile
 from onevision.proof.verify import greedy_tokens
+from onevision.runtime.prefill import state as handover
 from onevision.runtime.prefill.graph import KeysValues, PrefillGraph
-from onevision.runtime.prefill.graph import state as handover
 from onevision.runtime.prefill.policy import EMBEDDING
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 from tests.conftest import make_bundle, replace_file

@@ -1,8 +1,8 @@
 """Keys and values into llama.cpp: the state of a sequence, read and written.
 
-In: a state that the running library saved, and
-:class:`~onevision.runtime.prefill.graph.KeysValues`. Out: a state that it takes. The library promises no layout, so it is learnt from what it wrote: magic, types, and whether
-the values lie transposed, as they do without flash attention. A state is
+In: a state that the running library saved, and :class:`~onevision.runtime.prefill.graph.KeysValues`.
+Out: a state that it accepts. The library promises no layout, so it is learned from a saved state: magic,
+types, and whether the values are transposed, as they are without flash attention. A state is
 
 * ``u32 magic, i32 sequence, u32 streams, u32 cells``, per cell ``i32 position, u32 sequences, i32 sequence``,
   and ``u32 transposed, u32 layers``;
