@@ -125,7 +125,7 @@ def test_another_checkpoint_is_another_bundle(place: Path, caplog: pytest.LogCap
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with caplog.at_level(logging.INFO, "onevision.export.cached"):
+    with caplog.at_level(logging.INFO, "onevision"):
         second = default_bundle()
     assert "verifying the bundle" in caplog.messages
     assert second != first

@@ -272,7 +272,7 @@ def change(bundle: Path, **changes: Callable[[np.ndarray], object]) -> None:
 
 def test_the_reference_against_itself(reference: Reference, toy_bundle: Path, samples: list[Sample]):
     seen: list[float] = []
-    quality = held_against(reference, toy_bundle, progress=seen.append)
+    quality = held_against(reference, toy_bundle, advance=seen.append)
     assert quality.passed
     positions = sum(answer.positions for answer in reference.answers)
     assert quality.tokens == TokenQuality(len(samples), positions, 0.0, 0.0, 1.0)

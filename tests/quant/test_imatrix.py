@@ -154,14 +154,14 @@ def test_built_in_prompts_give_every_family_a_turn(model: OneVision, monkeypatch
     positions = len(FAMILIES) * 200  # more than one round, fewer than two
     monkeypatch.setattr(imatrix_module, "POSITIONS", positions)
     seen: list[float] = []
-    made = collect_imatrix(model, progress=seen.append)
+    made = collect_imatrix(model, advance=seen.append)
     assert asked == list(FAMILIES) * 2
     assert made.inputs["blk.0.attn_q.weight"].rows >= positions
     assert seen == sorted(seen)
     assert seen[-1] == 1
     seen.clear()
     monkeypatch.setattr(imatrix_module, "POSITIONS", 1)
-    collect_imatrix(model, progress=seen.append)
+    collect_imatrix(model, advance=seen.append)
     assert asked == list(FAMILIES) * 3
     assert seen[-2] < seen[-1] == 1
 

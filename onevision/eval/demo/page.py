@@ -26,7 +26,7 @@ PAGE = "index.html"
 ROOM = 300
 _MIME = {".png": "image/png", ".apng": "image/apng"}
 #: Rules of all pages, and of this one.
-_CSS = Path(__file__).parents[1] / "page.css", Path(__file__).with_name("page.css")
+_CSS = Path(__file__).parents[2] / "page.css", Path(__file__).with_name("page.css")
 #: In the page's head: the files that belong to it.
 _MARK = re.compile(r'<meta name="generator" content="onevision demo: ([^"]*)">')
 
