@@ -134,7 +134,7 @@ def export(
     from onevision.export import hub
     from onevision.export.build import ExportOptions
     from onevision.export.build import export as build
-    from onevision.native import gguf_report
+    from onevision.native import quantize
     from onevision.quant.apply import Wanted, export_quantised, has_gate
     from onevision.quant.requantise import EncoderPrecision
 
@@ -145,7 +145,7 @@ def export(
     resolved = hub.resolve(source, size=size, variant=variant or "ov", revision=revision)
     precisions: dict[str, Any] = {
         "vision": one_of(vision, (*get_args(EncoderPrecision), "auto"), "--vision"),
-        "backbone": one_of(backbone, (*get_args(gguf_report.BackbonePrecision), "auto"), "--backbone"),
+        "backbone": one_of(backbone, (*get_args(quantize.BackbonePrecision), "auto"), "--backbone"),
     }
     target = output or _default_target(resolved)
     check_target(target, force=force)

@@ -90,7 +90,7 @@ def apply(
     """Make a bundle in fewer bits of one in floats."""
     require_export()
     from onevision.bundle import check_target, open_bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.quant.apply import Wanted
     from onevision.quant.apply import apply as quantise
     from onevision.quant.requantise import EncoderPrecision
@@ -136,7 +136,7 @@ def sweep(
     if find_spec("matplotlib") is None:
         raise UsageError("a sweep is drawn with matplotlib", hint="pip install 'onevision[bench]'")
     from onevision.bundle import open_bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.quant import sweep as sweeps
     from onevision.quant.requantise import EncoderPrecision, check_precisions
 
