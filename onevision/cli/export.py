@@ -31,7 +31,7 @@ from onevision.cli.gate import (
     yardstick,
 )
 from onevision.errors import UsageError
-from onevision.export import missing_packages
+from onevision.extras import require
 
 if TYPE_CHECKING:
     from onevision.export.hub import Source
@@ -61,12 +61,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("export", help=EXPORT_HELP, short_help="Turn a checkpoint into a bundle.")(export)
     app.command("synth", help=SYNTH_HELP, short_help="Make a checkpoint with random weights.")(synth)
-
-
-def require_export() -> None:
-    """Raises a UsageError that says what to install, where the extra ``export`` is not."""
-    if missing := missing_packages():
-        raise UsageError(f"this command needs {', '.join(missing)}", hint="pip install 'onevision[export]'")
 
 
 def export(
@@ -129,7 +123,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle."""
-    require_export()
+    require("export", "this command")
     from onevision.bundle import check_target
     from onevision.export import hub
     from onevision.export.build import ExportOptions
@@ -236,7 +230,7 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint with random weights."""
-    require_export()
+    require("export", "this command")
     from onevision.export.synth import Naming, SynthDtype, SynthSize, SynthSpec, synthesise
 
     given = dict(locals())

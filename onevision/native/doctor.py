@@ -114,9 +114,11 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             )
     if facts["memory_bytes"]["available"] < 4 * 2**30:
         advice.append("less than 4 GiB of memory are free: use a quantized backbone and fewer tiles")
-    for extra in EXTRAS:
-        if names := missing(extra):
-            advice.append(f"{extra} is not installed ({', '.join(names)}): pip install 'onevision[{extra}]'")
+    advice += [
+        f"{extra} is not installed ({', '.join(names)}): pip install 'onevision[{extra}]'"
+        for extra in EXTRAS
+        if (names := missing(extra))
+    ]
     gpu = "CUDAExecutionProvider" in session["providers"]
     if gpu != llama["gpu_offload"] and sys.platform != "darwin":
         has, lacks = ("ONNX Runtime", "llama.cpp") if gpu else ("llama.cpp", "ONNX Runtime")
