@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.gauge import gauge
 from onevision.bench.gpu import open_gpu, require_cuda

@@ -11,7 +11,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bundle import open_bundle
 from onevision.errors import BundleError, ExportError, UsageError
 from onevision.export import missing_packages

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.export import NEEDED
 from onevision.native.device import default_threads
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bundle import BACKBONE, GOLDEN, VISION
 from onevision.errors import UsageError, VideoError
 from onevision.eval.demo.inputs import make_inputs
