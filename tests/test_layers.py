@@ -33,7 +33,7 @@ LAYERS = (
     ("runtime",),
     ("graphs",),
     ("native",),
-    ("errors", "files", "progress", "bundle", "typed", "models", "html", "tiny", "_version"),
+    ("errors", "files", "progress", "bundle", "typed", "models", "html", "tiny", "extras", "_version"),
 )
 HEIGHT = {name: -at for at, names in enumerate(LAYERS) for name in names}
 
