@@ -178,7 +178,7 @@ class Oracle:
                 vision_feature_layer=-1,
                 vision_feature_select_strategy="full",
             )
-            lengths.append(pooled(features).shape[1] // FRAMES * FRAMES + 1)  # some versions count the newline
+            lengths.append(pooled(features).shape[1] // FRAMES * FRAMES + 1)  # some count the newline
         question = " ".join(marks) + "\n" + QUESTION if marks else QUESTION
         text = PROMPT.format(question=question)
         counts = iter(lengths)

@@ -117,7 +117,8 @@ class Reference:
         with torch.inference_mode():
             ids = self._prompt_ids(question, len(images), has_video=video is not None)
             _, tokens = self._decode(ids, self._visuals(images, video)[2], banned, max_tokens)
-        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True).strip()
+        text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return text.strip()
 
     def _prompt_ids(self, question: str, images: int, *, has_video: bool) -> list[int]:
         """Text around each picture is tokenised on its own (LLaVA-NeXT's tokenizer_image_token)."""
