@@ -26,7 +26,7 @@ from onevision.files import disk_space
 if TYPE_CHECKING:
     from onevision.export.build import Exported
     from onevision.export.synth import SynthSize, SynthSpec
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.progress import Progress
     from onevision.quant.requantise import EncoderPrecision
 
@@ -89,10 +89,10 @@ def bundle_of(
 def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     """Room on the disk to make a bundle, at most: the checkpoint, and what it becomes on the way."""
     from onevision.export.synth import weights_of
-    from onevision.native.quantize import FLOAT_BYTES, QUANTISED_BYTES
+    from onevision.native.quantize import FLOAT_BYTES, QUANTIZED_BYTES
 
     tower, backbone = weights_of(spec)
-    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone) + backbone  # the prefill graph's
+    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + backbone  # the prefill graph's
     checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
     while_exported = checkpoint + 4 * tower + in_its_type + made
     while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantised

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.progress import Progress
     from onevision.quant.gates import Quality
     from onevision.quant.requantise import EncoderPrecision
