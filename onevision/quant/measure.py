@@ -17,7 +17,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA
 from onevision.errors import GenerationError, UsageError
-from onevision.eval.ask import Settings, ask, of_bundle
+from onevision.eval.ask import EvalSettings, ask, of_bundle
 from onevision.files import disk_space
 from onevision.quant.gates import (
     Quality,
@@ -256,7 +256,7 @@ def _follow(model: OneVision, file: BinaryIO, allowed: npt.NDArray[np.intp]) -> 
 def _ask(model: OneVision, questions: Sequence[Sample], step: Callable[[], None]) -> tuple[Record, ...]:
     tile = model.bundle.manifest.vision.image_size
     records = []
-    for record in ask(of_bundle(model), questions, Settings(), tile=tile, run="quality"):
+    for record in ask(of_bundle(model), questions, EvalSettings(), tile=tile, run="quality"):
         records.append(record)
         step()
     return tuple(records)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 
-Kind = Literal["image", "images", "video", "text"]
+InputKind = Literal["image", "images", "video", "text"]
 Split = Literal["train", "test"]
 Form = Literal["short", "letter", "sentence"]
 
@@ -51,7 +51,7 @@ class Question:
 class Scene:
     """Pixels with a description and some questions. Exactly one of the four kinds of input."""
 
-    kind: Kind
+    kind: InputKind
     images: tuple[NDArray[np.uint8], ...]  # [h, w, 3] each
     video: NDArray[np.uint8] | None  # [N, h, w, 3]
     caption: str  # everything that the questions ask for, in words
@@ -90,7 +90,7 @@ class Sample:
 
     id: str
     family: str
-    kind: Kind
+    kind: InputKind
     form: Form
     prompt: str
     images: tuple[ImageSource, ...]  # the suite's are uint8 [h, w, 3]
@@ -142,8 +142,8 @@ def score(sample: Sample, text: str) -> bool:
     """
     if sample.form == "letter":
         return re.sub(r"[.)]$", "", text.strip()) in sample.answers
-    said = normalised(text)
-    accepted = [normalised(answer) for answer in sample.answers]
+    said = normalize(text)
+    accepted = [normalize(answer) for answer in sample.answers]
     if sample.form == "short":
         return said in accepted
     # A listing of all that could be the answer is none.
@@ -152,7 +152,7 @@ def score(sample: Sample, text: str) -> bool:
     return any(f" {phrase} " in f" {said} " for phrase in accepted)
 
 
-def normalised(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, without punctuation, in single spaces, without a leading article: what scoring compares."""
     words = re.sub(r"[^\w+\s]", " ", unicodedata.normalize("NFC", text.casefold())).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("the", "a", "an") else words)
