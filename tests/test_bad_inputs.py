@@ -458,7 +458,7 @@ BUNDLES = (
         make=manifest(prompt__template="wild"),
     ),
     *(
-        Bad(name, "inspect bad", "onevision.json has sizes that no model has", make=manifest(**changes))
+        Bad(name, "inspect bad", "onevision.json has impossible sizes", make=manifest(**changes))
         for name, changes in (
             ("another tile", {"vision__image_size": 28}),
             ("no tile", {"vision__image_size": 0}),

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from onevision.eval.suite.draw import FONT_FOLDER
-from onevision.eval.suite.vocabulary import COLOURS, SHAPES
+from onevision.eval.suite.vocabulary import COLORS, SHAPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def scan(size: Size, seed: int = 0) -> bytes:
     draw = ImageDraw.Draw(page)
     margin, line = width // 10, height // 70
     face = ImageFont.truetype(FONT_FOLDER / "DejaVuSerif.ttf", round(line * 0.7))
-    words = [*COLOURS, *SHAPES]
+    words = [*COLORS, *SHAPES]
     for top in range(margin, height - margin, line):
         text = " ".join(generator.choice(words, 24))
         while face.getlength(text) > width - 2 * margin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onevision.eval.records import Record, EvalReply
+from onevision.eval.records import EvalReply, Record
 from onevision.eval.suite import Sample
 from tests.test_bad_inputs import place
 
