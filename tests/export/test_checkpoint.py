@@ -17,6 +17,7 @@ from onevision.export.config import read_config
 from onevision.export.tensors import canonical_name, expected_tensors, optional_tensors
 from tests.export.conftest import (
     SCHEMES,
+    as_transformers_4,
     Scheme,
     as_lmms_lab,
     edit_json,
@@ -151,6 +152,7 @@ def test_expected_tensors_are_transformers(
     (tmp_path / "config.json").write_text(reference.to_json_string(), encoding="utf-8")
     config = read_config(tmp_path)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    as_transformers_4(shapes)
     if tied:
         del shapes["lm_head.weight"]
     assert {**expected_tensors(config), **optional_tensors(config)} == shapes
