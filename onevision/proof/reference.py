@@ -289,7 +289,7 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
         if not backbone and name.startswith(_BACKBONE):
             continue
         if name in names:
-            parameter.data = checkpoint.tensor(name).to(torch.float32)
+            parameter.data = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
         elif not name.startswith(_UNUSED):
             raise ExportError(f"the reference needs {name}, which the checkpoint does not have")
     return model
