@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onevision.export.config import ModelConfig, TextConfig, VisionConfig
+    from onevision.models.shapes import ModelConfig, TextConfig, VisionConfig
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"

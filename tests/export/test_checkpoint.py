@@ -18,9 +18,9 @@ from onevision.export.config import read_config
 from onevision.export.tensors import canonical_name, expected_tensors, optional_tensors
 from tests.export.conftest import (
     SCHEMES,
-    as_transformers_4,
     Scheme,
     as_lmms_lab,
+    as_transformers_4,
     edit_json,
     edit_tensors,
     rename_tensors,

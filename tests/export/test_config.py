@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
-from onevision.export.config import ModelConfig, read_config
+from onevision.export.config import read_config
 from tests.export.conftest import edit_json, tiny_config
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from onevision.models.shapes import ModelConfig
 
 GRID = [384, 768, 1152, 1536, 1920, 2304]
 
