@@ -16,7 +16,7 @@ Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # 1.96
 
 
 def wilson(right: int, n: int) -> Interval:
-    """Wilson's score interval of a share: ``right`` of ``n``. It stays within 0 to 1 and always has a width."""
+    """Wilson's score interval of a share: ``right`` of ``n``. It stays within 0 to 1, never of width 0."""
     share = right / n
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
