@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from onevision.errors import ImageError, QuantError
-from onevision.runtime.anyres import AnyRes, normalise, split
+from onevision.runtime.anyres import AnyRes, normalize, split
 from onevision.runtime.images import read_image
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def calibration_tiles(
     # Every picture's base view before a second tile of any.
     turns = [tiles[turn] for turn in range(_TILES_OF_ONE) for tiles in cut if turn < len(tiles)]
     return Calibration(
-        normalise(np.stack(turns[:limit]), vision.mean, vision.std),
+        normalize(np.stack(turns[:limit]), vision.mean, vision.std),
         len(cut),
         "built-in pictures" if folder is None else folder.name,
         tuple(warnings),

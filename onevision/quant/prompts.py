@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onevision.runtime.answer import StageClock
-from onevision.runtime.options import Options
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
@@ -24,4 +24,4 @@ def prepare(model: OneVision, sample: Sample) -> PreparedPrompt:
     """
     frames = len(sample.video) if isinstance(sample.video, np.ndarray) else None
     messages = conversation_of(sample.prompt, sample.images, sample.video, None)
-    return model.preparer.prepare(messages, Options(frames=frames), StageClock())
+    return model.preparer.prepare(messages, AnswerOptions(frames=frames), StageClock())
