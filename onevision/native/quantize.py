@@ -13,17 +13,23 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from onevision.errors import ExportError
+from onevision.errors import ExportError, InputError
 from onevision.files import whole_file
 from onevision.native.gguf_report import read_tensors, report
 from onevision.native.llama import call_apart, last_llama_error, llama_log
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    import numpy as np
+    import numpy.typing as npt
+
+    from onevision.native.gguf_report import BackbonePrecision, BackboneReport, TensorInfo
     from onevision.progress import Advance
-    from onevision.quant.imatrix import Imatrix
+
+    #: Mean squares of a matrix's inputs, float32 [columns], by its name.
+    Importance = Mapping[str, npt.NDArray[np.float32]]
 
 #: llama.cpp's mixes of types: their ``llama_ftype``, which is also written to a file's metadata.
 FILE_TYPES: dict[str, int] = {
@@ -125,7 +131,7 @@ def quantise_gguf(
     path: Path,
     recipe: Recipe,
     *,
-    imatrix: Imatrix | None = None,
+    imatrix: Importance | None = None,
     threads: int | None = None,
     advance: Advance | None = None,
 ) -> BackboneReport:
@@ -135,7 +141,7 @@ def quantise_gguf(
         source: GGUF file in f32, f16 or bf16.
         path: The file to write.
         recipe: Its types.
-        imatrix: How much each input of a matrix matters.
+        imatrix: Mean squares of the matrices' inputs, see :class:`onevision.quant.imatrix.Imatrix`.
         threads: Threads to use; None: one per core.
         advance: Told the fraction that is done.
 
@@ -153,7 +159,7 @@ def quantise_gguf(
     return report(path, recipe)
 
 
-def predicted_bits(source: Path, recipe: Recipe, *, imatrix: Imatrix | None = None) -> float:
+def predicted_bits(source: Path, recipe: Recipe, *, imatrix: Importance | None = None) -> float:
     """Bits per weight that :func:`quantise_gguf` would end with, fallbacks included, to two decimals.
 
     llama.cpp goes through the tensors without quantising any, which takes a fraction of a second.
@@ -184,7 +190,7 @@ def _quantise(source: Path, path: Path | str, recipe: Recipe, options: Any) -> N
         )
 
 
-def _options(source: Path, recipe: Recipe, imatrix: Imatrix | None, threads: int | None) -> Any:  # noqa: ANN401
+def _options(source: Path, recipe: Recipe, imatrix: Importance | None, threads: int | None) -> Any:  # noqa: ANN401
     """``llama_model_quantize_params``, which keeps alive what it points to."""
     import llama_cpp as api
 
@@ -208,17 +214,37 @@ def _options(source: Path, recipe: Recipe, imatrix: Imatrix | None, threads: int
         end = api.llama_model_tensor_override()
         options.tt_overrides = (api.llama_model_tensor_override * (len(overrides) + 1))(*overrides, end)
     if imatrix is not None:
-        imatrix.check(tensors)
+        _check_importance(imatrix, tensors)
         means = [
             api.llama_model_imatrix_data(
                 name.encode(), (ctypes.c_float * len(mean)).from_buffer_copy(mean.tobytes()), len(mean)
             )
-            for name, mean in imatrix.means().items()
+            for name, mean in imatrix.items()
         ]
         options.imatrix = (api.llama_model_imatrix_data * (len(means) + 1))(
             *means, api.llama_model_imatrix_data()
         )
     return options
+
+
+def _check_importance(imatrix: Importance, tensors: Iterable[TensorInfo]) -> None:
+    """Compare names and sizes with a model's. The head may be missing, as llama-imatrix leaves it out.
+
+    Raises:
+        InputError: The importance matrix was made for another model.
+    """
+    hint = "make one from this bundle, or from another precision of the same model"
+    matrices = {tensor.name: tensor.shape for tensor in tensors if len(tensor.shape) > 1}
+    if unknown := imatrix.keys() - matrices.keys():
+        raise InputError(f"the importance matrix has {min(unknown)}, the model has no such matrix", hint=hint)
+    for name, shape in matrices.items():
+        mean = imatrix.get(name)
+        if mean is None and name.startswith("blk."):
+            raise InputError(f"the importance matrix has nothing for {name}", hint=hint)
+        if mean is not None and len(mean) != shape[-1]:
+            raise InputError(
+                f"the importance matrix has {len(mean)} columns for {name}, the model {shape[-1]}", hint=hint
+            )
 
 
 def _expected_bytes(source: Path, recipe: Recipe) -> int:
