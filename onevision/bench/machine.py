@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from onevision.native.doctor import cpu_name
+from onevision.native.device import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

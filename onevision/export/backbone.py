@@ -16,8 +16,7 @@ import numpy as np
 from onevision.errors import ExportError
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
 from onevision.files import disk_space, scratch_folder, whole_file
-from onevision.native.gguf_report import report
-from onevision.native.quantize import FILE_TYPES, FLOAT_BYTES, QUANTISED_BYTES, RECIPES, quantise_gguf
+from onevision.native.quantize import FILE_TYPES, FLOAT_BYTES, QUANTIZED_BYTES, RECIPES, quantize_gguf, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 
     import gguf
     import numpy.typing as npt
-    import torch
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig, TextConfig
-    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]
@@ -88,11 +87,11 @@ def export_backbone(
         return report(path, RECIPES[precision])
     dtype = own_type(checkpoint)
     weights = sum(prod(tensor.shape) for tensor in _plan(checkpoint, dtype))
-    needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTISED_BYTES)
+    needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTIZED_BYTES)
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
         intermediate = scratch / "float.gguf"
         write_gguf(checkpoint, intermediate, dtype=dtype, name=name, advance=_part(advance, 0))
-        return quantise_gguf(
+        return quantize_gguf(
             intermediate, path, RECIPES[precision], threads=threads, advance=_part(advance, 1)
         )
 
@@ -131,7 +130,7 @@ def write_gguf(
             writer.write_ti_data_to_file()
             done = 0
             for tensor in plan:
-                writer.write_tensor_data(_as_array(checkpoint.tensor(tensor.source), tensor))
+                writer.write_tensor_data(_converted(checkpoint.tensor(tensor.source), tensor))
                 done += tensor.bytes
                 if advance is not None:
                     advance(done / total)
@@ -171,21 +170,22 @@ def _plan(checkpoint: Checkpoint, dtype: FloatType) -> list[_PlannedTensor]:
     ]
 
 
-def _as_array(tensor: torch.Tensor, planned: _PlannedTensor) -> npt.NDArray[np.generic]:
-    """A tensor's values in the planned type; bf16, which numpy lacks, as its bits."""
-    import torch
+def _converted(tensor: npt.NDArray[Any], planned: _PlannedTensor) -> npt.NDArray[Any]:
+    """A tensor in the planned type; bf16 as its bits, since gguf writes none of ml_dtypes' types."""
+    import ml_dtypes
 
     if planned.type == "bf16":
-        return tensor.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+        return tensor.astype(ml_dtypes.bfloat16, copy=False).view(np.uint16)
     if planned.type == "f32":
-        return tensor.to(torch.float32).contiguous().numpy()
-    converted = tensor.to(torch.float16).contiguous()
-    if not torch.stack(converted.aminmax()).isfinite().all():
+        return tensor.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        converted = tensor.astype(np.float16, copy=False)
+    if not np.isfinite([converted.min(), converted.max()]).all():
         raise ExportError(
             f"{planned.source} has values that f16 cannot hold (above 65,504)",
             hint="choose bf16 or a quantised type",
         )
-    return converted.numpy()
+    return converted
 
 
 def own_type(checkpoint: Checkpoint) -> FloatType:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.bundle import Manifest
-    from onevision.native.gguf_report import BackboneReport
+    from onevision.native.quantize import BackboneReport
     from onevision.proof.verify import Report
 
 

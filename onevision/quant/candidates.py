@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from onevision.bundle import (
     BACKBONE,
@@ -30,8 +30,8 @@ from onevision.eval.suite import FAMILIES
 from onevision.export.seal import tool_versions
 from onevision.export.vision import VisionPrecision
 from onevision.files import disk_space
-from onevision.native.gguf_report import BackbonePrecision, report
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantise_gguf
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantize_gguf, report
+from onevision.precisions import BackbonePrecision, EncoderPrecision
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import calibration_tiles, files_in
@@ -46,7 +46,7 @@ from onevision.runtime.engine import OneVision
 if TYPE_CHECKING:
     from onevision.eval.questions import TinySuite
     from onevision.eval.suite import Sample
-    from onevision.native.gguf_report import BackboneReport
+    from onevision.native.quantize import BackboneReport
     from onevision.progress import Progress
     from onevision.quant.calibration import CalibrationTiles
     from onevision.quant.gates import GateResult
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from onevision.quant.measure import GateReference
 
     Questions = TinySuite | tuple[Sample, ...]
-
-EncoderPrecision = Literal["fp32", "fp16", "int8"]
 
 #: With an importance matrix and without, the better one first, see docs/quantization.md.
 IMATRIX_ORDER = (True, False)
@@ -66,11 +64,20 @@ SMALL_BYTES = 200_000_000  # maximum size of a small bundle in floats
 
 @dataclass(frozen=True)
 class Candidate:
-    """Precisions to try."""
+    """Precisions to try.
+
+    Raises:
+        UsageError: An unknown precision.
+    """
 
     vision: EncoderPrecision
     backbone: BackbonePrecision
     imatrix: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in ((self.vision, get_args(EncoderPrecision)), (self.backbone, RECIPES)):
+            if name not in known:
+                raise UsageError(f"unknown precision {name!r}", hint=f"one of {', '.join(known)}")
 
     @property
     def name(self) -> str:
@@ -297,10 +304,10 @@ class Quantizer:
         if candidate.backbone == precisions_of(self.source)[1]:
             _copy(source, path)
             return report(path, recipe)
-        means = self.imatrix.means() if candidate.imatrix else None
+        imatrix = self.imatrix if candidate.imatrix else None
         with self.progress.step(f"backbone in {candidate.backbone}") as advance:
-            return quantise_gguf(
-                source, path, recipe, imatrix=means, threads=self.config.threads, advance=advance
+            return quantize_gguf(
+                source, path, recipe, imatrix=imatrix, threads=self.config.threads, advance=advance
             )
 
 

@@ -16,7 +16,7 @@ from onevision.bundle import BACKBONE
 from onevision.errors import GenerationError, InputError, UsageError
 from onevision.eval.suite import FAMILIES, iter_samples
 from onevision.files import whole_file
-from onevision.native.observer import matmul_callback
+from onevision.native.ggml import matmul_callback
 from onevision.native.quantize import FLOAT_BYTES
 from onevision.quant.measure import prepare
 from onevision.runtime.backbone import CHUNK
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.eval.suite import Sample
+    from onevision.native.gguf import TensorInfo
     from onevision.progress import Advance
     from onevision.runtime.engine import OneVision
 
@@ -75,6 +76,28 @@ class Imatrix:
             name: seen.sums / np.float32(seen.rows) if seen.rows else np.ones_like(seen.sums)
             for name, seen in self.inputs.items()
         }
+
+    def check(self, tensors: Iterable[TensorInfo]) -> None:
+        """Compare names and sizes with a model's. The head may be missing, as llama-imatrix leaves it out.
+
+        Raises:
+            InputError: It was made for another model.
+        """
+        hint = "make one from this bundle, or from another precision of the same model"
+        matrices = {tensor.name: tensor.shape for tensor in tensors if len(tensor.shape) > 1}
+        if unknown := self.inputs.keys() - matrices.keys():
+            raise InputError(
+                f"the importance matrix has {min(unknown)}, the model has no such matrix", hint=hint
+            )
+        for name, shape in matrices.items():
+            seen = self.inputs.get(name)
+            if seen is None and name.startswith("blk."):
+                raise InputError(f"the importance matrix has nothing for {name}", hint=hint)
+            if seen is not None and len(seen.sums) != shape[-1]:
+                raise InputError(
+                    f"the importance matrix has {len(seen.sums)} columns for {name}, the model {shape[-1]}",
+                    hint=hint,
+                )
 
 
 def collect_imatrix(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA, Bundle, open_bundle, write_bundle
 from onevision.errors import ExportError, QuantError
@@ -18,13 +18,11 @@ from onevision.export.build import export
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.seal import seal
 from onevision.files import readable, scratch_folder
-from onevision.native.gguf_report import BackbonePrecision, report
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, predicted_bits
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, predicted_bits, report
 from onevision.progress import LogProgress
 from onevision.proof.verify import LOGITS_TOLERANCE
 from onevision.quant.candidates import (
     Candidate,
-    EncoderPrecision,
     GateConfig,
     Quantizer,
     check_source,
@@ -37,14 +35,12 @@ if TYPE_CHECKING:
 
     from onevision.export.build import ExportOptions
     from onevision.export.hub import FetchedCheckpoint
-    from onevision.native.gguf_report import BackboneReport
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackboneChoice, BackbonePrecision, EncoderChoice, EncoderPrecision
     from onevision.progress import Progress
     from onevision.proof.verify import Report
     from onevision.quant.candidates import Questions
     from onevision.quant.gates import GateResult
-
-EncoderChoice = Literal[EncoderPrecision, "auto"]
-BackboneChoice = Literal[BackbonePrecision, "auto"]
 
 #: Candidates of ``auto``: types that a CPU multiplies fast, and q4_k_m, which is as small where rows divide
 #: into its blocks. Of two equally large ones the faster comes first.

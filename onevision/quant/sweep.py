@@ -1,6 +1,6 @@
 """A sweep: many precisions of one bundle, each measured, and the Pareto front of size, speed and quality.
 
-In: a bundle in floats, and candidates. Out: a row of ``sweep.jsonl`` for each, written when it is measured, and
+In: a bundle in floats, and candidates. Out: a row of ``sweep.jsonl`` for each, written when it is measured;
 at the end tables and a plot of all. An interrupted sweep resumes after its last row.
 """
 
@@ -26,7 +26,7 @@ from onevision.eval.questions import TinySuite
 from onevision.files import scratch_folder, whole_file
 from onevision.progress import LogProgress
 from onevision.quant.calibration import files_in
-from onevision.quant.candidates import Candidate, EncoderPrecision, Quantizer, check_source, precisions_of
+from onevision.quant.candidates import Candidate, Quantizer, check_source, precisions_of
 from onevision.runtime import anyres
 from onevision.typed import build
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from onevision.bundle import Bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.precisions import BackbonePrecision, EncoderPrecision
     from onevision.progress import Progress
     from onevision.quant.candidates import GateConfig
     from onevision.quant.gates import GateResult

@@ -10,13 +10,13 @@ from onevision.bench.result import Counts
 from onevision.bench.subject import Asked, question
 from onevision.bundle import BACKBONE, NEWLINE, VISION
 from onevision.errors import BundleError, UsageError
+from onevision.graphs.names import PIXELS
 from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.backbone import vocabulary_of
 from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options
 from onevision.runtime.prepare import Preparer
-from onevision.runtime.vision import INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ class OpenVinoEncoder:
             features = []
             with clock.stage("encode"):
                 for number in range(len(pixels)):
-                    features.append(self._model({INPUT: pixels[number : number + 1]})[0])
+                    features.append(self._model({PIXELS: pixels[number : number + 1]})[0])
                     clock.lap()
             return np.concatenate(features)
 
