@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from onevision.bundle import Manifest
     from onevision.eval.suite import Sample
-    from onevision.runtime.budget import Detail
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
+    from onevision.runtime.options import Detail
     from onevision.runtime.prefill.policy import Prefill
     from onevision.runtime.video import VideoSource
 
@@ -38,7 +38,7 @@ class EvalSettings:
     see: See = "all"
     max_tokens: int = 64  # enough for the suite's longest sentence; ends an answer that never stops
     frames: int | None = None  # sampled from a video file; None: the bundle's default. Arrays are used whole.
-    max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.Options`
+    max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.AnswerOptions`
     detail: Detail = "auto"
     dedup: float | None = None
 

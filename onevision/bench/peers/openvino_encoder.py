@@ -15,7 +15,7 @@ from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.backbone import vocabulary_of
 from onevision.runtime.features import encode_once
-from onevision.runtime.options import Options
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prepare import Preparer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class OpenVinoEncoder:
         manifest = self._bundle.manifest
         with vocabulary_of(self._bundle.path(BACKBONE)) as vocabulary:
             preparer = Preparer(manifest, vocabulary, np.load(self._bundle.path(NEWLINE)))
-            prepared = preparer.prepare(question(inputs), Options(frames=scenario.frames), StageClock())
+            prepared = preparer.prepare(question(inputs), AnswerOptions(frames=scenario.frames), StageClock())
         if not prepared.tiles or scenario.again:
             raise UsageError("it encodes pictures and answers nothing")
         clock = new_clock()
@@ -63,7 +63,7 @@ class OpenVinoEncoder:
             tiles: npt.NDArray[np.uint8], _on_tile: Callable[[int, int], None]
         ) -> npt.NDArray[np.float32]:
             with clock.stage("preprocess"):
-                pixels = anyres.normalise(tiles, manifest.vision.mean, manifest.vision.std)
+                pixels = anyres.normalize(tiles, manifest.vision.mean, manifest.vision.std)
             features = []
             with clock.stage("encode"):
                 for number in range(len(pixels)):
