@@ -1,7 +1,4 @@
-"""The GPU as NVML tells of it: memory in use and energy, where nvidia-ml-py and a driver are there.
-
-Whatever is not told is None, never 0. The tests bring a library of the same names.
-"""
+"""The GPU's memory and energy by NVML, if nvidia-ml-py and a driver are installed. None if unknown, never 0."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def require_cuda() -> None:
-    """Say all that is missing for a GPU, before anything is measured.
+    """Check for GPU builds of both libraries before anything is measured.
 
     Raises:
-        DeviceError: A library was built without CUDA.
+        DeviceError: One or both are missing; the message names all that is missing.
     """
     from onevision.runtime import backbone, session
     from onevision.runtime.llama_log import can_offload
@@ -42,17 +39,17 @@ class Gpu:
     handle: Any
 
     def memory(self) -> int | None:
-        """Bytes in use, by all processes."""
+        """Bytes in use by all processes."""
         info = self._ask("nvmlDeviceGetMemoryInfo", self.handle)
         return None if info is None else int(info.used)
 
     def energy(self) -> float | None:
-        """Joules since the driver was loaded; GPUs before Volta do not tell."""
+        """Joules since the driver was loaded; GPUs before Volta do not report them."""
         millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption", self.handle)
         return None if millijoules is None else millijoules / 1e3
 
     def facts(self) -> dict[str, Any]:
-        """Name, bytes of memory, and the driver's version."""
+        """Name, bytes of memory, driver version."""
         info = self._ask("nvmlDeviceGetMemoryInfo", self.handle)
         return {
             "name": _text(self._ask("nvmlDeviceGetName", self.handle)),
@@ -61,7 +58,7 @@ class Gpu:
         }
 
     def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
-        """None where the GPU does not tell: boards that share the CPU's memory do not tell of theirs."""
+        """None if the GPU does not report it, as boards that share the CPU's memory."""
         try:
             return getattr(self.nvml, function)(*arguments)
         except self.nvml.NVMLError:
@@ -70,34 +67,30 @@ class Gpu:
 
 @contextmanager
 def open_gpu() -> Iterator[Gpu | None]:
-    """The GPU; None without the package, a driver or a GPU."""
+    """CUDA's device 0: the first of ``CUDA_VISIBLE_DEVICES`` (indices or UUIDs), else NVML's; None without."""
     try:
         import pynvml
+
+        pynvml.nvmlInit()
     except ImportError:
         yield None
         return
-    try:
-        pynvml.nvmlInit()
     except pynvml.NVMLError:
         yield None
         return
+    name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    by_index = name.isdecimal()
     try:
-        yield _first(pynvml)
+        find = pynvml.nvmlDeviceGetHandleByIndex if by_index else pynvml.nvmlDeviceGetHandleByUUID
+        handle = find(int(name) if by_index else name)
+    except pynvml.NVMLError:
+        handle = None
+    try:
+        yield handle and Gpu(pynvml, handle)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _first(nvml: Any) -> Gpu | None:  # noqa: ANN401
-    """CUDA's device 0: the first of ``CUDA_VISIBLE_DEVICES``, which has indices or UUIDs, else NVML's."""
-    name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
-    try:
-        if name.isdecimal():
-            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
-        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
-    except nvml.NVMLError:
-        return None
-
-
 def _text(value: str | bytes | None) -> str | None:
-    """Versions of the library before 12 give bytes."""
+    """A string: versions of the library before 12 return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,7 +1,4 @@
-"""What the machine is and does: what it has, and how warm and fast it was before and after.
-
-Whatever a system does not tell is None, never 0.
-"""
+"""The machine: its hardware and packages, and how warm and busy it was. None where unknown, never 0."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _PACKAGES = ("onnxruntime", "llama-cpp-python", "numpy")
 
 
 def facts(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """What stays as it is. ``packages`` are told of besides our own."""
+    """Hardware, system, and versions of our packages and of ``packages``."""
     return {
         "cpu": cpu_name(),
         "cores": {"physical": psutil.cpu_count(logical=False), "logical": os.cpu_count()},
@@ -38,34 +35,32 @@ def facts(packages: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def condition() -> dict[str, Any]:
-    """What changes: MHz, degrees Celsius, throttlings since boot, and the load of all programs."""
+    """MHz, degrees Celsius, throttlings since boot, and the load of all programs."""
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     return {
         "mhz": frequency.current if frequency and frequency.current else None,
-        "celsius": _hottest(),
-        "throttled": _throttled(),
+        "celsius": max((one.current for each in sensors.values() for one in each), default=None),
+        "throttled": _sum(_CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")),
         "load": psutil.getloadavg()[0],
     }
 
 
 def energy(folder: Path = _RAPL) -> float | None:
-    """Joules of the processors since some moment (RAPL), which may start over."""
-    with suppress(OSError, ValueError):
-        zones = folder.glob("*-rapl:[0-9]")  # packages, not their parts
-        readings = [int((zone / "energy_uj").read_text(encoding="ascii")) for zone in zones]
-        return sum(readings) / 1e6 if readings else None
-    return None
+    """Joules of the processors (RAPL); the counter may start over."""
+    microjoules = _sum(folder.glob("*-rapl:[0-9]/energy_uj"))  # packages, not their parts
+    return None if microjoules is None else microjoules / 1e6
 
 
 def energy_between(before: float | None, after: float | None) -> float | None:
-    """Joules between two readings; None where one is missing, or the counter started over."""
+    """Joules between two readings; None if one is missing or the counter started over."""
     if before is None or after is None or after <= before:
         return None
     return after - before
 
 
-def forget(paths: list[Path]) -> bool:
-    """Have the system drop its copies of files in memory, so that they are read from the disk again."""
+def drop_file_cache(paths: list[Path]) -> bool:
+    """Have the system drop cached files, so that they are read from the disk; False if it cannot."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in paths:
@@ -75,18 +70,11 @@ def forget(paths: list[Path]) -> bool:
     return True
 
 
-def _hottest() -> float | None:
-    if not hasattr(psutil, "sensors_temperatures"):
-        return None
-    sensors = psutil.sensors_temperatures()
-    return max((one.current for each in sensors.values() for one in each), default=None)
-
-
-def _throttled(folder: Path = _CPU) -> int | None:
+def _sum(paths: Iterable[Path]) -> int | None:
+    """Sum of files that hold a number each; None if there are none, or one cannot be read."""
     with suppress(OSError, ValueError):
-        paths = folder.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
-        counts = [int(path.read_text(encoding="ascii")) for path in paths]
-        return sum(counts) if counts else None
+        numbers = [int(path.read_text(encoding="ascii")) for path in paths]
+        return sum(numbers) if numbers else None
     return None
 
 

@@ -1,4 +1,4 @@
-"""Memory of this process by stage, sampled from another thread while something runs."""
+"""Memory of this process by stage, sampled from another thread."""
 
 from __future__ import annotations
 
@@ -14,49 +14,40 @@ if TYPE_CHECKING:
 
     from onevision.runtime.answer import StageClock
 
-INTERVAL = 0.01  # seconds; what comes and goes within is missed
+INTERVAL = 0.01  # seconds between samples
 
 
 class MemoryWatch:
-    """Samples resident memory until the context ends.
+    """Samples memory until the context ends.
 
     Args:
-        gpu: Bytes of the GPU's memory in use, or None where it is not told; None without one.
-        resident: Bytes of a process; None for this one.
+        gpu: Reads the bytes of GPU memory in use, or None if unknown; None without a GPU.
+        resident: Reads the bytes of memory of the process.
     """
 
     def __init__(
-        self, gpu: Callable[[], int | None] | None = None, resident: Callable[[], int] | None = None
+        self,
+        gpu: Callable[[], int | None] | None = None,
+        resident: Callable[[], int] = lambda: psutil.Process().memory_info().rss,
     ) -> None:
-        self._gpu = gpu
-        self._resident = resident or _resident
+        self._gpu, self._resident = gpu, resident
         self._clock: StageClock | None = None
-        self._stages: dict[str, int] = {}
-        self._peak = 0
-        self._gpu_peak: int | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self.memory = Memory(0, {}, None)
 
     def follow(self, clock: StageClock) -> StageClock:
-        """Count samples to the stages of this clock from now on."""
+        """Assign samples to the stages of this clock from now on."""
         self._clock = clock
         return clock
 
-    @property
-    def memory(self) -> Memory:
-        """What was seen."""
-        return Memory(self._peak, dict(self._stages), self._gpu_peak)
-
     def sample(self) -> None:
-        """Look once."""
+        """Read memory once."""
         stage = self._clock and self._clock.current
-        size = self._resident()
-        self._peak = max(self._peak, size)
-        if stage:
-            self._stages[stage] = max(self._stages.get(stage, 0), size)
-        used = self._gpu() if self._gpu else None
-        if used is not None:
-            self._gpu_peak = max(self._gpu_peak or 0, used)
+        size, used, before = self._resident(), self._gpu() if self._gpu else None, self.memory
+        stages = before.stages | ({stage: max(before.stages.get(stage, 0), size)} if stage else {})
+        gpu_peak = before.gpu_peak if used is None else max(before.gpu_peak or 0, used)
+        self.memory = Memory(max(before.peak, size), stages, gpu_peak)
 
     def __enter__(self) -> MemoryWatch:
         self._thread.start()
@@ -70,8 +61,3 @@ class MemoryWatch:
     def _run(self) -> None:
         while not self._ended.wait(INTERVAL):
             self.sample()
-
-
-def _resident() -> int:
-    size: int = psutil.Process().memory_info().rss
-    return size

@@ -1,9 +1,9 @@
-"""How it is measured: a round that warms up and looks at memory, then rounds that are timed.
+"""Measuring: a warm-up round that is watched for memory, then timed rounds.
 
-In: engines and scenarios. Out: :class:`~onevision.bench.result.Measured`, one of each pair.
+In: targets and scenarios. Out: :class:`~onevision.bench.result.Measured`, one per pair.
 
-All pairs take turns, round after round: what else the machine does hits all of them alike. Nothing is
-sampled while a run is timed; memory is looked at in the first round, which does not count.
+All pairs take turns, round after round: what else the machine does hits all of them alike. Nothing is sampled
+while a run is timed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from onevision.bench.machine import energy, energy_between
-from onevision.bench.memory import MemoryWatch
 from onevision.bench.result import Measured, Run
-from onevision.bench.scenarios import Inputs
+from onevision.bench.scenarios import ScenarioInputs
 from onevision.errors import OneVisionError
-from onevision.runtime.answer import STAGES, StageClock
+from onevision.runtime.answer import StageClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,23 +26,23 @@ if TYPE_CHECKING:
 
     from onevision.bench.result import Counts, Memory, Work
     from onevision.bench.scenarios import Scenario
-    from onevision.bench.subject import Asked, Subject
+    from onevision.bench.target import Target, TimedAnswer
 
-#: Of each pair, however long they take: one run has no deviation.
-LEAST_RUNS = 2
+#: Rounds that are always run: one has no deviation.
+MIN_ROUNDS = 2
 
 
 @dataclass(frozen=True)
 class Method:
-    """How often, and how long at most.
+    """Number of runs, time budget, and instruments.
 
     Attributes:
         runs: Timed runs of each pair.
-        seconds: No round begins that would end later than this after the first; None: no limit.
+        seconds: No new round starts if it would end later than this after the first; None: no limit.
         now: Seconds of a clock that never goes back.
         gauge: Does a fixed piece of work and returns its milliseconds; called before each timed run.
-        joules: Reading of an energy meter, or None.
-        gpu_memory: Bytes of the GPU's memory in use, or None; None without one.
+        joules: Reads an energy meter, or None.
+        gpu_memory: Reads the bytes of GPU memory in use, or None; None without a GPU.
     """
 
     runs: int = 5
@@ -56,11 +55,11 @@ class Method:
 
 @dataclass
 class Trial:
-    """One scenario on one engine, as it is measured."""
+    """One scenario on one target."""
 
     scenario: Scenario
-    subject: Subject
-    inputs: Inputs
+    target: Target
+    inputs: ScenarioInputs
     work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None
     counts: Counts | None = None
     memory: Memory | None = None
@@ -69,118 +68,102 @@ class Trial:
 
     @property
     def measured(self) -> Measured:
-        """What is known so far."""
-        calls = len(self.runs[0].tiles) if self.runs else None
+        """Measurements so far."""
+        calls = len(self.runs[0].tiles_ms) if self.runs else None
         work = self.work_of(self.counts, calls) if self.work_of and self.counts else {}
+        skipped = self.skipped or (None if self.runs else "interrupted before its first run")
         return Measured(
-            self.scenario.name,
-            self.subject.name,
-            self.counts,
-            tuple(self.runs),
-            self.memory,
-            work,
-            self.skipped if self.runs or self.skipped else "interrupted before its first run",
+            self.scenario.name, self.target.name, self.counts, tuple(self.runs), self.memory, work, skipped
         )
 
     def warm_up(self, method: Method) -> None:
-        """A run that is not timed, and watched for memory. What cannot be asked is skipped from now on."""
+        """Answer once, untimed and watched for memory. A target that cannot is skipped from now on."""
         if self.skipped:
             return
         try:
-            with MemoryWatch(method.gpu_memory, self.subject.resident) as watch:
-                asked = self.subject.ask(
-                    self.scenario, self.inputs, lambda: watch.follow(StageClock(method.now))
-                )
+            answer, self.memory = self.target.ask_watched(
+                self.scenario, self.inputs, method.now, method.gpu_memory
+            )
         except OneVisionError as error:
             self.skipped = error.message
-            return
-        self.counts, self.memory = asked.counts, watch.memory
+        else:
+            self.counts = answer.counts
 
     def run(self, method: Method) -> None:
-        """A run that is timed. An engine that fails keeps the runs that it has, and is asked no more."""
+        """Answer once, timed. A target that fails keeps its runs and is skipped from now on."""
         if self.skipped:
             return
-        pace = method.gauge() if method.gauge else None
+        gauge_ms = method.gauge() if method.gauge else None
         before = method.joules()
         try:
-            asked = self.subject.ask(self.scenario, self.inputs, partial(StageClock, method.now))
+            answer = self.target.ask(self.scenario, self.inputs, partial(StageClock, method.now))
         except OneVisionError as error:
             self.skipped = error.message
-            return
-        joules = energy_between(before, method.joules())
-        self.runs.append(_run_of(asked, pace, joules))
+        else:
+            self.runs.append(_run_of(answer, gauge_ms, energy_between(before, method.joules())))
 
 
-class Trials:
-    """Scenarios on engines. ``measured`` may be read at any time: an interrupted run keeps what it has."""
+class Rounds:
+    """Scenarios on targets. ``measured`` may be read at any time: an interrupt keeps the runs so far."""
 
-    def __init__(self, pairs: Iterable[Trial], method: Method) -> None:
-        self.trials = tuple(pairs)
+    def __init__(self, trials: Iterable[Trial], method: Method) -> None:
+        self.trials = tuple(trials)
         self._method = method
 
     @property
     def measured(self) -> tuple[Measured, ...]:
-        """All of them, as far as they are."""
+        """Measurements so far."""
         return tuple(trial.measured for trial in self.trials)
 
     def run(self, on_run: Callable[[Trial, int], object] = lambda *_: None) -> None:
-        """Measure.
-
-        Args:
-            on_run: Called before each run with its trial and round, 0 for the first, which warms up.
-        """
+        """Measure; ``on_run`` is called before each run with its trial and round, 0 for the warm-up."""
         method = self._method
         for trial in self.trials:
             on_run(trial, 0)
             trial.warm_up(method)
-        left = [trial for trial in self.trials if not trial.skipped]
+        ready = [trial for trial in self.trials if not trial.skipped]
         started = now = method.now()
         for number in range(1, method.runs + 1):
             before, now = now, method.now()
-            takes = now - before
-            late = method.seconds is not None and now - started + takes > method.seconds
-            if late and number > LEAST_RUNS:
+            late = method.seconds is not None and now - started + (now - before) > method.seconds
+            if late and number > MIN_ROUNDS:
                 return
-            for trial in left:
+            for trial in ready:
                 on_run(trial, number)
                 trial.run(method)
 
 
-def _run_of(asked: Asked, pace: float | None, joules: float | None) -> Run:
-    laps, times = asked.clock.laps, asked.clock.stages
+def _run_of(answer: TimedAnswer, gauge_ms: float | None, joules: float | None) -> Run:
     prefill: dict[str, float] = {}
-    for lap in laps:
+    for lap in answer.laps:
         if lap.stage == "prefill" and lap.of:
             prefill[lap.of] = prefill.get(lap.of, 0.0) + lap.ms
     return Run(
-        stages={stage: times[stage] for stage in STAGES},
-        prefill=prefill,
-        tiles=tuple(lap.ms for lap in laps if lap.stage == "encode"),
-        tokens=tuple(lap.ms for lap in laps if lap.stage == "decode"),
-        ttft=asked.ttft,
-        total=asked.total,
-        gauge=pace,
+        stages_ms=answer.stages,
+        prefill_ms=prefill,
+        tiles_ms=tuple(lap.ms for lap in answer.laps if lap.stage == "encode"),
+        tokens_ms=tuple(lap.ms for lap in answer.laps if lap.stage == "decode"),
+        ttft_ms=answer.ttft,
+        total_ms=answer.total,
+        gauge_ms=gauge_ms,
         joules=joules,
-        output=hashlib.sha256(" ".join(map(str, asked.token_ids)).encode()).hexdigest()[:16],
+        output=hashlib.sha256(" ".join(map(str, answer.token_ids)).encode()).hexdigest()[:16],
     )
 
 
 def make_trials(
     scenario: Scenario,
-    subjects: Sequence[Subject],
+    targets: Sequence[Target],
     folder: Path,
     work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None,
 ) -> list[Trial]:
-    """A trial of each engine on the same inputs, made in ``folder``; skipped where they cannot be made.
-
-    ``work_of`` is of the first.
-    """
-    inputs, skipped = Inputs(), None
+    """A trial per target on the same inputs, made in ``folder``; ``work_of`` is of the first target."""
+    inputs, skipped = ScenarioInputs(), None
     try:
         inputs = scenario.inputs(folder)
     except ImportError:
         skipped = "videos need PyAV: pip install 'onevision[video]'"
     return [
-        Trial(scenario, subject, inputs, None if number else work_of, skipped=skipped)
-        for number, subject in enumerate(subjects)
+        Trial(scenario, target, inputs, None if number else work_of, skipped=skipped)
+        for number, target in enumerate(targets)
     ]

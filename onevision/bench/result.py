@@ -1,4 +1,4 @@
-"""What a benchmark has measured, as a file that is there whole or not at all."""
+"""The result of a benchmark: what was run, on what, and every measurement, as one JSON file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from onevision.typed import build
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Counts up when a file of before can no longer be read.
-SCHEMA_VERSION = 1
+#: Raised when files of earlier versions can no longer be read.
+SCHEMA_VERSION = 2
 
 _HINT = "measure again with: onevision bench --out FILE"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there was to do. ``prompt_tokens`` include ``image_tokens``."""
+    """Amount of work. ``prompt_tokens`` include ``image_tokens``."""
 
     prompt_tokens: int
     image_tokens: int
@@ -31,41 +31,41 @@ class Counts:
 
 @dataclass(frozen=True)
 class Run:
-    """One answer, in milliseconds.
+    """One timed answer.
 
     Attributes:
-        stages: By stage of the engine; they do not overlap.
-        prefill: Of that stage, by what was read: ``picture`` and ``text``.
-        tiles: Of encode, each call.
-        tokens: Of decode, each token: the latencies between tokens.
-        ttft: From the bytes in hand to the first token; None of an engine that only encodes.
-        total: To the last token.
-        gauge: A fixed piece of work just before: how fast the machine was at that time.
-        joules: Energy of the processor or the GPU; None where the system does not tell.
+        stages_ms: By stage of the engine; stages do not overlap.
+        prefill_ms: Parts of that stage: images and text.
+        tiles_ms: Each call of the encoder.
+        tokens_ms: Each decoded token: the latencies between tokens.
+        ttft_ms: From the bytes in hand to the first token; None of an engine that only encodes.
+        total_ms: To the last token.
+        gauge_ms: A fixed piece of work just before the run: how fast the machine was.
+        joules: Energy of the processor or the GPU; None if the system does not report it.
         output: Hash of the token ids.
     """
 
-    stages: dict[str, float]
-    prefill: dict[str, float]
-    tiles: tuple[float, ...]
-    tokens: tuple[float, ...]
-    ttft: float | None
-    total: float
-    gauge: float | None
+    stages_ms: dict[str, float]
+    prefill_ms: dict[str, float]
+    tiles_ms: tuple[float, ...]
+    tokens_ms: tuple[float, ...]
+    ttft_ms: float | None
+    total_ms: float
+    gauge_ms: float | None
     joules: float | None
     output: str
 
     @property
     def tpot(self) -> float | None:
         """Milliseconds per output token after the first."""
-        if self.ttft is None or not self.tokens:
+        if self.ttft_ms is None or not self.tokens_ms:
             return None
-        return (self.total - self.ttft) / len(self.tokens)
+        return (self.total_ms - self.ttft_ms) / len(self.tokens_ms)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, sampled in a run that is not timed: of the process, and by stage; of the whole GPU."""
+    """Peak bytes in a run that is not timed: of the process, by stage, and of the whole GPU."""
 
     peak: int
     stages: dict[str, int]
@@ -74,21 +74,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage has to do at least: operations, bytes of memory to read, and its arithmetic."""
+    """Least work of a stage: operations, bytes to read, arithmetic; for ``units`` tiles or tokens (``per``)."""
 
     flops: int
     bytes: int
     precision: str
-    per: str  # tile or token, of which there are ``units``
+    per: str
     units: int
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One scenario on one engine. ``skipped`` says why there are no runs."""
+    """One scenario on one engine. ``skipped`` says why there are no (more) runs."""
 
     scenario: str
-    subject: str
+    engine: str
     counts: Counts | None
     runs: tuple[Run, ...]
     memory: Memory | None
@@ -98,27 +98,49 @@ class Measured:
 
 @dataclass(frozen=True)
 class Load:
-    """Milliseconds to load the whole bundle: from the disk, where that can be had, and from memory."""
+    """Times to load the bundle: from the disk (None if the cache cannot be dropped), and from memory."""
 
-    cold: float | None
-    warm: tuple[float, ...]
+    cold_ms: float | None
+    warm_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What was measured."""
+    """The measured bundle. ``cache`` is the type of keys and values, ``sha256`` the manifest's."""
 
     name: str
     bytes: int
     vision: str
     backbone: str
-    cache: str  # type of keys and values
-    sha256: str  # of the manifest
+    cache: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Limits of a device. None: not measured, or the engine has no such arithmetic.
+
+    Attributes:
+        place: ``cpu`` or ``cuda``.
+        threads: CPU threads.
+        read: Bytes of memory read per second.
+        engines: Operations per second by engine and arithmetic; integer operations for ``int8``.
+    """
+
+    place: str
+    threads: int
+    read: float | None
+    engines: dict[str, dict[str, float | None]]
+
+    def flops(self, precision: str) -> float | None:
+        """Operations per second of the fastest engine."""
+        found = [rates.get(precision) for rates in self.engines.values()]
+        return max((rate for rate in found if rate), default=None)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A whole benchmark. ``started`` is in UTC; ``machine`` and ``rates`` are those of their modules."""
+    """A benchmark. ``started`` is in UTC; ``machine`` comes from :mod:`onevision.bench.machine`."""
 
     schema_version: int
     onevision: str
@@ -130,7 +152,7 @@ class Result:
     isolated: bool
     interrupted: bool
     machine: dict[str, Any]
-    rates: dict[str, Any] | None
+    rates: Rates | None
     load: Load | None
     measured: tuple[Measured, ...]
 
@@ -140,7 +162,7 @@ class Result:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write a result, replacing one that is there.
+    """Write a result atomically, replacing an earlier one.
 
     Raises:
         ExportError: The file cannot be written.
@@ -151,33 +173,32 @@ def write_result(path: Path, result: Result) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """Read what :func:`write_result` wrote, or what ``onevision bench --json`` printed.
+    """Read a file of :func:`write_result` or of ``onevision bench --json``.
 
     Raises:
         UsageError: The file cannot be read.
-        ResultError: It is damaged, or of another schema version.
+        ResultError: It is damaged or has another schema version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_result(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ResultError(f"{path} is no result of a benchmark: it is no text", hint=_HINT) from error
-    return parse_result(text, str(path))
+        raise ResultError(f"{path} is not a benchmark result: it is not text", hint=_HINT) from error
 
 
 def parse_result(text: str, where: str) -> Result:
-    """A result from its text; see :func:`read_result`."""
+    """A result from its JSON; ``where`` is its name in errors. See :func:`read_result`."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{where} is not valid JSON: {error}", hint=_HINT) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is None:
-        raise ResultError(f"{where} is no result of a benchmark: it has no schema version", hint=_HINT)
+        raise ResultError(f"{where} is not a benchmark result: it has no schema version", hint=_HINT)
     if version != SCHEMA_VERSION:
         raise ResultError(
-            f"{where} has schema version {version!r}, and this version of onevision reads {SCHEMA_VERSION}",
+            f"{where} has schema version {version!r}; this version of onevision reads {SCHEMA_VERSION}",
             hint=_HINT,
         )
     try:

@@ -1,6 +1,6 @@
-"""What a model is asked to measure it: inputs by name, each with a short and a long answer.
+"""Scenarios: inputs by name, each with a short and a long answer.
 
-In: names, and files of the user's. Out: scenarios, whose inputs are made when they are wanted.
+In: names and the user's files. Out: scenarios; their inputs are generated when they run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from onevision.bench import pictures
+from onevision.bench import images
 from onevision.errors import ImageError, UsageError, VideoError
 
 if TYPE_CHECKING:
@@ -17,19 +17,16 @@ if TYPE_CHECKING:
 
     from onevision.runtime.images import ImageSource
 
-SHORT, LONG = 16, 128
+SHORT, LONG = 16, 128  # tokens of an answer
 LONG_SUFFIX = "-long"
 
-#: A question of the usual length.
 QUESTION = "Describe what can be seen here, and where it is."
 SECOND_QUESTION = "Which part of it is the brightest?"
 
-Kind = Literal["photo", "scan", "video", "file"]
-
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a question is about."""
+class ScenarioInputs:
+    """The images or the video of a question."""
 
     images: tuple[ImageSource, ...] = ()
     video: Path | None = None
@@ -37,94 +34,87 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One thing to ask.
+    """One question.
 
     Attributes:
-        name: What tables call it.
+        name: Its name in tables.
         answer: Tokens of the answer.
-        sizes: (width, height) of pictures to make.
-        kind: What they are made as; ``file``: there is a file instead.
-        frames: Looked at of a video; None for the bundle's default.
-        file: The user's picture or video.
-        again: The question is the second one about the same input; the first is not timed.
+        sizes: (width, height) of images to generate.
+        kind: What to generate; ``file`` generates nothing.
+        frames: Frames of a video; None for the bundle's default.
+        file: The user's image or video.
+        again: Time the second question about the same input, not the first.
     """
 
     name: str
     answer: int = SHORT
-    sizes: tuple[pictures.Size, ...] = ()
-    kind: Kind = "photo"
+    sizes: tuple[tuple[int, int], ...] = ()
+    kind: Literal["photo", "scan", "video", "file"] = "photo"
     frames: int | None = None
     file: Path | None = None
     again: bool = False
 
-    def inputs(self, folder: Path) -> Inputs:
-        """Its inputs; a video is made in ``folder``.
+    def inputs(self, folder: Path) -> ScenarioInputs:
+        """Generate the inputs, a video in ``folder``.
 
         Raises:
-            ImportError: PyAV is missing, and a video has to be made.
+            ImportError: A video is needed, and PyAV is missing.
         """
         if self.kind == "video":
             path = self.file or folder / "clip.mp4"
-            return Inputs(video=path if path.exists() else pictures.video(path))
+            return ScenarioInputs(video=path if path.exists() else images.video(path))
         if self.file:
-            return Inputs((self.file.read_bytes(),))
-        make = pictures.scan if self.kind == "scan" else pictures.photograph
-        return Inputs(tuple(make(size, seed) for seed, size in enumerate(self.sizes)))
+            return ScenarioInputs((self.file.read_bytes(),))
+        make = images.scan if self.kind == "scan" else images.photograph
+        return ScenarioInputs(tuple(make(size, seed) for seed, size in enumerate(self.sizes)))
 
 
-_A4 = (1654, 2339)  # at 200 dots an inch
 _INPUTS = (
     Scenario("text"),
     Scenario("photo-384", sizes=((384, 384),)),
     Scenario("photo-480p", sizes=((640, 480),)),
     Scenario("photo-1080p", sizes=((1920, 1080),)),
     Scenario("photo-12mp", sizes=((4032, 3024),)),
-    Scenario("a4-scan", sizes=(_A4,), kind="scan"),
+    Scenario("a4-scan", sizes=((1654, 2339),), kind="scan"),  # 200 dots per inch
     Scenario("multi-4", sizes=((640, 480),) * 4),
     Scenario("video-8", kind="video", frames=8),
     Scenario("video-32", kind="video", frames=32),
 )
-_FOLLOW_UP = Scenario("followup", sizes=((640, 480),), again=True)
-
-#: All of them by name: the short answers, then the long ones.
+_LONG_ANSWERS = (replace(short, name=short.name + LONG_SUFFIX, answer=LONG) for short in _INPUTS)
+#: All scenarios by name.
 SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        *_INPUTS,
-        _FOLLOW_UP,
-        *(replace(short, name=short.name + LONG_SUFFIX, answer=LONG) for short in _INPUTS),
-    )
+    one.name: one
+    for one in (*_INPUTS, Scenario("followup", sizes=((640, 480),), again=True), *_LONG_ANSWERS)
 }
 QUICK = ("text", "photo-384", "photo-480p")
 
 
 def choose(names: Sequence[str], files: Sequence[Path], *, quick: bool) -> tuple[Scenario, ...]:
-    """Scenarios by name, and one for each file; without either, all, or the common ones.
+    """Scenarios by name and one per file; without either, all of them, or those of ``quick``.
 
     Raises:
-        UsageError: An unknown name, names besides ``quick``, or a file that is not there.
+        UsageError: A name is unknown, ``quick`` is combined with names or files, or a file cannot be read.
     """
     if unknown := [name for name in names if name not in SCENARIOS]:
         raise UsageError(f"unknown scenario {unknown[0]!r}", hint=f"one of {', '.join(SCENARIOS)}")
     if quick and (names or files):
-        raise UsageError("--quick chooses the scenarios: leave --scenario and --file out")
+        raise UsageError("--quick cannot be combined with --scenario or --file")
     if not names and not files:
         names = QUICK if quick else tuple(SCENARIOS)
-    named = (SCENARIOS[name] for name in dict.fromkeys(names))
-    return (*named, *(_of_file(path) for path in files))
+    return (*(SCENARIOS[name] for name in dict.fromkeys(names)), *map(_of_file, files))
 
 
 def _of_file(path: Path) -> Scenario:
-    """The user's file: a picture, or else a video."""
+    """A scenario of the user's image or video."""
     from onevision.runtime.images import read_image
     from onevision.runtime.video import probe_video
 
     try:
         read_image(path)
-    except ImageError as not_a_picture:
+    except ImageError as not_an_image:
         try:
             probe_video(path)
         except VideoError:
-            raise not_a_picture from None
+            raise not_an_image from None
         return Scenario(path.name, kind="video", file=path)
     return Scenario(path.name, kind="file", file=path)

@@ -1,7 +1,7 @@
-"""Pictures and videos to measure with: of true sizes, with the detail of photographs, always the same.
+"""Benchmark inputs: images and a video of true sizes with the detail of photographs, the same every time.
 
-What is in a picture changes nothing of the work after it is decoded, and JPEG's decoder is slower where there
-is more detail. A photograph has as much of it at each scale; so do these.
+Only decoding depends on the content: JPEG decodes slower where there is more detail. These have detail at
+every scale, as photographs do.
 """
 
 from __future__ import annotations
@@ -19,21 +19,18 @@ from onevision.suite.vocabulary import COLOURS, SHAPES
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: (width, height) in pixels.
-Size = tuple[int, int]
-
 _QUALITY = 90
 _OCTAVES = (4, 16, 64, 256)  # blotches along the longer side
 _FRAME, _FRAMES, _RATE = (854, 480), 48, 24
 
 
-def photograph(size: Size, seed: int = 0) -> bytes:
-    """A JPEG with blotches of each scale, and grain."""
+def photograph(size: tuple[int, int], seed: int = 0) -> bytes:
+    """A JPEG of (width, height) with blotches of every scale and grain."""
     return _jpeg(_blotches(size, seed))
 
 
-def scan(size: Size, seed: int = 0) -> bytes:
-    """A JPEG of a page full of print."""
+def scan(size: tuple[int, int], seed: int = 0) -> bytes:
+    """A JPEG of (width, height): a page full of print."""
     width, height = size
     generator = np.random.default_rng(seed)
     page = Image.new("RGB", size, (250, 248, 243))
@@ -50,7 +47,7 @@ def scan(size: Size, seed: int = 0) -> bytes:
 
 
 def video(path: Path) -> Path:
-    """A video of two seconds: a view that moves over a picture. Needs PyAV.
+    """Write a video of two seconds: a view that moves across an image.
 
     Raises:
         ImportError: PyAV is not installed.
@@ -63,25 +60,21 @@ def video(path: Path) -> Path:
         stream = output.add_stream("mpeg4", rate=Fraction(_RATE))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for left in np.linspace(0, width, _FRAMES, dtype=int):
-            frame = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(scene[:, left : left + width]), format="rgb24"
-            )
-            output.mux(stream.encode(frame))
+            view = np.ascontiguousarray(scene[:, left : left + width])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
         output.mux(stream.encode(None))
     return path
 
 
-def _blotches(size: Size, seed: int) -> Image.Image:
+def _blotches(size: tuple[int, int], seed: int) -> Image.Image:
     """Noise of several scales, the coarser the stronger, as in photographs."""
     generator = np.random.default_rng(seed)
     width, height = size
     total = np.full((height, width, 3), 128, np.int16)
     for octave, cells in enumerate(_OCTAVES):
         shape = (max(2, cells * height // max(size)), max(2, cells * width // max(size)), 3)
-        noise = Image.fromarray(generator.integers(0, 256, shape, np.uint8)).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        total += (np.asarray(noise, np.int16) - 128) >> octave
+        noise = Image.fromarray(generator.integers(0, 256, shape, np.uint8))
+        total += (np.asarray(noise.resize(size, Image.Resampling.BICUBIC), np.int16) - 128) >> octave
     total += generator.integers(-4, 5, total.shape, np.int16)
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
