@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from onevision.quant.backbone import FLOAT_BYTES, RECIPES, quantise_gguf
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantise_gguf
 from onevision.runtime.backbone import Backbone
 
 TOKENS = 24  # that are timed, after two that warm up

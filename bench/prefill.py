@@ -19,7 +19,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.runtime.engine import OneVision
-from onevision.runtime.prefiller import Prefill
+from onevision.runtime.prefill.policy import Prefill
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from onevision.bench import roofline
-from onevision.export.reference import picture
+from onevision.native.device import default_threads
+from onevision.proof.reference import picture
 from onevision.runtime.answer import StageClock
-from onevision.runtime.device import default_threads
 from onevision.runtime.engine import OneVision
 
 _TURNS = 12

@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from onevision.planning.cost import published
 from onevision.runtime.anyres import AnyRes, split
-from onevision.runtime.plan import published
 
 TARGET = Path(__file__).with_name("anyres.png")
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from onevision.errors import BundleError, OneVisionError, UsageError
-from onevision.folder import is_vacant, whole_folder
+from onevision.files import is_vacant, whole_folder
 from onevision.typed import build
 
 if TYPE_CHECKING:

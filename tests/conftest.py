@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from onevision.default import default_bundle
+from onevision.tiny import default_bundle
 from tests.runtime.media import encode_video, photograph
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ settings.register_profile("onevision", deadline=None)
 settings.load_profile("onevision")
 
 
-class NoSteps:
-    """Export progress that nobody watches."""
+class NoProgress:
+    """Export advance that nobody watches."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -49,7 +49,7 @@ def make_bundle(checkpoint: Path, target: Path, **options: object) -> Path:
     torch.set_num_threads(1)
     try:
         chosen = ExportOptions(**{"threads": 1, **options})
-        export(FetchedCheckpoint(checkpoint, None, None), target, chosen, NoSteps())
+        export(FetchedCheckpoint(checkpoint, None, None), target, chosen, NoProgress())
     finally:
         torch.set_num_threads(threads)
     return target

@@ -20,8 +20,8 @@ from onevision import OneVision, __version__
 from onevision.cli import _run, app
 from onevision.cli.export import _default_target
 from onevision.export.hub import resolve
-from onevision.golden import load_golden, save_golden
 from onevision.models import SHIPPED
+from onevision.proof.golden import load_golden, save_golden
 from tests.conftest import replace_file
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ PLANS = """
 @pytest.fixture
 def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the measurement of this machine, which takes its time."""
-    monkeypatch.setattr("onevision.runtime.plan.machine_rate", lambda: 1e11)
+    monkeypatch.setattr("onevision.planning.cost.machine_rate", lambda: 1e11)
 
 
 @pytest.mark.usefixtures("known_rate")

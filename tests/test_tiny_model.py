@@ -9,8 +9,8 @@ import pytest
 from onevision.eval.ask import Settings, ask, of_bundle
 from onevision.eval.questions import tiny_suite
 from onevision.eval.report import report
+from onevision.eval.suite import FAMILIES
 from onevision.runtime.engine import OneVision
-from onevision.suite import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.export.reference import picture
+from onevision.proof.reference import picture
 from onevision.quant.gates import compare_features
 from onevision.runtime.anyres import normalise
 from onevision.runtime.vision import INPUT, VisionEncoder

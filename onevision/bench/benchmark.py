@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING
 
 from onevision import __version__
 from onevision.bench import machine, roofline
-from onevision.bench.gpu import open_gpu, require_cuda
-from onevision.bench.method import Method, Rounds, make_trials
+from onevision.bench.machine import open_gpu, require_cuda
+from onevision.bench.method import Method, make_trials, run_rounds
 from onevision.bench.peers import PEERS, TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.target import OURS, BundleTarget
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
-from onevision.runtime.device import default_threads
+from onevision.native.device import default_threads
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from onevision.bench.matmul import Place
+    from onevision.bench.method import Trial
     from onevision.bench.scenarios import Scenario
-    from onevision.runtime.device import Device
+    from onevision.bench.target import Target
+    from onevision.native.device import Device
 
 #: Timed loads of a bundle: one from the disk if possible, the others from memory.
 LOADS = 4
@@ -37,31 +39,18 @@ LOADS = 4
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure.
-
-    Attributes:
-        scenarios: In this order.
-        runs: Timed runs of each.
-        seconds: Time budget; None: no limit.
-        device: As of :class:`OneVision`.
-        threads: CPU threads; None for all cores.
-        isolate: Each scenario in a fresh process, with an equal part of ``seconds``, one after the other.
-        roofline: Seconds to measure the machine's limits; 0 to skip.
-        loads: Timed loads; 0 to skip.
-        against: Peers.
-        checkpoint: The bundle's checkpoint, for peers that need it; None: as the bundle says.
-    """
+    """What to measure, and how."""
 
     scenarios: tuple[Scenario, ...]
-    runs: int
-    seconds: float | None
+    runs: int  # of each scenario, timed
+    seconds: float | None  # time budget of the runs; None: no limit
     device: Device = "cpu"
-    threads: int | None = None
-    isolate: bool = False
-    roofline: float = roofline.TIME_BOX
-    loads: int = LOADS
-    against: tuple[str, ...] = ()
-    checkpoint: Path | None = None
+    threads: int | None = None  # None: all cores
+    isolate: bool = False  # each scenario in a fresh process, one after the other
+    roofline: float = roofline.TIME_BOX  # seconds to measure the machine's limits; 0: skip
+    loads: int = LOADS  # 0: skip
+    against: tuple[str, ...] = ()  # peers
+    checkpoint: Path | None = None  # for peers that need it; None: as the bundle says
 
 
 class Benchmark:
@@ -81,7 +70,7 @@ class Benchmark:
         self, bundle: Bundle, settings: BenchSettings, on_progress: Callable[[str], object] = lambda _: None
     ) -> None:
         self._bundle, self._settings, self._show = bundle, settings, on_progress
-        self._rounds: list[Rounds] = []
+        self._trials: list[Trial] = []
         self._place: Place = "cuda" if settings.device == "cuda" else "cpu"
         if self._place == "cuda":
             require_cuda()
@@ -111,8 +100,7 @@ class Benchmark:
     @property
     def result(self) -> Result:
         """Everything measured so far."""
-        measured = tuple(one for rounds in self._rounds for one in rounds.measured)
-        return replace(self._result, measured=measured)
+        return replace(self._result, measured=tuple(trial.measured for trial in self._trials))
 
     def run(self) -> None:
         """Measure.
@@ -120,20 +108,18 @@ class Benchmark:
         Raises:
             OneVisionError: The bundle cannot be loaded.
         """
-        settings = self._settings
+        settings, scenarios = self._settings, self._settings.scenarios
         try:
             if settings.roofline:
                 self._show("limits of this machine")
-                rates = roofline.measure(
-                    place=self._place, threads=self._setup.threads, seconds=settings.roofline
-                )
+                place, threads = self._place, self._setup.threads
+                rates = roofline.measure(place=place, threads=threads, seconds=settings.roofline)
                 self._result = replace(self._result, rates=rates)
             if settings.loads:
                 self._show("loading")
                 self._result = replace(self._result, load=self._time_loads())
-            groups = [(one,) for one in settings.scenarios] if settings.isolate else [settings.scenarios]
-            for group in filter(None, groups):
-                self._measure(group, settings.seconds and settings.seconds / len(groups))
+            for group in [(one,) for one in scenarios] if settings.isolate else [scenarios]:
+                self._measure(group)
             self._result = replace(self._result, interrupted=False)
         finally:
             self._add_facts(after=machine.condition())
@@ -141,10 +127,11 @@ class Benchmark:
     def _add_facts(self, **facts: object) -> None:
         self._result = replace(self._result, machine=self._result.machine | facts)
 
-    def _load(self) -> OneVision:
-        model = OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads)
-        model.vision_encoder()
-        return model
+    @contextmanager
+    def _load(self) -> Iterator[OneVision]:
+        with OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads) as model:
+            model.vision_encoder()
+            yield model
 
     def _time_loads(self) -> Load:
         times = []
@@ -155,28 +142,26 @@ class Benchmark:
                 times.append((time.perf_counter() - started) * 1e3)
         return Load(times[0] if cold else None, tuple(times[1:]))
 
-    def _measure(self, scenarios: tuple[Scenario, ...], seconds: float | None) -> None:
-        settings = self._settings
+    def _measure(self, scenarios: tuple[Scenario, ...]) -> None:
+        settings, targets = self._settings, list[Target]()
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
-            names = (OURS,) if settings.isolate else settings.against
-            targets = [] if settings.isolate else [BundleTarget(stack.enter_context(closing(self._load())))]
-            for name in names:
+            if not settings.isolate:
+                targets.append(BundleTarget(stack.enter_context(self._load())))
+            for name in (OURS,) if settings.isolate else settings.against:
                 self._show(f"loading {name}")
                 targets.append(stack.enter_context(open_process(name, self._bundle, self._setup)))
             gauge = stack.enter_context(roofline.gauge(self._setup.threads))
+            seconds = settings.seconds and settings.seconds * len(scenarios) / len(settings.scenarios)
             method = Method(settings.runs, seconds, gauge=gauge)
             if self._place == "cuda" and (gpu := stack.enter_context(open_gpu())):
                 method = replace(method, joules=gpu.energy, gpu_memory=gpu.memory)
                 self._add_facts(gpu=gpu.facts())
             work_of = partial(work, self._bundle.manifest, place=self._place)
-            trials = [
-                trial for one in scenarios for trial in make_trials(one, targets, folder, work_of)
-            ]
-            self._rounds.append(Rounds(trials, method))
-            self._rounds[-1].run(
-                lambda trial, number: self._show(
-                    f"{trial.scenario.name} {trial.target.name}, "
-                    f"{f'run {number} of {settings.runs}' if number else 'warm-up'}"
-                )
-            )
+            trials = [trial for one in scenarios for trial in make_trials(one, targets, folder, work_of)]
+            self._trials += trials
+            run_rounds(trials, method, self._show_run)
+
+    def _show_run(self, trial: Trial, number: int) -> None:
+        run = f"run {number} of {self._settings.runs}" if number else "warm-up"
+        self._show(f"{trial.scenario.name} {trial.target.name}, {run}")

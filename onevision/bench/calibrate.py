@@ -1,6 +1,6 @@
 """A bundle's speed on this machine, as times to the first token are predicted from.
 
-In: a loaded bundle. Out: a :class:`~onevision.runtime.calibration.Calibration`. Each part is done once, with
+In: a loaded bundle. Out: a :class:`~onevision.planning.speed.Calibration`. Each part is done once, with
 the sizes of usual prompts; a run before it has warmed up.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 
 from onevision.bench import pictures
 from onevision.bench.scenarios import QUESTION
+from onevision.planning.speed import Calibration, Reading, calibration_path, write_calibration
 from onevision.runtime.answer import StageClock
-from onevision.runtime.calibration import Calibration, Reading, calibration_path, write_calibration
 from onevision.runtime.engine import OneVision
 from onevision.runtime.options import Options
-from onevision.runtime.prefiller import LEAST, Reader
+from onevision.runtime.prefill.policy import LEAST, Reader
 from onevision.runtime.prompt import conversation_of
 from onevision.runtime.video import probe_video, read_video
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.bundle import Bundle
-    from onevision.runtime.device import Device
+    from onevision.native.device import Device
 
 _SIZE = (640, 480)
 #: Tokens of the prompts that are read: the last about a photograph's. 7,000 are told from them.

@@ -2,13 +2,13 @@
 
 Both are ratios of medians with a bootstrap interval. Between two results, a stage has changed if the interval
 excludes 1 and the ratio exceeds the threshold, and both still hold after the machine's own change, measured
-by the gauge, is divided out. If the gauge moved too far to divide out, a change is inconclusive. A change
-that is too small a part of the whole answer does not count.
+by the gauge, is divided out. If the gauge moved too far for that, a change is inconclusive. A change that is
+too small a part of the whole answer does not count.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ THRESHOLD = 0.05
 MIN_SHARE = 0.005
 #: With fewer runs, an interval says nothing.
 MIN_RUNS = 4
-#: A gauge that moved by a larger factor cannot be divided out: threads that share a core slow down more.
+#: A larger change of the gauge cannot be divided out: threads that share a core slow down more.
 MAX_MACHINE_CHANGE = 1.2
 
 #: Compared with peers, where both have it; an engine that only encodes has only the first.
@@ -39,17 +39,21 @@ PEAK = "peak"
 
 
 @dataclass(frozen=True)
-class StageChange:
-    """One stage of one scenario: median milliseconds before and after, and their ratio."""
+class StageRatio:
+    """Two medians of a stage, and ``ratio``, the value divided by the base.
+
+    The base is the earlier result or the peer, the value is the later result or ours; milliseconds, or bytes
+    for ``peak``, which is read once and has no interval.
+    """
 
     scenario: str
     engine: str
     stage: str
-    before: float
-    after: float
+    base: float
+    value: float
     ratio: float
-    interval: tuple[float, float]
-    verdict: Verdict
+    interval: tuple[float, float] | None
+    verdict: Verdict = "no difference"
 
 
 @dataclass(frozen=True)
@@ -58,24 +62,24 @@ class BenchComparison:
 
     machine: float
     threshold: float
-    changes: tuple[StageChange, ...]
+    changes: tuple[StageRatio, ...]
 
-    def ours(self, verdict: Verdict) -> tuple[StageChange, ...]:
+    def ours(self, verdict: Verdict) -> tuple[StageRatio, ...]:
         """Changes of our own stages with this verdict; those of peers are not our fault."""
         return tuple(one for one in self.changes if one.verdict == verdict and one.engine not in PEERS)
 
     @property
-    def regressions(self) -> tuple[StageChange, ...]:
+    def regressions(self) -> tuple[StageRatio, ...]:
         """Our stages that became slower."""
         return self.ours("slower")
 
     @property
     def note(self) -> str:
         """A sentence about the machine's own change."""
-        slower = self.machine >= 1
-        factor, word = (self.machine, "slower") if slower else (1 / self.machine, "faster")
-        sure = 1 / MAX_MACHINE_CHANGE <= self.machine <= MAX_MACHINE_CHANGE
-        allowed = "verdicts allow for that" if sure else "too much to tell changes from it: measure again"
+        factor, word = (self.machine, "slower") if self.machine >= 1 else (1 / self.machine, "faster")
+        allowed = (
+            "verdicts allow for that" if factor <= MAX_MACHINE_CHANGE else "too much to judge: repeat it"
+        )
         return f"the machine was {factor:.2f} x {word} during the second run; {allowed}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,67 +107,57 @@ def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> Benc
     ]
     if not pairs:
         raise UsageError("the two results have no scenario in common", hint="measure the same scenarios")
-    machine = _machine_change([old for old, _ in pairs], [new for _, new in pairs])
-    changes = tuple(one for old, new in pairs for one in _stages(old, new, machine, threshold))
-    return BenchComparison(machine, threshold, changes)
+    old, new = (_gauges(side) for side in zip(*pairs, strict=True))
+    machine = float(np.median(new) / np.median(old)) if old and new else 1.0
+    changes = [_judge(one, *pair, machine, threshold) for pair in pairs for one in _ratios(*pair)]
+    return BenchComparison(machine, threshold, tuple(changes))
 
 
-def _machine_change(before: Sequence[Measured], after: Sequence[Measured]) -> float:
-    """Ratio of the gauge's medians over all runs; 1 if it was not read."""
-    old, new = (
-        [run.gauge_ms for one in side for run in one.runs if run.gauge_ms is not None]
-        for side in (before, after)
-    )
-    return float(np.median(new) / np.median(old)) if old and new else 1.0
+def _gauges(measured: Sequence[Measured]) -> list[float]:
+    return [run.gauge_ms for one in measured for run in one.runs if run.gauge_ms is not None]
 
 
-def _stages(before: Measured, after: Measured, machine: float, threshold: float) -> Iterator[StageChange]:
-    old, new = samples(before), samples(after)
-    smallest = MIN_SHARE * float(np.median(old["total"]))
-    for stage in (name for name in old if name in new):
-        was, is_now = float(np.median(old[stage])), float(np.median(new[stage]))
-        if was <= 0:
-            continue
-        interval = bootstrap_ratio(old[stage], new[stage])
-        verdict = _verdict(is_now / was, interval, machine, threshold)
-        # Per token it is a part of a token, not of the answer.
-        small = stage != "tpot" and abs(is_now - was) < smallest
-        if small or min(len(old[stage]), len(new[stage])) < MIN_RUNS:
-            verdict = "no difference"
-        yield StageChange(
-            before.scenario, before.engine, stage, was, is_now, is_now / was, interval, verdict
-        )
-
-
-def _verdict(ratio: float, interval: tuple[float, float], machine: float, threshold: float) -> Verdict:
-    """Verdict that holds with the machine's change divided out and without."""
-    low, high = interval
+def _judge(
+    change: StageRatio, before: Measured, after: Measured, machine: float, threshold: float
+) -> StageRatio:
+    """The change with a verdict that holds with the machine's own change divided out and without."""
+    low, high = change.interval or (1.0, 1.0)
     slower, faster = min(1.0, 1 / machine), max(1.0, 1 / machine)
-    sure = 1 / MAX_MACHINE_CHANGE <= machine <= MAX_MACHINE_CHANGE
-    if low * slower > 1 and ratio * slower > 1 + threshold:
-        return "slower" if sure else "inconclusive"
-    if high * faster < 1 and ratio * faster < 1 / (1 + threshold):
-        return "faster" if sure else "inconclusive"
-    return "no difference"
+    verdict: Verdict = "no difference"
+    if low * slower > 1 and change.ratio * slower > 1 + threshold:
+        verdict = "slower"
+    elif high * faster < 1 and change.ratio * faster < 1 / (1 + threshold):
+        verdict = "faster"
+    # Per token it is a part of a token, not of the answer.
+    smallest = 0.0 if change.stage == "tpot" else MIN_SHARE * (median(before, "total") or 0.0)
+    runs = min(len(samples(one)[change.stage]) for one in (before, after))
+    if verdict == "no difference" or abs(change.value - change.base) < smallest or runs < MIN_RUNS:
+        return change
+    judged = 1 / MAX_MACHINE_CHANGE <= machine <= MAX_MACHINE_CHANGE
+    return replace(change, verdict=verdict if judged else "inconclusive")
 
 
-@dataclass(frozen=True)
-class PeerRatio:
-    """Ours divided by a peer's: medians in milliseconds, or bytes (``peak``, read once: no interval)."""
-
-    scenario: str
-    peer: str
-    quantity: str
-    ours: float
-    theirs: float
-    ratio: float
-    interval: tuple[float, float] | None
+def _ratios(base: Measured, ours: Measured, stages: Sequence[str] | None = None) -> Iterator[StageRatio]:
+    """Ratios of the stages that both have."""
+    old, new = samples(base), samples(ours)
+    for stage in old if stages is None else stages:
+        if (was := median(base, stage)) and (value := median(ours, stage)):
+            interval = bootstrap_ratio(old[stage], new[stage])
+            yield StageRatio(base.scenario, base.engine, stage, was, value, value / was, interval)
 
 
-def ratios(result: Result) -> tuple[PeerRatio, ...]:
+def ratios(result: Result) -> tuple[StageRatio, ...]:
     """Ours against each peer, where both did the same work."""
-    pairs = ((ours, peer) for ours, peer in _pairs(result) if not _mismatch(ours, peer))
-    return tuple(one for ours, peer in pairs for one in _ratios(ours, peer))
+    found = []
+    for ours, peer in _pairs(result):
+        if _mismatch(ours, peer):
+            continue
+        answers = peer.counts is not None and peer.counts.completion_tokens > 0
+        found += _ratios(peer, ours, QUANTITIES if answers else QUANTITIES[:1])
+        if answers and ours.memory and peer.memory:
+            base, value = peer.memory.peak, ours.memory.peak
+            found.append(StageRatio(ours.scenario, peer.engine, PEAK, base, value, value / base, None))
+    return tuple(found)
 
 
 def not_compared(result: Result) -> tuple[str, ...]:
@@ -189,15 +183,3 @@ def _mismatch(ours: Measured, peer: Measured) -> str | None:
     if theirs.completion_tokens not in {0, mine.completion_tokens}:
         return f"its answer has {theirs.completion_tokens} tokens, and ours has {mine.completion_tokens}"
     return None
-
-
-def _ratios(ours: Measured, peer: Measured) -> Iterator[PeerRatio]:
-    answers = peer.counts is not None and peer.counts.completion_tokens > 0
-    for quantity in QUANTITIES if answers else QUANTITIES[:1]:
-        mine, theirs = median(ours, quantity), median(peer, quantity)
-        if mine and theirs:
-            interval = bootstrap_ratio(samples(peer)[quantity], samples(ours)[quantity])
-            yield PeerRatio(ours.scenario, peer.engine, quantity, mine, theirs, mine / theirs, interval)
-    if answers and ours.memory and peer.memory:
-        mine, theirs = ours.memory.peak, peer.memory.peak
-        yield PeerRatio(ours.scenario, peer.engine, PEAK, mine, theirs, mine / theirs, None)

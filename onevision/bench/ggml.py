@@ -32,7 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 def functions() -> Any:  # noqa: ANN401
     """The functions by name, or None where llama.cpp's library does not export those of its parts."""
     import onevision.runtime.backbone  # noqa: F401 - sets up the threads of llama.cpp, before it is loaded
-    from onevision.runtime.llama_log import silence_llama
+    from onevision.native.llama import silence_llama
 
     silence_llama()
     from llama_cpp import llama_cpp as api

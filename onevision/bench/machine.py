@@ -1,37 +1,30 @@
-"""The machine: its hardware and packages, and how warm and busy it was. None where unknown, never 0."""
+"""The machine while it is measured: clock, heat, load and energy; the GPU by NVML. None if unknown, never 0."""
 
 from __future__ import annotations
 
 import os
-import platform
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from onevision.doctor import cpu_name
+from onevision.errors import DeviceError
+from onevision.native.doctor import examine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _CPU = Path("/sys/devices/system/cpu")
 _RAPL = Path("/sys/class/powercap")
-_PACKAGES = ("onnxruntime", "llama-cpp-python", "numpy")
 
 
 def facts(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Hardware, system, and versions of our packages and of ``packages``."""
-    return {
-        "cpu": cpu_name(),
-        "cores": {"physical": psutil.cpu_count(logical=False), "logical": os.cpu_count()},
-        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in (*_PACKAGES, *packages)},
-    }
+    """Facts of ``onevision doctor``, and the versions of more packages."""
+    found = examine().facts
+    return found | {"packages": found["packages"] | {name: _version(name) for name in packages}}
 
 
 def condition() -> dict[str, Any]:
@@ -54,9 +47,7 @@ def energy(folder: Path = _RAPL) -> float | None:
 
 def energy_between(before: float | None, after: float | None) -> float | None:
     """Joules between two readings; None if one is missing or the counter started over."""
-    if before is None or after is None or after <= before:
-        return None
-    return after - before
+    return None if before is None or after is None or after <= before else after - before
 
 
 def drop_file_cache(paths: list[Path]) -> bool:
@@ -83,3 +74,77 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def require_cuda() -> None:
+    """Check that both libraries are GPU builds.
+
+    Raises:
+        DeviceError: One or both are not; the message names all that is missing.
+    """
+    from onevision.native import ort
+    from onevision.native.llama import can_offload
+    from onevision.runtime.backbone import CUDA_HINT
+
+    missing = {} if ort.has_cuda() else {"ONNX Runtime's CUDA provider": ort.CUDA_HINT}
+    missing |= {} if can_offload() else {"llama.cpp built with CUDA": CUDA_HINT}
+    if missing:
+        raise DeviceError(f"--device cuda needs {' and '.join(missing)}", hint="; ".join(missing.values()))
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU that this process may use."""
+
+    nvml: Any
+    handle: Any
+
+    def memory(self) -> int | None:
+        """Bytes in use by all processes."""
+        info = self._ask("nvmlDeviceGetMemoryInfo", self.handle)
+        return None if info is None else int(info.used)
+
+    def energy(self) -> float | None:
+        """Joules since the driver was loaded; GPUs before Volta do not report them."""
+        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption", self.handle)
+        return None if millijoules is None else millijoules / 1e3
+
+    def facts(self) -> dict[str, Any]:
+        """Name, bytes of memory, driver version."""
+        info = self._ask("nvmlDeviceGetMemoryInfo", self.handle)
+        name, driver = self._ask("nvmlDeviceGetName", self.handle), self._ask("nvmlSystemGetDriverVersion")
+        return {
+            "name": name.decode() if isinstance(name, bytes) else name,  # bytes before version 12
+            "memory_bytes": None if info is None else int(info.total),
+            "driver": driver.decode() if isinstance(driver, bytes) else driver,
+        }
+
+    def _ask(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """None if the GPU does not report it, as boards that share the CPU's memory."""
+        try:
+            return getattr(self.nvml, function)(*arguments)
+        except self.nvml.NVMLError:
+            return None
+
+
+@contextmanager
+def open_gpu() -> Iterator[Gpu | None]:
+    """CUDA's device 0: first of ``CUDA_VISIBLE_DEVICES`` (indices or UUIDs), else NVML's. None without NVML."""
+    try:
+        import pynvml
+    except ImportError:
+        yield None
+        return
+    started, name = False, os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    gpu = None
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        started = True
+        by_index = name.isdecimal()
+        find = pynvml.nvmlDeviceGetHandleByIndex if by_index else pynvml.nvmlDeviceGetHandleByUUID
+        gpu = Gpu(pynvml, find(int(name) if by_index else name))
+    try:
+        yield gpu
+    finally:
+        if started:
+            pynvml.nvmlShutdown()

@@ -16,7 +16,7 @@ import numpy as np
 
 from onevision.bench import ggml
 from onevision.errors import DeviceError
-from onevision.runtime.session import ort_errors
+from onevision.native.ort import ort_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,9 +114,7 @@ def onnxruntime_matmul(
     return Matmul(multiply, _IN_FLIGHT[place])
 
 
-def matmul_model(
-    operator: str, weight: npt.NDArray[Any], rows: int, kinds: tuple[int, int, int]
-) -> bytes:
+def matmul_model(operator: str, weight: npt.NDArray[Any], rows: int, kinds: tuple[int, int, int]) -> bytes:
     """``product [rows, N] = operator(factor [rows, K], weight [K, N])`` as a serialized ModelProto.
 
     The weight is a constant, so that an engine packs it once, as it packs a model's.

@@ -1,16 +1,15 @@
 """Measuring: a warm-up round that is watched for memory, then timed rounds.
 
-In: targets and scenarios. Out: :class:`~onevision.bench.result.Measured`, one per pair.
-
-All pairs take turns, round after round: what else the machine does hits all of them alike. Nothing is sampled
-while a run is timed.
+In: targets and scenarios. Out: :class:`~onevision.bench.result.Measured`, one per pair. All pairs take turns,
+round after round: what else the machine does hits all of them alike. Nothing is sampled in timed runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,126 +20,114 @@ from onevision.errors import OneVisionError
 from onevision.runtime.answer import StageClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from onevision.bench.result import Counts, Memory, Work
+    from onevision.bench.result import Counts, Work
     from onevision.bench.scenarios import Scenario
     from onevision.bench.target import Target, TimedAnswer
 
+    WorkOf = Callable[[Counts, int | None], dict[str, Work]]
+
 #: Rounds that are always run: one has no deviation.
 MIN_ROUNDS = 2
+_NOT_RUN = "interrupted before its first run"
 
 
 @dataclass(frozen=True)
 class Method:
-    """Number of runs, time budget, and instruments.
+    """Number of runs, time budget, and instruments."""
 
-    Attributes:
-        runs: Timed runs of each pair.
-        seconds: No new round starts if it would end later than this after the first; None: no limit.
-        now: Seconds of a clock that never goes back.
-        gauge: Does a fixed piece of work and returns its milliseconds; called before each timed run.
-        joules: Reads an energy meter, or None.
-        gpu_memory: Reads the bytes of GPU memory in use, or None; None without a GPU.
-    """
-
-    runs: int = 5
-    seconds: float | None = None
+    runs: int = 5  # of each pair
+    seconds: float | None = None  # no round starts that would end later than this after the first
     now: Callable[[], float] = time.perf_counter
-    gauge: Callable[[], float] | None = None
+    gauge: Callable[[], float] | None = None  # milliseconds of a fixed piece of work, before each run
     joules: Callable[[], float | None] = energy
-    gpu_memory: Callable[[], int | None] | None = None
+    gpu_memory: Callable[[], int | None] | None = None  # bytes in use
 
 
-@dataclass
 class Trial:
-    """One scenario on one target."""
+    """One scenario on one target; ``measured`` is what is known so far."""
 
-    scenario: Scenario
-    target: Target
-    inputs: ScenarioInputs
-    work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None
-    counts: Counts | None = None
-    memory: Memory | None = None
-    skipped: str | None = None
-    runs: list[Run] = field(default_factory=list)
-
-    @property
-    def measured(self) -> Measured:
-        """Measurements so far."""
-        calls = len(self.runs[0].tiles_ms) if self.runs else None
-        work = self.work_of(self.counts, calls) if self.work_of and self.counts else {}
-        skipped = self.skipped or (None if self.runs else "interrupted before its first run")
-        return Measured(
-            self.scenario.name, self.target.name, self.counts, tuple(self.runs), self.memory, work, skipped
-        )
+    def __init__(
+        self,
+        scenario: Scenario,
+        target: Target,
+        inputs: ScenarioInputs,
+        work_of: WorkOf | None = None,
+        skipped: str | None = None,
+    ) -> None:
+        self.scenario, self.target = scenario, target
+        self._inputs, self._work_of = inputs, work_of
+        self.measured = Measured(scenario.name, target.name, None, (), None, {}, skipped or _NOT_RUN)
+        self.failed = skipped is not None
 
     def warm_up(self, method: Method) -> None:
         """Answer once, untimed and watched for memory. A target that cannot is skipped from now on."""
-        if self.skipped:
+        if self.failed:
             return
         try:
-            answer, self.memory = self.target.ask_watched(
-                self.scenario, self.inputs, method.now, method.gpu_memory
+            answer, memory = self.target.ask_watched(
+                self.scenario, self._inputs, method.now, method.gpu_memory
             )
         except OneVisionError as error:
-            self.skipped = error.message
+            self._fail(error)
         else:
-            self.counts = answer.counts
+            self.measured = replace(self.measured, counts=answer.counts, memory=memory)
 
     def run(self, method: Method) -> None:
         """Answer once, timed. A target that fails keeps its runs and is skipped from now on."""
-        if self.skipped:
+        if self.failed:
             return
         gauge_ms = method.gauge() if method.gauge else None
         before = method.joules()
         try:
-            answer = self.target.ask(self.scenario, self.inputs, partial(StageClock, method.now))
+            answer = self.target.ask(self.scenario, self._inputs, partial(StageClock, method.now))
         except OneVisionError as error:
-            self.skipped = error.message
-        else:
-            self.runs.append(_run_of(answer, gauge_ms, energy_between(before, method.joules())))
+            self._fail(error)
+            return
+        run = _run_of(answer, gauge_ms, energy_between(before, method.joules()))
+        work = self._work_of(answer.counts, len(run.tiles_ms)) if self._work_of else {}
+        runs = (*self.measured.runs, run)
+        self.measured = replace(self.measured, runs=runs, work=work, skipped=None)
+
+    def _fail(self, error: OneVisionError) -> None:
+        self.failed, self.measured = True, replace(self.measured, skipped=error.message)
 
 
-class Rounds:
-    """Scenarios on targets. ``measured`` may be read at any time: an interrupt keeps the runs so far."""
+def run_rounds(
+    trials: Sequence[Trial], method: Method, on_run: Callable[[Trial, int], object] = lambda *_: None
+) -> None:
+    """Measure trials in turn; an interrupt keeps their runs so far.
 
-    def __init__(self, trials: Iterable[Trial], method: Method) -> None:
-        self.trials = tuple(trials)
-        self._method = method
-
-    @property
-    def measured(self) -> tuple[Measured, ...]:
-        """Measurements so far."""
-        return tuple(trial.measured for trial in self.trials)
-
-    def run(self, on_run: Callable[[Trial, int], object] = lambda *_: None) -> None:
-        """Measure; ``on_run`` is called before each run with its trial and round, 0 for the warm-up."""
-        method = self._method
-        for trial in self.trials:
-            on_run(trial, 0)
-            trial.warm_up(method)
-        ready = [trial for trial in self.trials if not trial.skipped]
-        started = now = method.now()
-        for number in range(1, method.runs + 1):
-            before, now = now, method.now()
-            late = method.seconds is not None and now - started + (now - before) > method.seconds
-            if late and number > MIN_ROUNDS:
-                return
-            for trial in ready:
-                on_run(trial, number)
-                trial.run(method)
+    Args:
+        trials: Scenarios on targets.
+        method: Number of runs, time budget, and instruments.
+        on_run: Called before each run with its trial and round, 0 for the warm-up.
+    """
+    for trial in trials:
+        on_run(trial, 0)
+        trial.warm_up(method)
+    ready = [trial for trial in trials if not trial.failed]
+    started = now = method.now()
+    for number in range(1, method.runs + 1):
+        before, now = now, method.now()
+        late = method.seconds is not None and now - started + (now - before) > method.seconds
+        if late and number > MIN_ROUNDS:
+            return
+        for trial in ready:
+            on_run(trial, number)
+            trial.run(method)
 
 
 def _run_of(answer: TimedAnswer, gauge_ms: float | None, joules: float | None) -> Run:
-    prefill: dict[str, float] = {}
+    prefill: dict[str, float] = defaultdict(float)
     for lap in answer.laps:
         if lap.stage == "prefill" and lap.of:
-            prefill[lap.of] = prefill.get(lap.of, 0.0) + lap.ms
+            prefill[lap.of] += lap.ms
     return Run(
         stages_ms=answer.stages,
-        prefill_ms=prefill,
+        prefill_ms=dict(prefill),
         tiles_ms=tuple(lap.ms for lap in answer.laps if lap.stage == "encode"),
         tokens_ms=tuple(lap.ms for lap in answer.laps if lap.stage == "decode"),
         ttft_ms=answer.ttft,
@@ -152,10 +139,7 @@ def _run_of(answer: TimedAnswer, gauge_ms: float | None, joules: float | None) -
 
 
 def make_trials(
-    scenario: Scenario,
-    targets: Sequence[Target],
-    folder: Path,
-    work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None,
+    scenario: Scenario, targets: Sequence[Target], folder: Path, work_of: WorkOf | None = None
 ) -> list[Trial]:
     """A trial per target on the same inputs, made in ``folder``; ``work_of`` is of the first target."""
     inputs, skipped = ScenarioInputs(), None
@@ -164,6 +148,6 @@ def make_trials(
     except ImportError:
         skipped = "videos need PyAV: pip install 'onevision[video]'"
     return [
-        Trial(scenario, target, inputs, None if number else work_of, skipped=skipped)
+        Trial(scenario, target, inputs, None if number else work_of, skipped)
         for number, target in enumerate(targets)
     ]

@@ -9,16 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from onevision.bench.memory import MemoryWatch
-from onevision.bench.peers import lacking
-from onevision.bench.target import OURS, BundleTarget, Target
+from onevision.bench.peers import LLAMA, lacking
+from onevision.bench.target import OURS, BundleTarget, MemoryWatch, Target
 from onevision.bundle import open_bundle
 from onevision.errors import GenerationError, OneVisionError, UsageError
-from onevision.runtime.answer import StageClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +47,7 @@ class TargetProcess(Target):
     """A loaded target in its process, which ends with :meth:`close`.
 
     Raises:
-        GenerationError: It could not be loaded.
+        OneVisionError: It could not be loaded.
     """
 
     def __init__(self, name: str, setup: TargetSetup) -> None:
@@ -66,9 +64,7 @@ class TargetProcess(Target):
             self.close()
             raise
 
-    def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, _new_clock: Callable[[], StageClock] = StageClock
-    ) -> TimedAnswer:
+    def ask(self, scenario: Scenario, inputs: ScenarioInputs, _new_clock: object = None) -> TimedAnswer:
         """See :meth:`Target.ask`; the clock is one of the process."""
         answer: TimedAnswer = self._call("ask", scenario, inputs)
         return answer
@@ -106,10 +102,9 @@ class TargetProcess(Target):
             self._process.join()
             code = self._process.exitcode or 0
             how = f"status {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
-            raise GenerationError(
-                f"its process ended with {how}", hint="there may be too little memory"
-            ) from None
-        if isinstance(found, GenerationError):
+            hint = "there may be too little memory"
+            raise GenerationError(f"its process ended with {how}", hint=hint) from None
+        if isinstance(found, OneVisionError):
             raise found
         return found
 
@@ -117,18 +112,17 @@ class TargetProcess(Target):
 @contextmanager
 def open_process(name: str, bundle: Bundle, setup: TargetSetup) -> Iterator[Target]:
     """A target in its process; an :class:`UnavailableTarget` if it cannot run."""
-    if reason := lacking(name, bundle):
+    reason = lacking(name, bundle)
+    if reason is None:
+        try:
+            process = TargetProcess(name, setup)
+        except OneVisionError as error:
+            reason = f"{error.message}; {error.hint}" if error.hint else error.message
+    if reason is not None:
         yield UnavailableTarget(name, reason)
         return
-    try:
-        process = TargetProcess(name, setup)
-    except GenerationError as error:
-        yield UnavailableTarget(name, error.message)
-        return
-    try:
+    with closing(process):
         yield process
-    finally:
-        process.close()
 
 
 # Below: in the process of the target.
@@ -145,20 +139,20 @@ def _serve(connection: Connection, name: str, setup: TargetSetup) -> None:
                 while True:
                     connection.send(_answer(target, *connection.recv()))
         except OneVisionError as error:
-            connection.send(GenerationError(f"{error.message}; {error.hint}" if error.hint else error.message))
+            connection.send(error)
 
 
 def _answer(target: Target, method: str, arguments: tuple[Any, ...]) -> object:
     try:
         return getattr(target, method)(*arguments)
     except OneVisionError as error:
-        return GenerationError(error.message)
+        return error
 
 
 @contextmanager
 def _load(name: str, setup: TargetSetup) -> Iterator[Target]:
     bundle = open_bundle(setup.bundle)
-    if name in {OURS, "llama"}:
+    if name in {OURS, LLAMA}:
         from onevision.runtime.engine import OneVision
 
         prefill: Any = "auto" if name == OURS else "llama"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from onevision.bench.compare import PEAK, not_compared, ratios
 from onevision.bench.peers import LLAMA
@@ -17,8 +17,12 @@ from onevision.runtime.answer import STAGES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from onevision.bench.compare import BenchComparison
+    from onevision.bench.compare import BenchComparison, StageRatio
     from onevision.bench.result import Measured, Result, Work
+
+#: llama-bench's names of statistics.
+_LLAMA_BENCH = {"avg": "mean", "stddev": "sd"} | {name: name for name in ("min", "median", "p90", "p99")}
+_LABELS = {"ttft": "TTFT", "tpot": "per token", PEAK: "peak memory"}
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
     are tokens per second. ``ours_ratio``, in a peer's row, is ours divided by the peer's.
     """
     model, machine = result.model, result.machine
-    against = {(one.scenario, one.peer, one.quantity): one for one in ratios(result)}
+    against = {(one.scenario, one.engine, one.stage): one for one in ratios(result)}
     found = []
     for measured in result.measured:
         ours, memory = measured.engine in {OURS, LLAMA}, measured.memory
@@ -98,29 +102,21 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def _stage_rows(measured: Measured) -> Iterator[dict[str, Any]]:
-    counts = measured.counts
-    if counts is None:
+    if measured.counts is None:
         return
-    prompt, answer = counts.prompt_tokens, counts.completion_tokens
-    generated = {"decode": answer - 1, "first_token": 1, "total": answer}
+    prompt, answer = measured.counts.prompt_tokens, measured.counts.completion_tokens
     for stage, values in samples(measured).items():
         tokens = {"prefill": prompt, "decode": answer - 1}.get(stage)
         rates = Summary.of([tokens / value * 1e3 for value in values if value]) if tokens else None
-        one = Summary.of(values)
-        assert one is not None  # noqa: S101 (samples has no empty lists)
+        one = asdict(cast("Summary", Summary.of(values)))
         yield {
             "stage": stage,
             "n_prompt": prompt if stage in {"prefill", "ttft", "total"} else 0,
-            "n_gen": generated.get(stage, 0),
+            "n_gen": {"decode": answer - 1, "first_token": 1, "total": answer}.get(stage, 0),
             "n_depth": prompt if stage in {"decode", "tpot"} else 0,
-            "n_tiles": counts.tiles,
-            "n_runs": one.n,
-            "avg_ns": round(one.mean * 1e6),
-            "stddev_ns": round(one.sd * 1e6),
-            "min_ns": round(one.min * 1e6),
-            "median_ns": round(one.median * 1e6),
-            "p90_ns": round(one.p90 * 1e6),
-            "p99_ns": round(one.p99 * 1e6),
+            "n_tiles": measured.counts.tiles,
+            "n_runs": one["n"],
+            **{f"{name}_ns": round(one[key] * 1e6) for name, key in _LLAMA_BENCH.items()},
             "avg_ts": rates and round(rates.mean, 3),
             "stddev_ts": rates and round(rates.sd, 3),
         }
@@ -128,8 +124,7 @@ def _stage_rows(measured: Measured) -> Iterator[dict[str, Any]]:
 
 def to_csv(result: Result) -> str:
     """:func:`rows` as CSV."""
-    found = rows(result)
-    text = io.StringIO()
+    found, text = rows(result), io.StringIO()
     if found:
         writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
         writer.writeheader()
@@ -157,14 +152,13 @@ def tables(result: Result) -> list[BenchTable]:
 
 def medians(result: Result) -> BenchTable:
     """Tiles, tokens, median times and peak memory of each scenario and engine."""
-    stages = {"encode": "encode", "prefill": "prefill", "ttft": "TTFT", "tpot": "per token"}
-    columns = ("scenario", "tiles", "tokens", *stages.values(), "tokens/s", "total", "peak")
+    stages = ("encode", "prefill", "ttft", "tpot")
+    names = (_LABELS.get(stage, stage) for stage in stages)
     lines = []
     for measured in result.measured:
-        counts = measured.counts
+        counts, rate = measured.counts, _tokens_per_second(measured)
         if not measured.runs or counts is None:
             continue
-        rate = _tokens_per_second(measured)
         lines.append(
             (
                 _name(result, measured),
@@ -176,6 +170,7 @@ def medians(result: Result) -> BenchTable:
                 megabytes(measured.memory.peak) if measured.memory else "–",
             )
         )
+    columns = ("scenario", "tiles", "tokens", *names, "tokens/s", "total", "peak")
     return BenchTable(columns, tuple(lines))
 
 
@@ -195,33 +190,23 @@ def shares(result: Result) -> BenchTable:
 def against(result: Result) -> BenchTable:
     """Ours against each peer."""
     columns = ("scenario", "peer", "quantity", "ours", "theirs", "ours / theirs", "interval")
-    names = {"ttft": "TTFT", "tpot": "per token", PEAK: "peak memory"}
     lines = []
     for one in ratios(result):
-        show = megabytes if one.quantity == PEAK else duration
-        interval = f"{one.interval[0]:.2f} to {one.interval[1]:.2f}" if one.interval else "–"
-        name = names.get(one.quantity, one.quantity)
-        ratio = f"{one.ratio:.2f}"
-        lines.append((one.scenario, one.peer, name, show(one.ours), show(one.theirs), ratio, interval))
+        show = megabytes if one.stage == PEAK else duration
+        name, cells = _LABELS.get(one.stage, one.stage), (show(one.value), show(one.base))
+        lines.append((one.scenario, one.engine, name, *cells, f"{one.ratio:.2f}", _interval(one, 2)))
     return BenchTable(columns, tuple(lines))
 
 
 def changes(comparison: BenchComparison) -> BenchTable:
     """Stages before and after, with verdicts."""
     columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
-    lines = tuple(
-        (
-            one.scenario if one.engine == OURS else f"{one.scenario} {one.engine}",
-            one.stage,
-            duration(one.before),
-            duration(one.after),
-            f"{one.ratio:.3f}",
-            f"{one.interval[0]:.3f} to {one.interval[1]:.3f}",
-            one.verdict,
-        )
-        for one in comparison.changes
-    )
-    return BenchTable(columns, lines)
+    lines = []
+    for one in comparison.changes:
+        name = one.scenario if one.engine == OURS else f"{one.scenario} {one.engine}"
+        cells = (duration(one.base), duration(one.value), f"{one.ratio:.3f}", _interval(one, 3))
+        lines.append((name, one.stage, *cells, one.verdict))
+    return BenchTable(columns, tuple(lines))
 
 
 def limits(result: Result) -> list[str]:
@@ -255,17 +240,12 @@ def warnings(result: Result) -> list[str]:
     for one in result.measured:
         if one.skipped:
             reasons.setdefault((one.engine, one.skipped), []).append(one.scenario)
-    scenarios = len({one.scenario for one in result.measured})
-    found = []
+    scenarios, found = len({one.scenario for one in result.measured}), []
     for (engine, reason), skipped in reasons.items():
         common = len(skipped) == scenarios > 1
         found += [f"{engine}: {reason}"] if common else [f"{name} {engine}: {reason}" for name in skipped]
-    different = [
-        f"{one.scenario} {one.engine}: its runs gave different tokens"
-        for one in result.measured
-        if drifted(one)
-    ]
-    return [*found, *not_compared(result), *different]
+    unsteady = [f"{one.scenario} {one.engine}" for one in result.measured if drifted(one)]
+    return [*found, *not_compared(result), *(f"{name}: its runs gave different tokens" for name in unsteady)]
 
 
 def to_markdown(result: Result) -> str:
@@ -277,7 +257,9 @@ def to_markdown(result: Result) -> str:
 def heading(result: Result) -> str:
     """Model, precisions, device and processor."""
     model, cpu = result.model, result.machine.get("cpu") or "unknown processor"
-    return f"{model.name}, {model.vision} + {model.backbone}; {result.device}, {result.threads} threads, {cpu}"
+    return (
+        f"{model.name}, {model.vision} + {model.backbone}; {result.device}, {result.threads} threads, {cpu}"
+    )
 
 
 def _name(result: Result, measured: Measured) -> str:
@@ -310,3 +292,7 @@ def megabytes(count: float) -> str:
 def percent(share: float) -> str:
     """A share in percent, with a decimal if it is small."""
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+
+
+def _interval(one: StageRatio, digits: int) -> str:
+    return " to ".join(f"{end:.{digits}f}" for end in one.interval) if one.interval else "–"

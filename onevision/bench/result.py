@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from onevision.errors import ResultError, UsageError
-from onevision.export.disk import whole_file
+from onevision.files import whole_file
 from onevision.typed import build
 
 if TYPE_CHECKING:
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 #: Raised when files of earlier versions can no longer be read.
 SCHEMA_VERSION = 2
-
 _HINT = "measure again with: onevision bench --out FILE"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Amount of work. ``prompt_tokens`` include ``image_tokens``."""
+    """Amount of work of an answer. ``prompt_tokens`` include ``image_tokens``."""
 
     prompt_tokens: int
     image_tokens: int
@@ -31,29 +30,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class Run:
-    """One timed answer.
+    """One timed answer."""
 
-    Attributes:
-        stages_ms: By stage of the engine; stages do not overlap.
-        prefill_ms: Parts of that stage: images and text.
-        tiles_ms: Each call of the encoder.
-        tokens_ms: Each decoded token: the latencies between tokens.
-        ttft_ms: From the bytes in hand to the first token; None of an engine that only encodes.
-        total_ms: To the last token.
-        gauge_ms: A fixed piece of work just before the run: how fast the machine was.
-        joules: Energy of the processor or the GPU; None if the system does not report it.
-        output: Hash of the token ids.
-    """
-
-    stages_ms: dict[str, float]
-    prefill_ms: dict[str, float]
-    tiles_ms: tuple[float, ...]
-    tokens_ms: tuple[float, ...]
-    ttft_ms: float | None
-    total_ms: float
-    gauge_ms: float | None
-    joules: float | None
-    output: str
+    stages_ms: dict[str, float]  # by stage of the engine; stages do not overlap
+    prefill_ms: dict[str, float]  # parts of that stage: images and text
+    tiles_ms: tuple[float, ...]  # each call of the encoder
+    tokens_ms: tuple[float, ...]  # each decoded token: the latencies between tokens
+    ttft_ms: float | None  # from the bytes in hand to the first token; None of engines that only encode
+    total_ms: float  # to the last token
+    gauge_ms: float | None  # a fixed piece of work just before: how fast the machine was
+    joules: float | None  # of the processor or the GPU; None if the system does not report it
+    output: str  # hash of the token ids
 
     @property
     def tpot(self) -> float | None:
@@ -74,11 +61,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """Least work of a stage: operations, bytes to read, arithmetic; for ``units`` tiles or tokens (``per``)."""
+    """Least work of a stage: operations and bytes to read, for ``units`` tiles or tokens (``per``)."""
 
     flops: int
     bytes: int
-    precision: str
+    precision: str  # arithmetic
     per: str
     units: int
 
@@ -98,7 +85,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Load:
-    """Times to load the bundle: from the disk (None if the cache cannot be dropped), and from memory."""
+    """Times to load the bundle: from the disk (None if the system keeps files cached), and from memory."""
 
     cold_ms: float | None
     warm_ms: tuple[float, ...]
@@ -118,19 +105,12 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Rates:
-    """Limits of a device. None: not measured, or the engine has no such arithmetic.
+    """Limits of a device: bytes read and operations per second. None: not measured, or no such arithmetic."""
 
-    Attributes:
-        place: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        read: Bytes of memory read per second.
-        engines: Operations per second by engine and arithmetic; integer operations for ``int8``.
-    """
-
-    place: str
+    place: str  # cpu or cuda
     threads: int
     read: float | None
-    engines: dict[str, dict[str, float | None]]
+    engines: dict[str, dict[str, float | None]]  # by engine and arithmetic
 
     def flops(self, precision: str) -> float | None:
         """Operations per second of the fastest engine."""
@@ -180,28 +160,18 @@ def read_result(path: Path) -> Result:
         ResultError: It is damaged or has another schema version.
     """
     try:
-        return parse_result(path.read_text(encoding="utf-8"), str(path))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ResultError(f"{path} is not a benchmark result: it is not text", hint=_HINT) from error
-
-
-def parse_result(text: str, where: str) -> Result:
-    """A result from its JSON; ``where`` is its name in errors. See :func:`read_result`."""
-    try:
-        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"{where} is not valid JSON: {error}", hint=_HINT) from error
+        raise ResultError(f"{path} is not a benchmark result: {error}", hint=_HINT) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is None:
-        raise ResultError(f"{where} is not a benchmark result: it has no schema version", hint=_HINT)
+        raise ResultError(f"{path} is not a benchmark result: it has no schema version", hint=_HINT)
     if version != SCHEMA_VERSION:
-        raise ResultError(
-            f"{where} has schema version {version!r}; this version of onevision reads {SCHEMA_VERSION}",
-            hint=_HINT,
-        )
+        reads = f"this version of onevision reads {SCHEMA_VERSION}"
+        raise ResultError(f"{path} has schema version {version!r}; {reads}", hint=_HINT)
     try:
         return build(Result, data)
     except ValueError as error:
-        raise ResultError(f"{where} (schema version {version}): {error}", hint=_HINT) from error
+        raise ResultError(f"{path} (schema version {version}): {error}", hint=_HINT) from error

@@ -22,7 +22,7 @@ import psutil
 
 from onevision.bench.matmul import Arithmetic, MatmulSize, Place, llama_matmul, onnxruntime_matmul
 from onevision.bench.result import Rates
-from onevision.runtime.device import default_threads
+from onevision.native.device import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -102,7 +102,9 @@ def measure(
                 if matmul:
                     probes[engine, arithmetic] = Probe(matmul.multiply, matmul.count * size.flops)
         rates = rates_of(probes, seconds)
-    by_engine = {name: {kind: rates.get((name, kind)) for kind in ARITHMETICS} for name in engines}
+    by_engine: dict[str, dict[str, float | None]] = {
+        name: {kind: rates.get((name, kind)) for kind in ARITHMETICS} for name in engines
+    }
     return Rates(place, threads, rates.get(("memory", "read")), by_engine)
 
 

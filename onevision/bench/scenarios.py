@@ -1,15 +1,22 @@
 """Scenarios: inputs by name, each with a short and a long answer.
 
-In: names and the user's files. Out: scenarios; their inputs are generated when they run.
+In: names and the user's files. Out: scenarios. Their images and video are generated, always the same, in true
+sizes and with detail at every scale, as photographs have it: JPEG decodes slower where there is more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
-from onevision.bench import images
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
 from onevision.errors import ImageError, UsageError, VideoError
+from onevision.eval.suite.draw import FONT_FOLDER
+from onevision.eval.suite.vocabulary import COLOURS, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +26,11 @@ if TYPE_CHECKING:
 
 SHORT, LONG = 16, 128  # tokens of an answer
 LONG_SUFFIX = "-long"
-
 QUESTION = "Describe what can be seen here, and where it is."
 SECOND_QUESTION = "Which part of it is the brightest?"
+
+_OCTAVES = (4, 16, 64, 256)  # blotches along the longer side
+_FRAME, _FRAMES, _RATE = (854, 480), 48, 24
 
 
 @dataclass(frozen=True)
@@ -34,25 +43,15 @@ class ScenarioInputs:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One question.
-
-    Attributes:
-        name: Its name in tables.
-        answer: Tokens of the answer.
-        sizes: (width, height) of images to generate.
-        kind: What to generate; ``file`` generates nothing.
-        frames: Frames of a video; None for the bundle's default.
-        file: The user's image or video.
-        again: Time the second question about the same input, not the first.
-    """
+    """One question."""
 
     name: str
-    answer: int = SHORT
-    sizes: tuple[tuple[int, int], ...] = ()
+    answer: int = SHORT  # tokens
+    sizes: tuple[tuple[int, int], ...] = ()  # (width, height) of images to generate
     kind: Literal["photo", "scan", "video", "file"] = "photo"
-    frames: int | None = None
-    file: Path | None = None
-    again: bool = False
+    frames: int | None = None  # of a video; None: the bundle's default
+    file: Path | None = None  # the user's
+    again: bool = False  # time the second question about the same input
 
     def inputs(self, folder: Path) -> ScenarioInputs:
         """Generate the inputs, a video in ``folder``.
@@ -62,10 +61,10 @@ class Scenario:
         """
         if self.kind == "video":
             path = self.file or folder / "clip.mp4"
-            return ScenarioInputs(video=path if path.exists() else images.video(path))
+            return ScenarioInputs(video=path if path.exists() else write_video(path))
         if self.file:
             return ScenarioInputs((self.file.read_bytes(),))
-        make = images.scan if self.kind == "scan" else images.photograph
+        make = scan if self.kind == "scan" else photograph
         return ScenarioInputs(tuple(make(size, seed) for seed, size in enumerate(self.sizes)))
 
 
@@ -80,12 +79,9 @@ _INPUTS = (
     Scenario("video-8", kind="video", frames=8),
     Scenario("video-32", kind="video", frames=32),
 )
+_FOLLOW_UP = Scenario("followup", sizes=((640, 480),), again=True)
 _LONG_ANSWERS = (replace(short, name=short.name + LONG_SUFFIX, answer=LONG) for short in _INPUTS)
-#: All scenarios by name.
-SCENARIOS = {
-    one.name: one
-    for one in (*_INPUTS, Scenario("followup", sizes=((640, 480),), again=True), *_LONG_ANSWERS)
-}
+SCENARIOS = {one.name: one for one in (*_INPUTS, _FOLLOW_UP, *_LONG_ANSWERS)}
 QUICK = ("text", "photo-384", "photo-480p")
 
 
@@ -118,3 +114,63 @@ def _of_file(path: Path) -> Scenario:
             raise not_an_image from None
         return Scenario(path.name, kind="video", file=path)
     return Scenario(path.name, kind="file", file=path)
+
+
+def photograph(size: tuple[int, int], seed: int = 0) -> bytes:
+    """A JPEG of (width, height) with blotches of every scale and grain."""
+    return _jpeg(_blotches(size, seed))
+
+
+def scan(size: tuple[int, int], seed: int = 0) -> bytes:
+    """A JPEG of (width, height): a page full of print."""
+    width, height = size
+    generator = np.random.default_rng(seed)
+    page = Image.new("RGB", size, (250, 248, 243))
+    draw = ImageDraw.Draw(page)
+    margin, line = width // 10, height // 70
+    face = ImageFont.truetype(FONT_FOLDER / "DejaVuSerif.ttf", round(line * 0.7))
+    for top in range(margin, height - margin, line):
+        text = " ".join(generator.choice([*COLOURS, *SHAPES], 24))
+        while face.getlength(text) > width - 2 * margin:
+            text = text.rpartition(" ")[0]
+        draw.text((margin, top), text, (30, 30, 34), face)
+    return _jpeg(page)
+
+
+def write_video(path: Path) -> Path:
+    """Write a video of two seconds: a view that moves across an image.
+
+    Raises:
+        ImportError: PyAV is not installed.
+    """
+    import av
+
+    width, height = _FRAME
+    scene = np.asarray(_blotches((2 * width, height), seed=1))
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=Fraction(_RATE))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for left in np.linspace(0, width, _FRAMES, dtype=int):
+            view = np.ascontiguousarray(scene[:, left : left + width])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+        output.mux(stream.encode(None))
+    return path
+
+
+def _blotches(size: tuple[int, int], seed: int) -> Image.Image:
+    """Noise of several scales, the coarser the stronger, as in photographs."""
+    generator = np.random.default_rng(seed)
+    width, height = size
+    total = np.full((height, width, 3), 128, np.int16)
+    for octave, cells in enumerate(_OCTAVES):
+        shape = (max(2, cells * height // max(size)), max(2, cells * width // max(size)), 3)
+        noise = Image.fromarray(generator.integers(0, 256, shape, np.uint8))
+        total += (np.asarray(noise.resize(size, Image.Resampling.BICUBIC), np.int16) - 128) >> octave
+    total += generator.integers(-4, 5, total.shape, np.int16)
+    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()

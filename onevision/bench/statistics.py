@@ -1,4 +1,4 @@
-"""Statistics over the runs of one scenario."""
+"""Statistics over the runs of one scenario. All times are in milliseconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
     from onevision.bench.result import Measured, Run
 
-#: Bootstrap resamples.
-DRAWS = 4000
-#: Probability outside an interval. Dozens of stages are compared, so it is strict.
-LEFT_OUT = 0.002
+#: Bootstrap resamples, and the probability outside an interval: dozens of stages are compared.
+DRAWS, LEFT_OUT = 4000, 0.002
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class Summary:
 
 
 def samples(measured: Measured) -> dict[str, list[float]]:
-    """Milliseconds of each run by quantity: stages that were entered, ``ttft``, ``tpot``, ``total``."""
+    """Times of each run by quantity: stages that were entered, ``ttft``, ``tpot``, ``total``."""
     runs = measured.runs
-    found = {stage: [run.stages_ms[stage] for run in runs if stage in run.stages_ms] for stage in STAGES}
-    found |= {
+    found: dict[str, list[float]] = {
+        **{stage: [run.stages_ms[stage] for run in runs if stage in run.stages_ms] for stage in STAGES},
         "ttft": [run.ttft_ms for run in runs if run.ttft_ms is not None],
         "tpot": [run.tpot for run in runs if run.tpot is not None],
         "total": [run.total_ms for run in runs],
@@ -55,19 +53,17 @@ def samples(measured: Measured) -> dict[str, list[float]]:
 
 
 def details(measured: Measured) -> dict[str, list[float]]:
-    """Milliseconds of parts of stages, all runs together: tiles, tokens, and prefill of images and text."""
-    runs = measured.runs
-    found = {
-        "tile": [ms for run in runs for ms in run.tiles_ms],
-        "token": [ms for run in runs for ms in run.tokens_ms],
-    }
-    for part in dict.fromkeys(part for run in runs for part in run.prefill_ms):
-        found[f"prefill {part}"] = [run.prefill_ms[part] for run in runs if part in run.prefill_ms]
+    """Times of parts of stages, all runs together: tiles, tokens, and prefill of images and text."""
+    found: dict[str, list[float]] = {}
+    for run in measured.runs:
+        parts = {f"prefill {part}": (ms,) for part, ms in run.prefill_ms.items()}
+        for name, times in ({"tile": run.tiles_ms, "token": run.tokens_ms} | parts).items():
+            found.setdefault(name, []).extend(times)
     return {name: values for name, values in found.items() if values}
 
 
 def median(measured: Measured, quantity: str) -> float | None:
-    """Median milliseconds of a quantity of :func:`samples`; None if there is none."""
+    """Median of a quantity of :func:`samples`; None if there is none."""
     values = samples(measured).get(quantity)
     return float(np.median(values)) if values else None
 

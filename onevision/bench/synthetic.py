@@ -1,11 +1,8 @@
-"""A bundle of the right shape with random weights, to judge a device before anything is downloaded.
+"""A bundle of a published shape with random weights, to judge a device before anything is downloaded.
 
-``random checkpoint -> bundle in floats -> (int8 encoder) -> bundle in the user's cache``
+``random checkpoint -> float bundle -> (int8 encoder) -> bundle with a prefill graph in the user's cache``
 
-It has a prefill graph: what this package can do at best is to be judged.
-
-Times depend on shapes and precisions, not on what the weights are. No quality gate is asked: there is no
-quality to lose.
+Times depend on shapes and precisions, not on the weights' values; no quality gate is run.
 """
 
 from __future__ import annotations
@@ -20,24 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onevision.bundle import BACKBONE, write_bundle
-from onevision.cached import cached_bundle
-from onevision.export.disk import disk_space
+from onevision.export.cached import cached_bundle
+from onevision.files import disk_space
 
 if TYPE_CHECKING:
-    from onevision.export.build import Exported, Steps
-    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.export.build import Exported
     from onevision.export.synth import SynthSize, SynthSpec
+    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.progress import Progress
     from onevision.quant.requantise import EncoderPrecision
 
-#: What int8 is calibrated on. Ranges of random weights are as good as any.
+#: Calibration tiles of int8: ranges of random weights are as good as any.
 _TILES = 2
-#: Bytes of what does not grow with the weights: tokenizer, tables of cosines, graphs.
+#: Bytes of tokenizer, tables and graphs.
 _REST = 32 << 20
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """What to make: a published shape, and precisions."""
+    """A published shape, and precisions."""
 
     size: SynthSize
     vision: EncoderPrecision = "int8"
@@ -45,17 +43,24 @@ class Synthetic:
 
     @property
     def name(self) -> str:
-        """What reports call the model."""
+        """Name of the model in reports."""
         return f"synthetic-{self.size} (random weights)"
 
 
-def synthetic_bundle(wanted: Synthetic, steps: Steps | None = None, *, threads: int | None = None) -> Path:
-    """Folder of the bundle. It is made if it is not in the cache, which takes minutes.
+def synthetic_bundle(
+    wanted: Synthetic,
+    progress: Progress | None = None,
+    *,
+    threads: int | None = None,
+    spec: SynthSpec | None = None,
+) -> Path:
+    """Folder of the bundle, which is made once: that takes minutes.
 
     Args:
-        wanted: What to make.
-        steps: Told what goes on if it has to be made; None: the log is.
+        wanted: Shape and precisions.
+        progress: Progress reporter; None for the log.
         threads: CPU threads to make it with; None for all cores.
+        spec: Another shape than the published one.
 
     Raises:
         UsageError: It has to be made, and the extra ``export`` is not installed.
@@ -63,18 +68,12 @@ def synthetic_bundle(wanted: Synthetic, steps: Steps | None = None, *, threads: 
     """
     from onevision.export.synth import SynthSpec
 
-    return bundle_of(SynthSpec.preset(wanted.size), wanted, steps, threads=threads)
-
-
-def bundle_of(
-    spec: SynthSpec, wanted: Synthetic, steps: Steps | None = None, *, threads: int | None = None
-) -> Path:
-    """:func:`synthetic_bundle` of any shape."""
+    spec = spec or SynthSpec.preset(wanted.size)
     return cached_bundle(
         f"synthetic-{wanted.size}-{wanted.vision}-{wanted.backbone}",
         hashlib.sha256(f"{spec} {_TILES} prefill".encode()).hexdigest()[:16],
         partial(_make, spec, wanted, threads),
-        steps,
+        progress,
         what=f"a {wanted.size} with random weights, {wanted.vision} + {wanted.backbone},",
         without=(
             f"making a {wanted.size} with random weights",
@@ -84,19 +83,21 @@ def bundle_of(
 
 
 def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
-    """Room on the disk to make a bundle, at most: the checkpoint, and what it becomes on the way."""
+    """Disk space to make a bundle, at most: the checkpoint, and all that is made from it on the way."""
     from onevision.export.synth import weights_of
-    from onevision.quant.backbone import FLOAT_BYTES, QUANTISED_BYTES
+    from onevision.native.quantize import FLOAT_BYTES, QUANTISED_BYTES
 
     tower, backbone = weights_of(spec)
-    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone) + backbone  # the prefill graph's
-    checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
-    while_exported = checkpoint + 4 * tower + in_its_type + made
-    while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantised
-    return max(while_exported, while_calibrated) + _REST
+    made = (
+        int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone) + backbone
+    )  # and the prefill graph
+    checkpoint, gguf_in_its_type = 2 * (tower + backbone), 2 * backbone
+    exporting = checkpoint + 4 * tower + gguf_in_its_type + made
+    calibrating = made + (4 + 8 + 1) * tower  # exported, watched in float and in int8, and quantized
+    return max(exporting, calibrating) + _REST
 
 
-def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, steps: Steps) -> None:
+def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, progress: Progress) -> None:
     from onevision.export.build import ExportOptions, export
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.synth import synthesise
@@ -108,7 +109,7 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
         size=wanted.size,
         name=wanted.name,
         threads=threads,
-        prove=False,  # of random weights there is nothing to prove, and it takes longer than all the rest
+        prove=False,  # random weights have nothing to prove
     )
     with (
         disk_space(target.parent, needed_bytes(spec, wanted)),
@@ -118,29 +119,30 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
         write_bundle(target) as folder,
     ):
         checkpoint = Path(scratch, f"synthetic-{wanted.size}")
-        with steps.step("checkpoint with random weights") as progress:
-            synthesise(checkpoint, spec, progress=progress)
-        exported = export(FetchedCheckpoint(checkpoint, None, None), Path(scratch, "bundle"), options, steps)
+        with progress.step("checkpoint with random weights") as advance:
+            synthesise(checkpoint, spec, advance=advance)
+        source = FetchedCheckpoint(checkpoint, None, None)
+        exported = export(source, Path(scratch, "bundle"), options, progress)
         shutil.rmtree(checkpoint)
         if wanted.vision == "int8":
-            _in_int8(exported, folder, threads, steps)
+            _quantize(exported, folder, threads, progress)
         else:
             for path in exported.bundle.folder.iterdir():
                 path.replace(folder / path.name)
 
 
-def _in_int8(exported: Exported, folder: Path, threads: int | None, steps: Steps) -> None:
-    """The same bundle with an encoder in int8, however far its features are from those in floats."""
+def _quantize(exported: Exported, folder: Path, threads: int | None, progress: Progress) -> None:
+    """The same bundle with an int8 encoder, whatever its error."""
+    from onevision.proof.verify import Report
     from onevision.quant.calibration import calibration_tiles
     from onevision.quant.gates import Thresholds
     from onevision.quant.requantise import finish, make_draft, make_encoder
-    from onevision.verify import Report
 
     floats = exported.bundle
     anything = Thresholds(cosine=-1.0, relative_error=inf)
     tiles = calibration_tiles(floats.manifest.vision, limit=_TILES)
     encoder = make_encoder(
-        floats, "int8", folder, steps, calibration=tiles, thresholds=anything, threads=threads
+        floats, "int8", folder, progress, calibration=tiles, thresholds=anything, threads=threads
     )
     floats.path(BACKBONE).replace(folder / BACKBONE)
     finish(make_draft(floats, folder, encoder, exported.backbone), Report(()))

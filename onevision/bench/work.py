@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, get_args
 from onevision.bench.matmul import Arithmetic
 from onevision.bench.result import Work
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA, VISION
-from onevision.runtime.plan import Shape
-from onevision.runtime.prefill import CHUNK
-from onevision.runtime.prefiller import reader
+from onevision.planning.cost import Shape
+from onevision.runtime.prefill.graph import CHUNK
+from onevision.runtime.prefill.policy import reader
 
 if TYPE_CHECKING:
     from onevision.bench.result import Counts, Rates

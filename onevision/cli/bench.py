@@ -11,7 +11,7 @@ import typer
 
 from onevision.cli.console import (
     CheckSums,
-    ConsoleSteps,
+    ConsoleProgress,
     Device,
     Json,
     Model,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from onevision.bench.result import Result
     from onevision.bundle import Bundle
-    from onevision.runtime.device import Device as DeviceName
+    from onevision.native.device import Device as DeviceName
 
 HELP = examples(
     "Measure where the time goes, and how far that is from what this machine could do. At the end, the times "
@@ -154,7 +154,7 @@ def bench(
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
-    from onevision.runtime import device as devices
+    from onevision.native import device as devices
 
     if as_json + as_csv + as_markdown > 1:
         raise UsageError("--json, --csv and --markdown exclude each other")
@@ -208,9 +208,9 @@ def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int
     """Folder of the bundle with random weights; says where it is."""
     from onevision.bench.synthetic import Synthetic, synthetic_bundle
     from onevision.bundle import open_bundle
-    from onevision.export.disk import readable
-    from onevision.export.gguf_report import BackbonePrecision
     from onevision.export.synth import SynthSize
+    from onevision.files import readable
+    from onevision.native.gguf_report import BackbonePrecision
     from onevision.quant.requantise import EncoderPrecision
 
     wanted = Synthetic(
@@ -218,10 +218,10 @@ def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int
         one_of(vision or Synthetic.vision, get_args(EncoderPrecision), "--vision"),
         one_of(backbone or Synthetic.backbone, get_args(BackbonePrecision), "--backbone"),
     )
-    steps = ConsoleSteps()
-    folder = synthetic_bundle(wanted, steps, threads=threads)
+    progress = ConsoleProgress()
+    folder = synthetic_bundle(wanted, progress, threads=threads)
     disk = readable(open_bundle(folder).bytes)
-    steps.note(f"weights are random, only times mean something: {folder}, {disk}")
+    progress.note(f"weights are random, only times mean something: {folder}, {disk}")
     return folder
 
 

@@ -76,7 +76,7 @@ def chat(
     cache: CacheFolder = None,
 ) -> None:
     """Talk about pictures and videos."""
-    from onevision.runtime import device as devices
+    from onevision.native import device as devices
     from onevision.runtime.engine import OneVision
 
     options: dict[str, Any] = {

@@ -22,16 +22,16 @@ from onevision.cli.console import (
     stdout,
 )
 from onevision.errors import CheckpointError, UsageError
-from onevision.export.disk import readable
-from onevision.quality import quality_facts
+from onevision.export.quality import quality_facts
+from onevision.files import readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from onevision.bundle import Bundle, Manifest
     from onevision.export.config import ModelConfig
-    from onevision.golden import ReferenceCase
-    from onevision.verify import Report
+    from onevision.proof.golden import ReferenceCase
+    from onevision.proof.verify import Report
 
 VERIFY_HELP = examples(
     "Prove a bundle against the reference implementation, stage by stage.",
@@ -77,10 +77,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove a bundle against the reference."""
-    from onevision import verify as proof
     from onevision.bundle import GOLDEN, open_bundle
-    from onevision.golden import load_golden
-    from onevision.runtime import device as devices
+    from onevision.native import device as devices
+    from onevision.proof import verify as proof
+    from onevision.proof.golden import load_golden
     from onevision.runtime.engine import OneVision
 
     where = one_of(device, get_args(devices.Device), "--device")
@@ -106,17 +106,17 @@ def _live_case(folder: Path, manifest: Manifest, images: Sequence[str], prompt: 
     """Run the reference on the user's pictures, which are opened as a run opens them."""
     import numpy as np
 
-    from onevision.cli.console import ConsoleSteps
+    from onevision.cli.console import ConsoleProgress
     from onevision.cli.export import require_export
     from onevision.runtime.images import read_image
 
     require_export()
     from onevision.export.checkpoint import Checkpoint
-    from onevision.export.reference import Reference, fits_in_memory
     from onevision.export.tokenizer import read_tokenizer
+    from onevision.proof.reference import Reference, fits_in_memory
 
     pictures = [np.asarray(read_image(path)) for path in images]
-    with Checkpoint.open(folder) as checkpoint, ConsoleSteps().step("running the reference"):
+    with Checkpoint.open(folder) as checkpoint, ConsoleProgress().step("running the reference"):
         _check_same_shape(checkpoint.config, manifest)
         whole = fits_in_memory(checkpoint)
         if not whole:
@@ -230,7 +230,7 @@ def _proof(verified: object) -> str:
 
 def doctor(as_json: Json = False) -> None:
     """Show what this machine can do."""
-    from onevision.doctor import examine
+    from onevision.native.doctor import examine
 
     health = examine()
     if as_json:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onevision.errors import UsageError
-from onevision.runtime.device import MAX_THREADS
+from onevision.native.device import MAX_THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,16 +98,16 @@ def examples(about: str, *commands: str) -> str:
 
 
 def bundle_folder(model: Path | None, *, quiet: bool = False) -> Path:
-    """The bundle that ``-m`` names, or the default one; if that has to be made, its steps are shown.
+    """The bundle that ``-m`` names, or the default one; if that has to be made, its progress are shown.
 
     Raises:
-        OneVisionError: See :func:`onevision.default.default_bundle`.
+        OneVisionError: See :func:`onevision.tiny.default_bundle`.
     """
     if model is not None:
         return model
-    from onevision.default import default_bundle
+    from onevision.tiny import default_bundle
 
-    return default_bundle(None if quiet else ConsoleSteps())
+    return default_bundle(None if quiet else ConsoleProgress())
 
 
 def one_of(value: str, known: tuple[str, ...], option: str) -> Any:  # noqa: ANN401
@@ -181,7 +181,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
         console.print(Text.assemble((name.ljust(indent), "bold"), ("\n" + " " * indent).join(lines)))
 
 
-class ConsoleSteps:
+class ConsoleProgress:
     """Long work, step by step: bars on a terminal, a line when a step ends elsewhere."""
 
     @cached_property
@@ -205,5 +205,5 @@ class ConsoleSteps:
         self._console.print(Text.assemble(("✓", "green"), f" {name} ", (took, "dim")))
 
     def note(self, text: str) -> None:
-        """A line between steps."""
+        """A line between progress."""
         self._console.print(f"  {text}", style="dim", soft_wrap=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onevision.cli.console import print_facts, stdout
-from onevision.export.disk import readable
+from onevision.files import readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onevision.runtime.plan import PlannedInput
-    from onevision.runtime.prefiller import Reader
-    from onevision.runtime.target import Forecast
+    from onevision.planning.budget import Forecast
+    from onevision.planning.cost import PlannedInput
+    from onevision.runtime.prefill.policy import Reader
 
 _READERS: dict[Reader, str] = {"onnx": "the prefill graph", "llama": "llama.cpp"}
 

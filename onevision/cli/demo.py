@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onevision.cli.console import (
-    ConsoleSteps,
+    ConsoleProgress,
     Json,
     Model,
     Threads,
@@ -41,17 +41,17 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show what the tiny model can do."""
-    from onevision.demo import check, make_demo
-    from onevision.demo.page import PAGE
+    from onevision.eval.demo import check, make_demo
+    from onevision.eval.demo.page import PAGE
     from onevision.runtime.engine import OneVision
 
     check(output)
-    steps = ConsoleSteps()
+    progress = ConsoleProgress()
     bundle = bundle_folder(model)
     options = () if model is None else ("-m", str(model.resolve()))
     with OneVision.load(bundle, threads=threads) as loaded:
-        steps.note(f"bundle {bundle}")
-        done = make_demo(loaded, output, steps, options=options)
+        progress.note(f"bundle {bundle}")
+        done = make_demo(loaded, output, progress, options=options)
     if as_json:
         print_json({"page": str(output / PAGE), "bundle": str(bundle), **done.to_dict()})
     else:

@@ -13,7 +13,7 @@ import typer
 
 from onevision.cli.console import (
     CheckSums,
-    ConsoleSteps,
+    ConsoleProgress,
     Dedup,
     Detail,
     Device,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from onevision.eval.ask import Answerer, Settings
     from onevision.eval.questions import TinySuite
     from onevision.eval.records import AnswersFile, Record
-    from onevision.runtime.device import Device as DeviceName
-    from onevision.runtime.prefiller import Prefill as PrefillName
-    from onevision.suite import Sample
+    from onevision.eval.suite import Sample
+    from onevision.native.device import Device as DeviceName
+    from onevision.runtime.prefill.policy import Prefill as PrefillName
 
     Questions = TinySuite | tuple[Sample, ...]
     Asked = tuple[str, Answerer, int]  # name, what is asked, pixels a side of its tiles
@@ -144,8 +144,8 @@ def evaluate(
     from onevision.eval.compare import compare
     from onevision.eval.records import AnswersFile
     from onevision.eval.report import report
-    from onevision.runtime import device as devices
-    from onevision.runtime import prefiller
+    from onevision.native import device as devices
+    from onevision.runtime.prefill import policy as prefiller
 
     # Whatever can be wrong is looked at before a model is loaded.
     options = make_options(
@@ -248,7 +248,7 @@ def _bundle(
 @contextmanager
 def _reference(folder: Path) -> Iterator[Asked]:
     """A checkpoint in transformers."""
-    with ConsoleSteps().step("loading the reference"):
+    with ConsoleProgress().step("loading the reference"):
         from onevision.eval.reference import ReferenceModel
 
         reference = ReferenceModel(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from onevision.cli.console import (
-    ConsoleSteps,
+    ConsoleProgress,
     Json,
     Threads,
     examples,
@@ -131,9 +131,10 @@ def export(
     """Turn a checkpoint into a bundle."""
     require_export()
     from onevision.bundle import check_target
-    from onevision.export import gguf_report, hub
+    from onevision.export import hub
     from onevision.export.build import ExportOptions
     from onevision.export.build import export as build
+    from onevision.native import gguf_report
     from onevision.quant.apply import Wanted, export_quantised, has_gate
     from onevision.quant.requantise import EncoderPrecision
 
@@ -166,12 +167,12 @@ def export(
     fetched = hub.fetch(resolved, progress=stderr().is_terminal, notify=print_warning)
     # Imported only now: torch takes seconds, which a wrong option should not cost.
 
-    steps = ConsoleSteps()
+    progress = ConsoleProgress()
     if measured:
-        done = export_quantised(fetched, target, ExportOptions(**names), wanted, measure, steps)
+        done = export_quantised(fetched, target, ExportOptions(**names), wanted, measure, progress)
         print_applied(done, as_json=as_json)
         return
-    exported = build(fetched, target, ExportOptions(**precisions, **names, force=force), steps)
+    exported = build(fetched, target, ExportOptions(**precisions, **names, force=force), progress)
     if as_json:
         print_json(summary(exported.bundle, exported.backbone, exported.report))
     else:
@@ -180,7 +181,7 @@ def export(
 
 def _prefill(prefill: str, precision: str | None) -> str | None:
     """Precision of the prefill graph, if there is to be one."""
-    from onevision.export.prefill import PrefillPrecision
+    from onevision.graphs.qwen2 import PrefillPrecision
 
     if one_of(prefill, ("none", "onnx"), "--prefill") == "onnx":
         return str(one_of(precision or "int8", get_args(PrefillPrecision), "--prefill-precision"))
@@ -249,8 +250,8 @@ def synth(
     )
     chosen = {field.name: given[field.name] for field in fields(base) if given.get(field.name) is not None}
     spec = replace(base, **chosen)
-    with ConsoleSteps().step("checkpoint with random weights") as progress:
-        synthesise(out, spec, progress=progress)
+    with ConsoleProgress().step("checkpoint with random weights") as advance:
+        synthesise(out, spec, advance=advance)
     if as_json:
         sizes = (path.stat().st_size for path in out.rglob("*") if path.is_file())
         print_json({"checkpoint": str(out), "bytes": sum(sizes)})

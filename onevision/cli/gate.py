@@ -12,10 +12,10 @@ from onevision.errors import UsageError
 
 if TYPE_CHECKING:
     from onevision.bundle import Bundle
-    from onevision.export.gguf_report import BackboneReport
+    from onevision.native.gguf_report import BackboneReport
+    from onevision.proof.verify import Report
     from onevision.quant.apply import Applied
     from onevision.quant.trials import Yardstick
-    from onevision.verify import Report
 
 Calibration = Annotated[
     Path | None,

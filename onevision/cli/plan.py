@@ -34,12 +34,12 @@ from onevision.runtime.options import make_options
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onevision.runtime.calibration import Calibration
-    from onevision.runtime.device import Device as DeviceName
+    from onevision.native.device import Device as DeviceName
+    from onevision.planning.cost import Input, Shape
+    from onevision.planning.speed import Calibration
     from onevision.runtime.options import Options
-    from onevision.runtime.plan import Input, Shape
-    from onevision.runtime.prefiller import Prefill as PrefillName
-    from onevision.runtime.prefiller import Reader
+    from onevision.runtime.prefill.policy import Prefill as PrefillName
+    from onevision.runtime.prefill.policy import Reader
 
 HELP = examples(
     "Tell tiles, tokens, operations, memory and time of a prompt, before anything is run. Times are rough "
@@ -103,10 +103,10 @@ def plan(
 ) -> None:
     """Tell what a prompt costs."""
     from onevision.cli.costs import print_costs
-    from onevision.runtime import device as devices
-    from onevision.runtime import prefiller
-    from onevision.runtime.plan import machine_rate
-    from onevision.runtime.target import Fitted, Forecaster, late
+    from onevision.native import device as devices
+    from onevision.planning.budget import Fitted, Forecaster, late
+    from onevision.planning.cost import machine_rate
+    from onevision.runtime.prefill import policy as prefiller
 
     target = duration(ttft_target, "--ttft-target")
     options = make_options(
@@ -158,8 +158,8 @@ def plan(
 def _measure(path: str, *, exif: bool) -> Input:
     """Size of a file: a picture, or else a video."""
     from onevision.errors import ImageError, VideoError
+    from onevision.planning.cost import Input
     from onevision.runtime.images import read_image
-    from onevision.runtime.plan import Input
     from onevision.runtime.video import probe_video
 
     try:
@@ -174,7 +174,7 @@ def _measure(path: str, *, exif: bool) -> Input:
 
 
 def _parse_size(text: str) -> Input:
-    from onevision.runtime.plan import Input
+    from onevision.planning.cost import Input
 
     match = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text.strip())
     if match is None:
@@ -200,7 +200,7 @@ def _reused(inputs: Sequence[Input], options: Options, shape: Shape) -> int:
 
 def _published(size: str, prompt: str) -> _Subject:
     """A published model, or the tiny one, without a bundle of it."""
-    from onevision.runtime.plan import PUBLISHED, published
+    from onevision.planning.cost import PUBLISHED, published
 
     name = one_of(size, ("tiny", *PUBLISHED), "--size")
     tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
@@ -212,7 +212,7 @@ def _shipped() -> Shape:
     from onevision.export.config import read_config
     from onevision.export.shape import backbone_info, video_info, vision_info
     from onevision.models import SHIPPED
-    from onevision.runtime.plan import KV_BYTES, Shape
+    from onevision.planning.cost import KV_BYTES, Shape
 
     config = read_config(SHIPPED["tiny", "ov"])
     # The default bundle is in full precision, and so is its cache.
@@ -230,11 +230,11 @@ def _bundle(
 ) -> _Subject:
     """A bundle, without loading it; with a target, its calibration has to be there."""
     from onevision.bundle import BACKBONE, PREFILL, open_bundle
-    from onevision.runtime import prefiller
+    from onevision.native.device import default_threads, expected, placement
+    from onevision.planning.cost import Shape
+    from onevision.planning.speed import calibration_path, needed_calibration, read_calibration
     from onevision.runtime.backbone import count_tokens
-    from onevision.runtime.calibration import calibration_path, needed_calibration, read_calibration
-    from onevision.runtime.device import default_threads, expected, placement
-    from onevision.runtime.plan import Shape
+    from onevision.runtime.prefill import policy as prefiller
     from onevision.runtime.prompt import Control, ImagePart, Message, render
 
     bundle = open_bundle(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from onevision.cli.console import ConsoleSteps, Json, Threads, examples, one_of, print_json, stdout
+from onevision.cli.console import ConsoleProgress, Json, Threads, examples, one_of, print_json, stdout
 from onevision.cli.export import require_export
 from onevision.cli.gate import (
     Calibration,
@@ -90,7 +90,7 @@ def apply(
     """Make a bundle in fewer bits of one in floats."""
     require_export()
     from onevision.bundle import check_target, open_bundle
-    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.native.gguf_report import BackbonePrecision
     from onevision.quant.apply import Wanted
     from onevision.quant.apply import apply as quantise
     from onevision.quant.requantise import EncoderPrecision
@@ -104,7 +104,7 @@ def apply(
     check_target(out, force=force)
     bundle = open_bundle(source)
     measure = yardstick(calibration, imatrix, questions, limit, threads)
-    done = quantise(bundle, out, wanted, measure, ConsoleSteps())
+    done = quantise(bundle, out, wanted, measure, ConsoleProgress())
     print_applied(done, as_json=as_json)
 
 
@@ -136,7 +136,7 @@ def sweep(
     if find_spec("matplotlib") is None:
         raise UsageError("a sweep is drawn with matplotlib", hint="pip install 'onevision[bench]'")
     from onevision.bundle import open_bundle
-    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.native.gguf_report import BackbonePrecision
     from onevision.quant import sweep as sweeps
     from onevision.quant.requantise import EncoderPrecision, check_precisions
 
@@ -148,7 +148,7 @@ def sweep(
     for candidate in (candidates := sweeps.candidates_of(visions, backbones, weighed(imatrix, no_imatrix))):
         check_precisions(bundle, candidate.vision, candidate.backbone)
     measure = yardstick(calibration, imatrix, questions, limit, threads)
-    rows = sweeps.sweep(bundle, out, candidates, measure, ConsoleSteps(), force=force)
+    rows = sweeps.sweep(bundle, out, candidates, measure, ConsoleProgress(), force=force)
     if as_json:
         print_json({"folder": str(out), "rows": [asdict(row) for row in rows]})
     else:
@@ -170,9 +170,9 @@ def imatrix(
 
     with (
         OneVision(open_bundle(source), device="cpu", threads=threads) as model,
-        ConsoleSteps().step("importance matrix") as progress,
+        ConsoleProgress().step("importance matrix") as advance,
     ):
-        collected = collect_imatrix(model, progress=progress)
+        collected = collect_imatrix(model, advance=advance)
     write_imatrix(collected, out)
     if as_json:
         print_json({"imatrix": str(out), "matrices": len(collected.inputs), "bytes": out.stat().st_size})

@@ -37,7 +37,7 @@ from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from onevision.runtime.answer import Answer, Progress
+    from onevision.runtime.answer import Answer, OnProgress
 
 HELP = examples(
     "Ask about a picture, several pictures or a video.",
@@ -124,9 +124,9 @@ def run(
     ] = False,
 ) -> None:
     """Ask about a picture, several pictures or a video."""
-    from onevision.runtime import device as devices
-    from onevision.runtime import prefiller
+    from onevision.native import device as devices
     from onevision.runtime.engine import OneVision
+    from onevision.runtime.prefill import policy as prefiller
 
     question: dict[str, Any] = _question(prompt, image or [], video, messages)
     options: dict[str, Any] = {
@@ -205,7 +205,7 @@ def _read_stdin() -> str:
 
 
 @contextmanager
-def _progress(*, shown: bool) -> Iterator[Progress | None]:
+def _progress(*, shown: bool) -> Iterator[OnProgress | None]:
     """A bar for the tiles and for the prompt, gone when the first word comes; on a terminal only."""
     console = stderr()
     if not shown or not console.is_terminal:

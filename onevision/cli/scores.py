@@ -9,7 +9,7 @@ from onevision.cli.console import stdout
 if TYPE_CHECKING:
     from onevision.eval.compare import Comparison, Difference
     from onevision.eval.report import Report, Score
-    from onevision.suite.sample import Kind
+    from onevision.eval.suite.sample import Kind
 
 _KINDS: dict[Kind, str] = {"image": "one picture", "images": "pictures", "video": "video", "text": "text"}
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from onevision.bundle import Manifest
+    from onevision.eval.suite import Sample
     from onevision.runtime.budget import Detail
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.prefiller import Prefill
+    from onevision.runtime.prefill.policy import Prefill
     from onevision.runtime.video import VideoSource
-    from onevision.suite import Sample
 
 #: How much of the pictures the model sees: ``all`` is as always. ``base`` squashes a single picture to one
 #: tile first, so that nothing finer than AnyRes' base view is left. ``nothing`` takes pictures and videos

@@ -14,13 +14,13 @@ from onevision.errors import InputError
 from onevision.eval.intervals import Interval, mcnemar, mean_interval, paired_interval
 from onevision.eval.records import Record
 from onevision.eval.report import Report, by_family, report
-from onevision.suite.sample import normalised
+from onevision.eval.suite.sample import normalised
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from onevision.suite import Sample
+    from onevision.eval.suite import Sample
 
 Pair = tuple[Record, Record]  # ours, the other's
 

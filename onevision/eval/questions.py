@@ -6,8 +6,9 @@ A user's file is JSON Lines; pictures and videos are found from the folder of th
     {"prompt": "Which is newer?\nA. the first\nB. the second", "images": ["a.png", "b.png"],
      "answer": "B", "form": "letter", "family": "age", "id": "age-1"}
 
-``form`` says how an answer is judged, see :func:`onevision.suite.score`: ``short`` (the default), ``letter``,
-or ``sentence``, whose first answer is the full sentence and whose others are phrases it may say instead.
+``form`` says how an answer is judged, see :func:`onevision.eval.suite.score`: ``short`` (the default),
+``letter``, or ``sentence``, whose first answer is the full sentence and whose others are phrases that may
+stand in its place.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from onevision.errors import ImageError, InputError, UsageError, VideoError
 from onevision.eval.jsonl import read_objects
+from onevision.eval.suite import FAMILIES, Sample, iter_samples
+from onevision.eval.suite.sample import Form, normalised
 from onevision.runtime.images import existing_file
-from onevision.suite import FAMILIES, Sample, iter_samples
-from onevision.suite.sample import Form, normalised
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -61,7 +62,7 @@ def tiny_suite(families: Sequence[str] = (), *, limit: int | None = None, seed: 
     """The generated suite.
 
     Args:
-        families: Names of :data:`onevision.suite.FAMILIES`; none means all.
+        families: Names of :data:`onevision.eval.suite.FAMILIES`; none means all.
         limit: Samples in all; None for :data:`SAMPLES_EACH` of each family.
         seed: Which samples.
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from onevision.errors import InputError, OneVisionError, UsageError
 from onevision.eval.jsonl import read_objects, to_line
-from onevision.suite import score
+from onevision.eval.suite import score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from onevision.eval.suite import Sample
+    from onevision.eval.suite.sample import Form, Kind
     from onevision.runtime.answer import FinishReason
-    from onevision.suite import Sample
-    from onevision.suite.sample import Form, Kind
 
 
 @dataclass(frozen=True)

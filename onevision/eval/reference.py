@@ -35,8 +35,8 @@ class ReferenceModel:
 
     def __init__(self, folder: Path) -> None:
         from onevision.export.checkpoint import Checkpoint
-        from onevision.export.reference import Reference, fits_in_memory
         from onevision.export.tokenizer import read_tokenizer
+        from onevision.proof.reference import Reference, fits_in_memory
 
         with Checkpoint.open(folder) as checkpoint:
             if not fits_in_memory(checkpoint):

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
 from onevision.eval.intervals import Interval, mean_interval, wilson
-from onevision.suite.sample import Kind
+from onevision.eval.suite.sample import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """The Qwen2 backbone as a GGUF file.
 
 In: a checkpoint, read tensor by tensor. Out: a GGUF file, first in a float type written here, then quantised
-(:mod:`onevision.quant.backbone`). At no time is more than one tensor in memory (two copies of it while its
+(:mod:`onevision.native.quantize`). At no time is more than one tensor in memory (two copies of it while its
 type changes).
 """
 
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from onevision.errors import ExportError
-from onevision.export.disk import disk_space, scratch_folder, whole_file
-from onevision.export.gguf_report import report
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
-from onevision.quant.backbone import FILE_TYPES, FLOAT_BYTES, QUANTISED_BYTES, RECIPES, quantise_gguf
+from onevision.files import disk_space, scratch_folder, whole_file
+from onevision.native.gguf_report import report
+from onevision.native.quantize import FILE_TYPES, FLOAT_BYTES, QUANTISED_BYTES, RECIPES, quantise_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import gguf
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig, TextConfig
-    from onevision.export.gguf_report import BackbonePrecision, BackboneReport
-
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]
 
@@ -66,7 +65,7 @@ def export_backbone(
     *,
     name: str,
     threads: int | None = None,
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> BackboneReport:
     """Convert a checkpoint's language model to a GGUF file of any precision.
 
@@ -78,28 +77,28 @@ def export_backbone(
         precision: A name of :data:`BackbonePrecision`.
         name: Model name for the file's metadata.
         threads: Threads for quantising; None: one per core.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
 
     Raises:
         CheckpointError: The tokenizer cannot be read or used.
         ExportError: No disk space, a value that the type cannot hold, or llama.cpp refused.
     """
     if precision in get_args(FloatType):
-        write_gguf(checkpoint, path, dtype=precision, name=name, progress=progress)  # type: ignore[arg-type]
+        write_gguf(checkpoint, path, dtype=precision, name=name, advance=advance)  # type: ignore[arg-type]
         return report(path, RECIPES[precision])
     dtype = own_type(checkpoint)
     weights = sum(prod(tensor.shape) for tensor in _plan(checkpoint, dtype))
     needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTISED_BYTES)
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
         intermediate = scratch / "float.gguf"
-        write_gguf(checkpoint, intermediate, dtype=dtype, name=name, progress=_part(progress, 0))
+        write_gguf(checkpoint, intermediate, dtype=dtype, name=name, advance=_part(advance, 0))
         return quantise_gguf(
-            intermediate, path, RECIPES[precision], threads=threads, progress=_part(progress, 1)
+            intermediate, path, RECIPES[precision], threads=threads, advance=_part(advance, 1)
         )
 
 
 def write_gguf(
-    checkpoint: Checkpoint, path: Path, *, dtype: FloatType, name: str, progress: Progress | None = None
+    checkpoint: Checkpoint, path: Path, *, dtype: FloatType, name: str, advance: Advance | None = None
 ) -> None:
     """Write a checkpoint's language model and tokenizer to a GGUF file, tensor by tensor.
 
@@ -108,7 +107,7 @@ def write_gguf(
         path: The file to write.
         dtype: Type of the matrices; norms and biases are always f32.
         name: Model name for the file's metadata.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
 
     Raises:
         CheckpointError: The tokenizer cannot be read or used.
@@ -134,8 +133,8 @@ def write_gguf(
             for tensor in plan:
                 writer.write_tensor_data(_as_array(checkpoint.tensor(tensor.source), tensor))
                 done += tensor.bytes
-                if progress is not None:
-                    progress(done / total)
+                if advance is not None:
+                    advance(done / total)
         finally:
             writer.close()
 
@@ -195,9 +194,9 @@ def own_type(checkpoint: Checkpoint) -> FloatType:
     return types[checkpoint.dtype("model.language_model.embed_tokens.weight")]
 
 
-def _part(progress: Progress | None, half: int) -> Progress | None:
-    """``progress`` for the first (0) or second (1) of two halves."""
-    return None if progress is None else lambda fraction: progress((half + fraction) / 2)
+def _part(advance: Advance | None, half: int) -> Advance | None:
+    """``advance`` for the first (0) or second (1) of two halves."""
+    return None if advance is None else lambda fraction: advance((half + fraction) / 2)
 
 
 def _add_model(writer: gguf.GGUFWriter, text: TextConfig, dtype: FloatType, name: str) -> None:

@@ -12,7 +12,7 @@ import gc
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,38 +37,25 @@ from onevision.errors import ExportError
 from onevision.export.backbone import export_backbone
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
-from onevision.export.prefill import export_prefill
-from onevision.export.reference import Reference, fits_in_memory, golden_cases
 from onevision.export.seal import seal, tool_versions
 from onevision.export.shape import backbone_info, video_info, vision_info
 from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
-from onevision.golden import save_golden
+from onevision.graphs.qwen2 import export_prefill
+from onevision.proof.golden import save_golden
+from onevision.proof.reference import Reference, fits_in_memory, golden_cases
+from onevision.proof.verify import Report, verify
 from onevision.runtime.engine import OneVision
 from onevision.runtime.prompt import DEFAULT_SYSTEM
-from onevision.verify import Report, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from onevision.export.gguf_report import BackbonePrecision, BackboneReport
     from onevision.export.hub import FetchedCheckpoint
-    from onevision.export.prefill import PrefillPrecision
     from onevision.export.vision import VisionPrecision
-
-
-class Steps(Protocol):
-    """Where the export tells what it is doing."""
-
-    def step(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
-        """A step begins; the value takes the fraction that is done, and the step ends with the body."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-        ...
+    from onevision.graphs.qwen2 import PrefillPrecision
+    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -95,14 +82,14 @@ class Exported:
     report: Report
 
 
-def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, steps: Steps) -> Exported:
+def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, progress: Progress) -> Exported:
     """Make a bundle of a checkpoint, and prove it, unless the options say otherwise.
 
     Args:
         source: A checkpoint on this machine.
         target: Folder of the bundle; it must not exist, or be empty, unless ``options.force``.
         options: Precisions and names.
-        steps: Told what goes on.
+        progress: Told what goes on.
 
     Raises:
         UsageError: Something stands at ``target``.
@@ -113,19 +100,19 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
     with Checkpoint.open(source.folder) as checkpoint, write_bundle(target, force=options.force) as folder:
         banned = read_tokenizer(checkpoint.folder, checkpoint.config).never_sampled
         name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
-        with steps.step(f"vision encoder to ONNX ({options.vision})"):
+        with progress.step(f"vision encoder to ONNX ({options.vision})"):
             export_vision(checkpoint, folder / VISION, precision=options.vision)
         _release_memory()
-        with steps.step(f"backbone to GGUF ({options.backbone})") as progress:
+        with progress.step(f"backbone to GGUF ({options.backbone})") as advance:
             backbone = export_backbone(
                 checkpoint,
                 folder / BACKBONE,
                 options.backbone,
                 name=name,
                 threads=options.threads,
-                progress=progress,
+                advance=advance,
             )
-        steps.note(backbone.summary)
+        progress.note(backbone.summary)
         precisions: dict[str, str] = {
             VISION: options.vision,
             VISION_DATA: options.vision,
@@ -133,27 +120,29 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, step
         }
         if options.prefill:
             precisions.update({PREFILL: options.prefill, PREFILL_DATA: options.prefill})
-            with steps.step(f"prefill graph to ONNX ({options.prefill})") as progress:
-                export_prefill(checkpoint, folder / PREFILL, precision=options.prefill, progress=progress)
+            with progress.step(f"prefill graph to ONNX ({options.prefill})") as advance:
+                export_prefill(checkpoint, folder / PREFILL, precision=options.prefill, advance=advance)
         newline = checkpoint.tensor("model.image_newline").float().numpy()
         np.save(folder / NEWLINE, newline, allow_pickle=False)
         if options.prove:
-            _write_golden(checkpoint, folder / GOLDEN, banned, steps)
+            _write_golden(checkpoint, folder / GOLDEN, banned, progress)
         manifest = _manifest(checkpoint, source, options, name, backbone)
         manifest = replace(manifest, files=files_of(folder.iterdir(), precisions))
         report = Report(())
         if options.prove:
-            with steps.step("verifying the bundle"):
+            with progress.step("verifying the bundle"):
                 report = _prove(Bundle(folder, manifest), options.threads)
         bundle = seal(folder, manifest, backbone, report)
     return Exported(replace(bundle, folder=target), backbone, report)
 
 
-def _write_golden(checkpoint: Checkpoint, path: Path, banned: tuple[int, ...], steps: Steps) -> None:
+def _write_golden(checkpoint: Checkpoint, path: Path, banned: tuple[int, ...], progress: Progress) -> None:
     whole = fits_in_memory(checkpoint)
     if not whole:
-        steps.note("the language model is too large for this memory: its reference ends at the visual tokens")
-    with steps.step("reference vectors"):
+        progress.note(
+            "the language model is too large for this memory: its reference ends at the visual tokens"
+        )
+    with progress.step("reference vectors"):
         save_golden(path, golden_cases(Reference(checkpoint, backbone=whole), banned))
     _release_memory()
 
@@ -174,7 +163,7 @@ def _prove(bundle: Bundle, threads: int | None) -> Report:
     Raises:
         ExportError: The bundle does not compute what the reference does.
     """
-    from onevision.golden import load_golden
+    from onevision.proof.golden import load_golden
 
     with OneVision(bundle, device="cpu", threads=threads) as model:
         report = verify(model, load_golden(bundle.path(GOLDEN)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onevision.bundle import BACKBONE, VISION
-from onevision.quality import quality_facts
+from onevision.export.quality import quality_facts
 
 if TYPE_CHECKING:
     from onevision.bundle import Manifest
-    from onevision.export.gguf_report import BackboneReport
-    from onevision.verify import Report
+    from onevision.native.gguf_report import BackboneReport
+    from onevision.proof.verify import Report
 
 
 def model_card(manifest: Manifest, backbone: BackboneReport, report: Report) -> str:

@@ -23,8 +23,8 @@ from onevision.errors import (
 )
 from onevision.export.checkpoint import PICKLE_HINT, PICKLES, SINGLE_FILE, weight_files
 from onevision.export.config import read_config
-from onevision.export.disk import readable
 from onevision.export.hub_errors import StalledError, UnavailableError, UnreachableError, retried
+from onevision.files import readable
 from onevision.models import SHIPPED
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.bundle import Manifest
-    from onevision.export.gguf_report import BackboneReport
-    from onevision.verify import Report
+    from onevision.native.gguf_report import BackboneReport
+    from onevision.proof.verify import Report
 
 
 def seal(

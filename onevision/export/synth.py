@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Literal
 
 from onevision.errors import UsageError
 from onevision.export.config import ASPECT_RATIO
-from onevision.export.disk import disk_space
 from onevision.export.synth_config import CONTEXT_LENGTH, TORCH_DTYPES, config_files
 from onevision.export.synth_vocab import QWEN2_TOKENS, Vocabulary, write_json
-from onevision.folder import is_vacant, whole_folder
+from onevision.files import disk_space, is_vacant, whole_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
+
+    from onevision.progress import Advance
 
 SynthSize = Literal["0.5b", "7b"]
 Naming = Literal["hf", "hf-4.52", "hf-5", "lmms-lab"]
@@ -144,7 +145,7 @@ _PRESETS["7b"] = replace(
 )
 
 
-def synthesise(out: Path, spec: SynthSpec, *, progress: Callable[[float], None] | None = None) -> Path:
+def synthesise(out: Path, spec: SynthSpec, *, advance: Advance | None = None) -> Path:
     """Write a checkpoint of random weights. Same spec, same bytes, on the same kind of machine.
 
     Memory: one shard, and once more its largest tensor in float32.
@@ -152,7 +153,7 @@ def synthesise(out: Path, spec: SynthSpec, *, progress: Callable[[float], None] 
     Args:
         out: Folder to make; it may exist if it is empty.
         spec: What to write.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
 
     Returns:
         ``out``.
@@ -171,7 +172,7 @@ def synthesise(out: Path, spec: SynthSpec, *, progress: Callable[[float], None] 
         for name, values in config_files(spec, vocabulary.ids).items():
             (work / name).parent.mkdir(exist_ok=True)
             write_json(work / name, values)
-        _write_weights(work, spec, tensors, progress)
+        _write_weights(work, spec, tensors, advance)
     return out
 
 
@@ -256,7 +257,7 @@ def _write_weights(
     folder: Path,
     spec: SynthSpec,
     tensors: list[tuple[str, tuple[int, ...]]],
-    progress: Callable[[float], None] | None,
+    advance: Advance | None,
 ) -> None:
     """Draw and write shard by shard: tensors in their order, cut where each shard has had its part."""
     from safetensors.torch import save_file
@@ -277,8 +278,8 @@ def _write_weights(
         for name, shape in part:
             shard[_file_name(name, spec.naming)] = _random(name, shape, spec)
             done += prod(shape)
-            if progress is not None:
-                progress(done / total)
+            if advance is not None:
+                advance(done / total)
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     if len(parts) > 1:

@@ -22,11 +22,11 @@ import numpy as np
 
 from onevision.errors import ExportError
 from onevision.export.config import siglip_config
-from onevision.export.disk import disk_space, scratch_folder
+from onevision.files import disk_space, scratch_folder
 from onevision.runtime.vision import INPUT, OUTPUT, VisionEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig
-
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+    from onevision.progress import Advance
 
 VisionPrecision = Literal["fp32", "fp16"]  # those of floats
 
@@ -65,7 +64,7 @@ def export_vision(
     path: Path,
     *,
     precision: VisionPrecision = "fp32",
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> VisionExport:
     """Write tower and projector as ONNX, and compare the result with torch's.
 
@@ -73,7 +72,7 @@ def export_vision(
         checkpoint: Only the tower's and the projector's tensors are read.
         path: The ONNX file to make or replace. Its matrices go to ``<name>.data`` beside it.
         precision: How the matrices are stored. Input, output and arithmetic are float32 in both.
-        progress: Told the fraction of the weights that is written.
+        advance: Told the fraction of the weights that is written.
 
     Raises:
         ExportError: The disk is full, a weight does not fit in fp16, or the features are not torch's. The
@@ -89,7 +88,7 @@ def export_vision(
             model = _export_graph(encoder, checkpoint.config, part)
         with data_part.open("wb") as data:
             writer = WeightWriter(data, data_path.name, precision)
-            _add_weights(model, checkpoint, writer, progress)
+            _add_weights(model, checkpoint, writer, advance)
         part.write_bytes(model.SerializeToString(deterministic=True))
         relative_error, max_error = _errors(encoder, checkpoint, part)
         if not relative_error <= TOLERANCE[precision]:  # nan as well
@@ -254,7 +253,7 @@ class WeightWriter:
 
 
 def _add_weights(
-    model: onnx.ModelProto, checkpoint: Checkpoint, writer: WeightWriter, progress: Progress | None
+    model: onnx.ModelProto, checkpoint: Checkpoint, writer: WeightWriter, advance: Advance | None
 ) -> None:
     """Turn the weights from inputs into initializers, filled from the checkpoint.
 
@@ -269,8 +268,8 @@ def _add_weights(
     for index, name in enumerate(names):
         weight = checkpoint.tensor(_checkpoint_name(name)).float()
         graph.initializer.append(writer.write(name, (weight.T if name in turned else weight).numpy()))
-        if progress:
-            progress((index + 1) / len(names))
+        if advance:
+            advance((index + 1) / len(names))
     nodes = [node for node in graph.node if node.output[0] not in source]
     _rename_inputs(nodes, source)
     del graph.node[:], graph.input[1:]

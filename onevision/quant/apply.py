@@ -15,24 +15,25 @@ from onevision.errors import ExportError, QuantError
 from onevision.export.backbone import own_type
 from onevision.export.build import export
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.disk import readable, scratch_folder
-from onevision.quant.backbone import FLOAT_BYTES, RECIPES, predicted_bits
+from onevision.files import readable, scratch_folder
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, predicted_bits
+from onevision.proof.verify import LOGITS_TOLERANCE
 from onevision.quant.requantise import check_floats, check_precisions, finish, precisions_of, verify_draft
 from onevision.quant.trials import Candidate, Trials, with_and_without
-from onevision.verify import LOGITS_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from onevision.bundle import Bundle
-    from onevision.export.build import ExportOptions, Steps
-    from onevision.export.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.export.build import ExportOptions
     from onevision.export.hub import FetchedCheckpoint
+    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.progress import Progress
+    from onevision.proof.verify import Report
     from onevision.quant.gates import Quality
     from onevision.quant.requantise import Draft, EncoderPrecision
     from onevision.quant.trials import Yardstick
-    from onevision.verify import Report
 
     Tried = tuple[Candidate, Draft, Quality]
 
@@ -92,7 +93,7 @@ def has_gate(vision: str, backbone: str) -> bool:
     return vision in ("int8", "auto") or backbone not in LOGITS_TOLERANCE
 
 
-def apply(source: Bundle, target: Path, wanted: Wanted, yardstick: Yardstick, steps: Steps) -> Applied:
+def apply(source: Bundle, target: Path, wanted: Wanted, yardstick: Yardstick, progress: Progress) -> Applied:
     """Make a bundle in fewer bits of a bundle in floats.
 
     Args:
@@ -100,7 +101,7 @@ def apply(source: Bundle, target: Path, wanted: Wanted, yardstick: Yardstick, st
         target: Folder of the new one; it must not exist, or be empty, unless ``wanted.force``.
         wanted: Precisions.
         yardstick: What to measure with.
-        steps: Told what goes on, and what was rejected.
+        progress: Told what goes on, and what was rejected.
 
     Raises:
         UsageError: Something stands at ``target``, or a precision is finer than the source's.
@@ -114,7 +115,7 @@ def apply(source: Bundle, target: Path, wanted: Wanted, yardstick: Yardstick, st
         None if wanted.backbone == "auto" else wanted.backbone,
     )
     with write_bundle(target, force=wanted.force) as folder, scratch_folder(folder) as scratch:
-        done = _apply(source, folder, scratch, wanted, yardstick, steps)
+        done = _apply(source, folder, scratch, wanted, yardstick, progress)
     return _at(target, done)
 
 
@@ -124,7 +125,7 @@ def export_quantised(
     options: ExportOptions,
     wanted: Wanted,
     yardstick: Yardstick,
-    steps: Steps,
+    progress: Progress,
 ) -> Applied:
     """Make a bundle in fewer bits of a checkpoint, by way of a bundle in floats that does not stay.
 
@@ -134,7 +135,7 @@ def export_quantised(
         options: Names and threads; the precisions are those of ``wanted``.
         wanted: Precisions.
         yardstick: What to measure with.
-        steps: Told what goes on, and what was rejected.
+        progress: Told what goes on, and what was rejected.
 
     Raises:
         OneVisionError: See :func:`apply` and :func:`onevision.export.build.export`.
@@ -148,8 +149,8 @@ def export_quantised(
         force=False,
     )
     with write_bundle(target, force=wanted.force) as folder, scratch_folder(folder) as scratch:
-        source = export(checkpoint, scratch / "floats", floats, steps).bundle
-        done = _apply(source, folder, scratch, wanted, yardstick, steps)
+        source = export(checkpoint, scratch / "floats", floats, progress).bundle
+        done = _apply(source, folder, scratch, wanted, yardstick, progress)
     return _at(target, done)
 
 
@@ -158,10 +159,10 @@ def _at(target: Path, done: Applied) -> Applied:
 
 
 def _apply(
-    source: Bundle, folder: Path, scratch: Path, wanted: Wanted, yardstick: Yardstick, steps: Steps
+    source: Bundle, folder: Path, scratch: Path, wanted: Wanted, yardstick: Yardstick, progress: Progress
 ) -> Applied:
-    with Trials(source, scratch, yardstick, steps) as trials:
-        walk = _Walk(trials, folder, steps, _most_for_int8(source) if wanted.vision == "auto" else inf)
+    with Trials(source, scratch, yardstick, progress) as trials:
+        walk = _Walk(trials, folder, progress, _most_for_int8(source) if wanted.vision == "auto" else inf)
         candidate, draft, quality = _search(walk, source, wanted)
     report = verify_draft(draft, yardstick.threads)
     reasons = (*quality.reasons, *_disproof(report))
@@ -232,17 +233,17 @@ class _Walk:
     Args:
         trials: Make and measure them.
         folder: Where drafts lie.
-        steps: Told what was rejected.
+        progress: Told what was rejected.
         most_for_int8: Bytes from which on an encoder in int8 is not worth it.
 
     Attributes:
         rejected: Those that did not pass.
     """
 
-    def __init__(self, trials: Trials, folder: Path, steps: Steps, most_for_int8: float) -> None:
+    def __init__(self, trials: Trials, folder: Path, progress: Progress, most_for_int8: float) -> None:
         self.rejected: list[Rejected] = []
         self._most_for_int8 = most_for_int8
-        self._trials, self._folder, self._steps = trials, folder, steps
+        self._trials, self._folder, self._steps = trials, folder, progress
         self._known: dict[Candidate, Quality] = {}
 
     def first_to_pass(self, candidates: Sequence[Candidate]) -> Tried:

@@ -128,8 +128,8 @@ def _of_folder(folder: Path, warnings: list[str]) -> Iterator[Image.Image]:
 
 def _built_in(side: int) -> Iterator[Image.Image]:
     """Drawn scenes and photo-like pictures in turn, of all sizes and proportions."""
-    from onevision.export.reference import picture
-    from onevision.suite import build_scene
+    from onevision.eval.suite import build_scene
+    from onevision.proof.reference import picture
 
     for number, (name, (width, height)) in enumerate(zip(_SCENES, _SHAPES, strict=True)):
         shape = max(1, round(width * side)), max(1, round(height * side))

@@ -9,24 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onevision.errors import QuantError
-from onevision.export.disk import disk_space, scratch_folder
 from onevision.export.vision import WeightWriter, cast_halves
-from onevision.quant.tower import Tower
+from onevision.files import disk_space, scratch_folder
+from onevision.graphs.tower import Tower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+    from onevision.progress import Advance
 
 
-def halve_encoder(source: Path, target: Path, progress: Progress | None = None) -> None:
+def halve_encoder(source: Path, target: Path, advance: Advance | None = None) -> None:
     """Write an encoder's matrices in fp16.
 
     Args:
         source: ``vision.onnx`` of an fp32 bundle.
         target: The ONNX file to make or replace; its matrices go to ``<name>.data`` beside it.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
 
     Raises:
         QuantError: A graph that is not the export's, or weights that are not finite.
@@ -46,8 +45,8 @@ def halve_encoder(source: Path, target: Path, progress: Progress | None = None) 
             writer = WeightWriter(data, data_path.name, "fp16")
             for done, tensor in enumerate(whole, 1):
                 model.graph.initializer.append(writer.write(tensor.name, tower.tensor(tensor.name)))
-                if progress:
-                    progress(done / len(whole))
+                if advance:
+                    advance(done / len(whole))
         cast_halves(model.graph)
         (scratch / target.name).write_bytes(model.SerializeToString(deterministic=True))
         (scratch / data_path.name).replace(data_path)

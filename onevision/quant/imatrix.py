@@ -14,24 +14,23 @@ import numpy as np
 
 from onevision.bundle import BACKBONE
 from onevision.errors import GenerationError, InputError, UsageError
-from onevision.export.disk import whole_file
-from onevision.quant.backbone import FLOAT_BYTES
-from onevision.quant.observer import matmul_callback
+from onevision.eval.suite import FAMILIES, iter_samples
+from onevision.files import whole_file
+from onevision.native.observer import matmul_callback
+from onevision.native.quantize import FLOAT_BYTES
 from onevision.quant.prompts import prepare
 from onevision.runtime.backbone import CHUNK
-from onevision.suite import FAMILIES, iter_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
 
-    from onevision.export.gguf_report import TensorInfo
+    from onevision.eval.suite import Sample
+    from onevision.native.gguf_report import TensorInfo
+    from onevision.progress import Advance
     from onevision.runtime.engine import OneVision
-    from onevision.suite import Sample
-
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
 
 #: Positions that the built-in prompts fill at least: some 30 chunks, as is usual for an importance matrix.
 POSITIONS = 16_384
@@ -103,7 +102,7 @@ def collect_imatrix(
     samples: Iterable[Sample] | None = None,
     *,
     dataset: str = "onevision suite",
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> Imatrix:
     """Put questions to a loaded bundle, with their first answers, and add up what the matrices are given.
 
@@ -114,7 +113,7 @@ def collect_imatrix(
         samples: The questions; None: those of the suite's train split, all families in turn, until they fill
             :data:`POSITIONS`.
         dataset: What the samples are called in the file.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
 
     Raises:
         UsageError: A quantised backbone, or no samples.
@@ -143,8 +142,8 @@ def collect_imatrix(
                     f"the inputs of {wrong[0]} are not finite",
                     hint="check the bundle with `onevision verify`",
                 )
-            if progress:
-                progress(fraction)
+            if advance:
+                advance(fraction)
     finally:
         model.backbone.observe(None)
     if not sums:

@@ -18,7 +18,7 @@ import numpy as np
 from onevision.bundle import BACKBONE, VISION, VISION_DATA
 from onevision.errors import GenerationError, UsageError
 from onevision.eval.ask import Settings, ask, of_bundle
-from onevision.export.disk import disk_space
+from onevision.files import disk_space
 from onevision.quant.gates import (
     Quality,
     Thresholds,
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
     from onevision.bundle import Bundle, Manifest
     from onevision.eval.records import Record
+    from onevision.eval.suite import Sample
+    from onevision.native.device import Device
+    from onevision.progress import Advance
     from onevision.quant.gates import AnswerQuality, FeatureQuality, Logits, TokenQuality
     from onevision.runtime.cache import Cache
-    from onevision.runtime.device import Device
     from onevision.runtime.prepare import PreparedPrompt
-    from onevision.suite import Sample
 
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
     Features = npt.NDArray[np.float32]  # [T, P, H]
 
 #: Positions whose logits are kept at most: 1.2 GB for Qwen2's vocabulary. Further samples are left out.
@@ -90,7 +90,7 @@ def record_reference(
     threads: int | None = None,
     folder: Path | None = None,
     features: Cache | None = None,
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> Iterator[Reference]:
     """Run the bundle that others are held against, and keep what it computes while the body runs.
 
@@ -102,7 +102,7 @@ def record_reference(
         threads: CPU threads; None for all cores.
         folder: Where the temporary folder goes; None: the system's place.
         features: Where image features are kept, for what is measured by the same encoder.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
 
     Raises:
         UsageError: No samples.
@@ -113,7 +113,7 @@ def record_reference(
     followed, scored = tuple(samples), tuple(questions)
     if not followed:
         raise UsageError("there are no questions to measure quality with")
-    step = _steps(progress, len(followed) + len(scored))
+    step = _steps(advance, len(followed) + len(scored))
     place = folder or Path(tempfile.gettempdir())
     positions = min(MAX_POSITIONS + MAX_TOKENS, MAX_TOKENS * len(followed))
     with ExitStack() as stack:
@@ -134,7 +134,7 @@ def measure(
     device: Device = "auto",
     threads: int | None = None,
     features: Cache | None = None,
-    progress: Progress | None = None,
+    advance: Advance | None = None,
 ) -> Quality:
     """Hold a candidate against the reference: image features, next tokens, and answers if there are any.
 
@@ -146,7 +146,7 @@ def measure(
         BundleError: It cannot be loaded.
     """
     limits = thresholds or Thresholds()
-    step = _steps(progress, len(reference.answers) + len(reference.questions))
+    step = _steps(advance, len(reference.answers) + len(reference.questions))
     with OneVision(bundle, device=device, threads=threads, features=features) as model:
         try:
             pictures, tokens = measure_tokens(model, reference, step)
@@ -306,12 +306,12 @@ def _check_same_model(ours: Manifest, theirs: Manifest) -> None:
         )
 
 
-def _steps(progress: Progress | None, total: int) -> Callable[[], None]:
+def _steps(advance: Advance | None, total: int) -> Callable[[], None]:
     """What counts one of ``total`` steps."""
     done = iter(range(1, total + 1))
 
     def step() -> None:
-        if progress:
-            progress(next(done) / total)
+        if advance:
+            advance(next(done) / total)
 
     return step

@@ -11,9 +11,9 @@ from onevision.runtime.options import Options
 from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
+    from onevision.eval.suite import Sample
     from onevision.runtime.engine import OneVision
     from onevision.runtime.prepare import PreparedPrompt
-    from onevision.suite import Sample
 
 
 def prepare(model: OneVision, sample: Sample) -> PreparedPrompt:

@@ -25,24 +25,24 @@ from onevision.bundle import (
     files_of,
 )
 from onevision.errors import QuantError, UsageError
-from onevision.export.disk import disk_space
-from onevision.export.gguf_report import report
 from onevision.export.seal import seal, tool_versions
 from onevision.export.vision import VisionPrecision
-from onevision.golden import load_golden
-from onevision.quant.backbone import FLOAT_BYTES, RECIPES, quantise_gguf
+from onevision.files import disk_space
+from onevision.native.gguf_report import report
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantise_gguf
+from onevision.proof.golden import load_golden
+from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import calibration_tiles
 from onevision.quant.half import halve_encoder
 from onevision.quant.vision import quantise_vision
 from onevision.runtime.engine import OneVision
-from onevision.verify import Report, verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from onevision.export.build import Steps
-    from onevision.export.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.progress import Progress
     from onevision.quant.calibration import Calibration
     from onevision.quant.gates import Thresholds
     from onevision.quant.imatrix import Imatrix
@@ -116,7 +116,7 @@ def make_encoder(
     source: Bundle,
     precision: EncoderPrecision,
     folder: Path,
-    steps: Steps,
+    progress: Progress,
     *,
     calibration: Calibration | None = None,
     thresholds: Thresholds | None = None,
@@ -128,7 +128,7 @@ def make_encoder(
         source: A bundle in floats.
         precision: What to make.
         folder: Where the files go, which may be the folder of a draft.
-        steps: Told what goes on.
+        progress: Told what goes on.
         calibration: Tiles for int8; None: the built-in ones.
         thresholds: What int8 has to keep of the features of these tiles.
         threads: CPU threads; None for all cores.
@@ -142,15 +142,15 @@ def make_encoder(
     if precision == precisions_of(source)[0]:
         return Encoder(path, precision)
     if precision != "int8":
-        with steps.step(f"vision encoder in {precision}") as progress:
-            halve_encoder(path, folder / VISION, progress)
+        with progress.step(f"vision encoder in {precision}") as advance:
+            halve_encoder(path, folder / VISION, advance)
         return Encoder(folder / VISION, precision)
     calibration = calibration or calibration_tiles(source.manifest.vision)
     quant = quantise_vision(
-        path, folder / VISION, calibration.pixel_values, steps, thresholds=thresholds, threads=threads
+        path, folder / VISION, calibration.pixel_values, progress, thresholds=thresholds, threads=threads
     )
     for upgrade in quant.kept:
-        steps.note(f"kept finer: {upgrade.product} in {upgrade.precision}")
+        progress.note(f"kept finer: {upgrade.product} in {upgrade.precision}")
     return Encoder(quant.path, precision, quant, calibration)
 
 
@@ -158,7 +158,7 @@ def make_backbone(
     source: Bundle,
     precision: BackbonePrecision,
     folder: Path,
-    steps: Steps,
+    progress: Progress,
     *,
     imatrix: Imatrix | None = None,
     threads: int | None = None,
@@ -173,9 +173,9 @@ def make_backbone(
     if precision == precisions_of(source)[1]:
         _copy(source.path(BACKBONE), path)
         return report(path, recipe)
-    with steps.step(f"backbone in {precision}") as progress:
+    with progress.step(f"backbone in {precision}") as advance:
         return quantise_gguf(
-            source.path(BACKBONE), path, recipe, imatrix=imatrix, threads=threads, progress=progress
+            source.path(BACKBONE), path, recipe, imatrix=imatrix, threads=threads, advance=advance
         )
 
 

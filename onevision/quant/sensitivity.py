@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from onevision.quant.graph import modules
+from onevision.graphs.siglip import modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from onevision.quant.kernels import Precision
+    from onevision.graphs.kernels import Precision
 
 _TINY = 1e-300  # instead of a division by zero
 #: A step per token has to leave at most this share of the error, or fp32 is next.
@@ -28,7 +28,7 @@ class Upgrade:
     """A product made finer.
 
     Attributes:
-        product: Its name, see :func:`~onevision.quant.graph.products`.
+        product: Its name, see :func:`~onevision.graphs.siglip.products`.
         precision: What it is kept in.
         harm: What it did before: the error of its output, by its size, times the share of the residual
             stream that its block makes up.
@@ -43,7 +43,7 @@ def upgrades(errors: Mapping[str, float], products: Iterable[str]) -> list[Upgra
     """All that can be made finer, worst first: from ``int8`` to ``int8-token`` where that helps, and to fp32.
 
     Args:
-        errors: Sums of squares, see :func:`~onevision.quant.graph.write_encoder`.
+        errors: Sums of squares, see :func:`~onevision.graphs.siglip.write_encoder`.
         products: Those in int8.
     """
     found = []

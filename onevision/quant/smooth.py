@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.quant.graph import Plan, modules, products
-from onevision.quant.kernels import ACTIVATION_LEVELS, KEY_LEVELS, column_steps
+from onevision.graphs.kernels import ACTIVATION_LEVELS, KEY_LEVELS, column_steps
+from onevision.graphs.siglip import Plan, modules, products
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from onevision.quant.graph import Array
-    from onevision.quant.tower import Tower
-
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+    from onevision.graphs.siglip import Array
+    from onevision.graphs.tower import Tower
+    from onevision.progress import Advance
 
 _STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # α
 #: The error that a product of its own has to leave at most, in energy: it costs one or two percent of time.
@@ -79,13 +78,13 @@ class Ranges:
         return Ranges(self.low - shift, self.high - shift, self.mean - shift, square, self.doubt)
 
 
-def smooth(tower: Tower, ranges: dict[str, Ranges], progress: Progress | None = None) -> Plan:
+def smooth(tower: Tower, ranges: dict[str, Ranges], advance: Advance | None = None) -> Plan:
     """A plan with all products in int8, and scales for them.
 
     Args:
         tower: Whose weights are multiplied by.
         ranges: By product, of its input; by ``<attention>.q``, ``.k``, ``.v``, of queries, keys and values.
-        progress: Told the fraction that is done.
+        advance: Told the fraction that is done.
     """
     scales, keys = {}, {}
     names = products(tower)
@@ -101,8 +100,8 @@ def smooth(tower: Tower, ranges: dict[str, Ranges], progress: Progress | None = 
             scale = _least_error(seen, weights, most)
             if scale is not None:
                 scales[name] = scale
-        if progress:
-            progress(done / len(names))
+        if advance:
+            advance(done / len(names))
     means = {name: ranges[name].common_mean for name in names if modules(name)}
     return Plan(dict.fromkeys(names, "int8"), means, scales, keys)
 

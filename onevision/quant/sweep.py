@@ -20,7 +20,7 @@ from onevision import __version__
 from onevision.errors import ExportError, InputError, UsageError
 from onevision.eval.jsonl import read_objects, to_line
 from onevision.eval.questions import TinySuite
-from onevision.export.disk import scratch_folder, whole_file
+from onevision.files import scratch_folder, whole_file
 from onevision.quant.calibration import files_in
 from onevision.quant.pareto import plot
 from onevision.quant.requantise import check_floats, precisions_of
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Bundle
-    from onevision.export.build import Steps
-    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.progress import Progress
     from onevision.quant.gates import Quality
     from onevision.quant.requantise import EncoderPrecision
     from onevision.quant.trials import Yardstick
@@ -104,7 +104,7 @@ def sweep(
     folder: Path,
     candidates: Sequence[Candidate],
     yardstick: Yardstick,
-    steps: Steps,
+    progress: Progress,
     *,
     force: bool = False,
 ) -> list[Row]:
@@ -115,7 +115,7 @@ def sweep(
         folder: For :data:`ROWS`, :data:`TABLE`, :data:`REPORT` and :data:`PICTURE`; made if it is not there.
         candidates: What to measure.
         yardstick: What to measure with.
-        steps: Told what goes on.
+        progress: Told what goes on.
         force: Begin anew if the folder has rows of another sweep.
 
     Returns:
@@ -133,19 +133,19 @@ def sweep(
         shutil.rmtree(left, ignore_errors=True)
     missing = [candidate for candidate in candidates if candidate not in file.measured]
     if len(missing) < len(candidates):
-        steps.note(f"{len(candidates) - len(missing)} of {len(candidates)} rows are there already")
+        progress.note(f"{len(candidates) - len(missing)} of {len(candidates)} rows are there already")
     try:
         with (
             scratch_folder(folder / _SCRATCH) as scratch,
-            Trials(source, scratch, yardstick, steps) as trials,
+            Trials(source, scratch, yardstick, progress) as trials,
         ):
             for number, candidate in enumerate(missing, 1):
-                steps.note(f"{number} of {len(missing)}: {candidate.name}")
+                progress.note(f"{number} of {len(missing)}: {candidate.name}")
                 file.add(_measured(trials, candidate, scratch, run))
     finally:
         if missing and missing[-1] not in file.measured:
             kept = f"{len(file.rows)} of {len(candidates)} rows are kept in {folder / ROWS}"
-            steps.note(f"{kept}: the same command goes on after them")
+            progress.note(f"{kept}: the same command goes on after them")
     rows = [file.measured[candidate] for candidate in candidates]
     _write(rows, source, folder, run)
     return rows

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from onevision.eval.questions import tiny_suite
-from onevision.quant.backbone import FLOAT_BYTES
+from onevision.eval.suite import FAMILIES
+from onevision.native.quantize import FLOAT_BYTES
 from onevision.quant.calibration import calibration_tiles
 from onevision.quant.gates import Thresholds
 from onevision.quant.imatrix import collect_imatrix
@@ -21,7 +22,6 @@ from onevision.quant.measure import measure, record_reference
 from onevision.quant.requantise import make_backbone, make_draft, make_encoder
 from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
-from onevision.suite import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from onevision.bundle import Bundle
     from onevision.eval.questions import TinySuite
-    from onevision.export.build import Steps
-    from onevision.export.gguf_report import BackbonePrecision
+    from onevision.eval.suite import Sample
+    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.progress import Progress
     from onevision.quant.calibration import Calibration
     from onevision.quant.gates import Quality
     from onevision.quant.imatrix import Imatrix
     from onevision.quant.measure import Reference
     from onevision.quant.requantise import Draft, Encoder, EncoderPrecision
-    from onevision.suite import Sample
 
 #: Questions of each family of the tiny suite that are asked and scored, unless a limit is given: few of a
 #: model that takes a minute for each, many of one whose answers cost nothing.
@@ -97,21 +97,21 @@ class Trials:
         source: A bundle in floats.
         scratch: An empty folder, for encoders and what the reference computed.
         yardstick: What to measure with.
-        steps: Told what goes on.
+        progress: Told what goes on.
 
     Raises:
         QuantError: A calibration folder without pictures.
     """
 
-    def __init__(self, source: Bundle, scratch: Path, yardstick: Yardstick, steps: Steps) -> None:
-        self.source, self.yardstick, self._scratch, self._steps = source, yardstick, scratch, steps
+    def __init__(self, source: Bundle, scratch: Path, yardstick: Yardstick, progress: Progress) -> None:
+        self.source, self.yardstick, self._scratch, self._steps = source, yardstick, scratch, progress
         self._encoders: dict[EncoderPrecision, Encoder] = {}
         self._kept = ExitStack()
         self.calibration: Calibration = calibration_tiles(source.manifest.vision, yardstick.calibration)
         # Candidates share encoders: each picture is encoded once by each of these.
         self._features = Cache(scratch / _FEATURES)
         for warning in self.calibration.warnings:
-            steps.note(f"calibration: {warning}")
+            progress.note(f"calibration: {warning}")
 
     def __enter__(self) -> Trials:
         return self
@@ -132,10 +132,10 @@ class Trials:
             return self.yardstick.imatrix
         threads = self.yardstick.threads
         with (
-            self._steps.step("importance matrix") as progress,
+            self._steps.step("importance matrix") as advance,
             OneVision(self.source, device="cpu", threads=threads) as model,
         ):
-            return collect_imatrix(model, progress=progress)
+            return collect_imatrix(model, advance=advance)
 
     @cached_property
     def reference(self) -> Reference:
@@ -145,7 +145,7 @@ class Trials:
             OneVisionError: See :func:`~onevision.quant.measure.record_reference`.
         """
         questions = self.yardstick.asked(self.source)
-        with self._steps.step("answers of the reference") as progress:
+        with self._steps.step("answers of the reference") as advance:
             return self._kept.enter_context(
                 record_reference(
                     self.source,
@@ -155,7 +155,7 @@ class Trials:
                     threads=self.yardstick.threads,
                     folder=self._scratch,
                     features=self._features,
-                    progress=progress,
+                    advance=advance,
                 )
             )
 
@@ -183,7 +183,7 @@ class Trials:
             OneVisionError: See :func:`~onevision.quant.measure.record_reference`.
         """
         reference = self.reference
-        with self._steps.step("quality") as progress:
+        with self._steps.step("quality") as advance:
             return measure(
                 draft.bundle,
                 reference,
@@ -192,7 +192,7 @@ class Trials:
                 device="cpu",
                 threads=self.yardstick.threads,
                 features=self._features,
-                progress=progress,
+                advance=advance,
             )
 
     def _encoder(self, precision: EncoderPrecision) -> Encoder:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onevision.errors import QuantError, UsageError
-from onevision.export.disk import disk_space, scratch_folder
+from onevision.files import disk_space, scratch_folder
+from onevision.graphs.siglip import products, write_encoder
+from onevision.graphs.tower import Tower
 from onevision.quant.gates import Thresholds, compare_features
-from onevision.quant.graph import products, write_encoder
 from onevision.quant.sensitivity import fewest, upgrades
 from onevision.quant.smooth import smooth
-from onevision.quant.tower import Tower
 from onevision.quant.watch import watch_errors, watch_ranges
 from onevision.runtime.vision import VisionEncoder
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onevision.export.build import Steps
-    from onevision.quant.graph import Plan
-    from onevision.quant.kernels import Precision
+    from onevision.graphs.kernels import Precision
+    from onevision.graphs.siglip import Plan
+    from onevision.progress import Progress
     from onevision.quant.sensitivity import Upgrade
 
     Array = npt.NDArray[np.float32]
@@ -88,7 +88,7 @@ def quantise_vision(
     source: Path,
     target: Path,
     tiles: Array,
-    steps: Steps,
+    progress: Progress,
     *,
     keep: Sequence[str] = (),
     thresholds: Thresholds | None = None,
@@ -100,7 +100,7 @@ def quantise_vision(
         source: ``vision.onnx`` of an fp32 or fp16 bundle.
         target: The ONNX file to make or replace; its matrices go to ``<name>.data`` beside it.
         tiles: Pixel values to calibrate and measure with, float32 [T, 3, S, S], at least one tile.
-        steps: Told what goes on.
+        progress: Told what goes on.
         keep: What stays in fp32: names of products, or of what they are parts of (``layers.3``).
         thresholds: What the worst tile has to reach.
         threads: CPU threads; None for all cores.
@@ -115,18 +115,18 @@ def quantise_vision(
     forced = _chosen(tower, keep)
     needed = 2 * tower.weight_bytes  # a watched graph holds each matrix in fp32 and in int8
     with disk_space(target.absolute().parent, needed), scratch_folder(target) as scratch:
-        with steps.step("ranges of activations") as progress:
-            ranges, expected = watch_ranges(tower, tiles, scratch, threads, progress)
+        with progress.step("ranges of activations") as advance:
+            ranges, expected = watch_ranges(tower, tiles, scratch, threads, advance)
         _check(source, tiles, expected, threads)
-        with steps.step("scales of channels") as progress:
-            plan = smooth(tower, ranges, progress)
+        with progress.step("scales of channels") as advance:
+            plan = smooth(tower, ranges, advance)
         plan = _finer(plan, dict.fromkeys(forced, "fp32"))
         trial = _Trial(
             tower, plan, scratch / target.name, tiles, expected, thresholds or Thresholds(), threads
         )
-        with steps.step("vision encoder in int8"):
+        with progress.step("vision encoder in int8"):
             passed = trial.passes({})
-        kept = () if passed else _keep_finer(trial, [p for p in products(tower) if p not in forced], steps)
+        kept = () if passed else _keep_finer(trial, [p for p in products(tower) if p not in forced], progress)
         data_path = target.with_name(f"{target.name}.data")
         trial.path.with_name(data_path.name).replace(data_path)
         trial.path.replace(target)
@@ -184,13 +184,13 @@ class _Trial:
         return passed
 
 
-def _keep_finer(trial: _Trial, quantised: Sequence[str], steps: Steps) -> tuple[Upgrade, ...]:
+def _keep_finer(trial: _Trial, quantised: Sequence[str], progress: Progress) -> tuple[Upgrade, ...]:
     """Leaves the trial at the plan with the fewest finer products that passes, and says which they are."""
-    steps.note(f"int8 falls short at some products: cosine {trial.worst.cosine:.5f} of the worst tile")
+    progress.note(f"int8 falls short at some products: cosine {trial.worst.cosine:.5f} of the worst tile")
     worst = np.argsort([tile.cosine for tile in trial.tiles])[:_WATCHED_TILES]
-    with steps.step("errors of single products"):
+    with progress.step("errors of single products"):
         errors = watch_errors(trial.tower, trial.plan, trial.pixels[worst], trial.path.parent, trial.threads)
-    with steps.step("products to keep finer"):
+    with progress.step("products to keep finer"):
         kept = fewest(upgrades(errors, quantised), trial.passes)
         if kept is None or not trial.passes({upgrade.product: upgrade.precision for upgrade in kept}):
             raise QuantError(

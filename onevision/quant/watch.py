@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import QuantError
-from onevision.quant.graph import Plan, write_encoder
+from onevision.graphs.siglip import Plan, write_encoder
+from onevision.native.device import default_threads
 from onevision.quant.smooth import Ranges
-from onevision.runtime.device import default_threads
 from onevision.runtime.vision import INPUT, OUTPUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
-    from onevision.quant.graph import Watch
-    from onevision.quant.tower import Tower
+    from onevision.graphs.siglip import Watch
+    from onevision.graphs.tower import Tower
 
     Array = npt.NDArray[np.float32]
-    Progress = Callable[[float], None]  # fraction that is done, 0 to 1
+    from onevision.progress import Advance
 
 
 def watch_ranges(
-    tower: Tower, tiles: Array, scratch: Path, threads: int | None, progress: Progress | None = None
+    tower: Tower, tiles: Array, scratch: Path, threads: int | None, advance: Advance | None = None
 ) -> tuple[dict[str, Ranges], Array]:
-    """Ranges by name (see :func:`~onevision.quant.graph.write_encoder`), and image features [T, P, H].
+    """Ranges by name (see :func:`~onevision.graphs.siglip.write_encoder`), and image features [T, P, H].
 
     Args:
         tower: Computed in fp32.
         tiles: Pixel values, float32 [T, 3, S, S].
         scratch: An empty folder.
         threads: CPU threads; None for all cores.
-        progress: Told the fraction of the tiles that are done.
+        advance: Told the fraction of the tiles that are done.
 
     Raises:
         QuantError: Something is not finite.
@@ -47,8 +47,8 @@ def watch_ranges(
     runs = []
     for done, outputs in enumerate(_run(tower, Plan(), "ranges", tiles, scratch, threads), 1):
         runs.append(outputs)
-        if progress:
-            progress(done / len(tiles))
+        if advance:
+            advance(done / len(tiles))
     seen = {name: np.stack([outputs[name] for outputs in runs]) for name in runs[0]}  # [T, channels] each
     if not all(np.isfinite(values).all() for values in seen.values()):
         raise QuantError(

@@ -19,7 +19,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 FinishReason = Literal["stop", "length"]
 
 #: Called as work goes on: stage, units done, units in all (tiles, tokens).
-Progress = Callable[[Stage, int, int], None]
+OnProgress = Callable[[Stage, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.errors import BundleError, DeviceError, GenerationError, PromptError
-from onevision.runtime.device import Device, default_threads
-from onevision.runtime.llama_log import call_apart, can_offload, last_llama_error, llama_log, silence_llama
+from onevision.native.device import Device, default_threads
+from onevision.native.llama import call_apart, can_offload, last_llama_error, llama_log, silence_llama
 
 # Where another program takes a core, llama.cpp's threads (GNU OpenMP) wait for each other by spinning, which
 # keeps the late one from its core: a short spin makes that 1.4 times as fast, and costs nothing otherwise.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.answer import Answer, AnswerStream, Progress, StageClock
+from onevision.runtime.answer import Answer, AnswerStream, OnProgress, StageClock
 from onevision.runtime.images import read_image
 from onevision.runtime.options import make_options
 from onevision.runtime.prompt import ImagePart, Message, Part, VideoPart, parse_messages
@@ -98,14 +98,14 @@ class Chat:
         self._next.append(Given(VideoPart(video.tiles), _saved("video", source)))
         return video.warnings
 
-    def ask(self, prompt: str, on_progress: Progress | None = None) -> Answer:
+    def ask(self, prompt: str, on_progress: OnProgress | None = None) -> Answer:
         """Answer a question, see :meth:`stream`."""
         stream = self.stream(prompt, on_progress)
         for _ in stream:
             pass
         return stream.answer
 
-    def stream(self, prompt: str, on_progress: Progress | None = None) -> AnswerStream:
+    def stream(self, prompt: str, on_progress: OnProgress | None = None) -> AnswerStream:
         """Answer a question in pieces. A turn whose stream is not read to its end is not remembered.
 
         Raises:
@@ -116,7 +116,7 @@ class Chat:
         return AnswerStream(self._turn(prompt, tuple(self._next), on_progress))
 
     def _turn(
-        self, prompt: str, given: tuple[Given, ...], on_progress: Progress | None
+        self, prompt: str, given: tuple[Given, ...], on_progress: OnProgress | None
     ) -> Generator[str, None, Answer]:
         messages = self._fitting(_question(given, prompt))
         answer = yield from self._model.go_on(messages, self._options, on_progress)

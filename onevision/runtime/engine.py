@@ -17,26 +17,26 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA, Bundle, open_bundle
 from onevision.errors import BundleError, PromptError, UsageError
+from onevision.native.device import MAX_THREADS, Device, default_threads, placement
+from onevision.native.ort import has_cuda
+from onevision.planning.budget import Fitted, fit
 from onevision.runtime import anyres
 from onevision.runtime.answer import (
     Answer,
     AnswerStream,
     FinishReason,
-    Progress,
+    OnProgress,
     StageClock,
     Timings,
 )
 from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.cache import Cache
-from onevision.runtime.device import MAX_THREADS, Device, default_threads, placement
 from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options, Sampling, make_options
-from onevision.runtime.prefiller import Prefill, Prefiller
-from onevision.runtime.prefix import Prefixes
+from onevision.runtime.prefill.policy import Prefill, Prefiller
+from onevision.runtime.prefill.reuse import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.prompt import conversation_of
-from onevision.runtime.session import has_cuda
-from onevision.runtime.target import Fitted, fit
 from onevision.runtime.text import TextStream
 
 if TYPE_CHECKING:
@@ -123,11 +123,11 @@ class OneVision:
 
         Args:
             bundle: The bundle's folder; None for the tiny model, see
-                :func:`onevision.default.default_bundle`.
+                :func:`onevision.tiny.default_bundle`.
             device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
-            prefill: What reads prompts, see :data:`onevision.runtime.prefiller.Prefill`.
+            prefill: What reads prompts, see :data:`onevision.runtime.prefill.policy.Prefill`.
             cache: Keep image features, and keys and values of prompts up to their last picture: a folder, or
                 ``Cache()`` for memory alone. None: nothing is kept. See :mod:`onevision.runtime.cache`.
 
@@ -138,7 +138,7 @@ class OneVision:
             UsageError, ExportError: The tiny model's bundle has to be made first, and cannot.
         """
         if bundle is None:
-            from onevision.default import default_bundle
+            from onevision.tiny import default_bundle
 
             bundle = default_bundle()
         return cls(
@@ -156,7 +156,7 @@ class OneVision:
         images: Sequence[ImageSource] = (),
         video: VideoSource | None = None,
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         clock: StageClock | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Answer:
@@ -194,7 +194,7 @@ class OneVision:
         images: Sequence[ImageSource] = (),
         video: VideoSource | None = None,
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         clock: StageClock | None = None,
         **options: Any,  # noqa: ANN401
     ) -> AnswerStream:
@@ -211,13 +211,13 @@ class OneVision:
         return Chat(self, **options)
 
     def go_on(
-        self, messages: tuple[Message, ...], options: Options, on_progress: Progress | None = None
+        self, messages: tuple[Message, ...], options: Options, on_progress: OnProgress | None = None
     ) -> Generator[str, None, Answer]:
         """Answer in pieces, keeping what the prompt has in common with what was read and answered last."""
         return self._answer(messages, options, on_progress, None, go_on=True)
 
     def encode(
-        self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: Progress | None = None
+        self, prepared: PreparedPrompt, clock: StageClock | None = None, on_progress: OnProgress | None = None
     ) -> list[npt.NDArray[np.float32]]:
         """Visual tokens of each picture and video, float32 [tokens, H], in order."""
         clock = clock or StageClock()
@@ -275,7 +275,7 @@ class OneVision:
 
     @property
     def placement(self) -> str:
-        """Where this runs, see :func:`onevision.runtime.device.placement`."""
+        """Where this runs, see :func:`onevision.native.device.placement`."""
         return placement(self._encoding_device(), offloaded=self.backbone.offloaded)
 
     def vision_encoder(self) -> VisionEncoder:
@@ -304,7 +304,7 @@ class OneVision:
         *,
         room: int,
         clock: StageClock | None = None,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         choice: Prefill | None = None,
     ) -> None:
         """Read the whole prompt into the backbone, keeping room for an answer of ``room`` tokens.
@@ -327,7 +327,7 @@ class OneVision:
         embeddings: Sequence[npt.NDArray[np.float32]],
         clock: StageClock,
         total: int,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
     ) -> None:
         """Read what is left of a prompt of ``total`` tokens into a sequence that holds its beginning."""
         self._prefixes.forget()
@@ -373,7 +373,7 @@ class OneVision:
         self,
         messages: tuple[Message, ...],
         options: Options,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
         clock: StageClock | None,
         *,
         go_on: bool = False,
@@ -390,7 +390,7 @@ class OneVision:
     def _run(
         self,
         asked: Fitted,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
         clock: StageClock,
         *,
         go_on: bool,
@@ -452,7 +452,7 @@ class OneVision:
         if options.ttft_target is None:
             return Fitted(messages, options)
         # Not at the top: without a target, nobody needs a calibration.
-        from onevision.runtime.calibration import calibration_path, needed_calibration
+        from onevision.planning.speed import calibration_path, needed_calibration
 
         manifest = self.bundle.manifest
         path = calibration_path(manifest, self.placement, self._threads or default_threads())

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from onevision.errors import BundleError, GenerationError, InputError, UsageError
-from onevision.runtime.device import Device, default_threads
-from onevision.runtime.session import EXPORT_HINT, first_line, open_session, ort_errors
+from onevision.native.device import Device, default_threads
+from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

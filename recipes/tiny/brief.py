@@ -12,13 +12,13 @@ from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from onevision.suite.several import ORDINALS
+from onevision.eval.suite.several import ORDINALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from random import Random
 
-    from onevision.suite import Scene
+    from onevision.eval.suite import Scene
 
     Facts = Mapping[str, Any]
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from onevision.eval.suite.sample import pose
 from onevision.runtime import anyres
 from onevision.runtime.prompt import Control, Visual, conversation_of, render
-from onevision.suite.sample import pose
 from recipes.tiny.model import PATCHES, SIDE, SPEC, TILE
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onevision.suite import Sample, Scene
+    from onevision.eval.suite import Sample, Scene
 
 CAPTION_PROMPT = "Describe what is shown."
 CAPTION = "caption"  # the family of such a turn

@@ -21,7 +21,7 @@ from recipes.tiny.model import HIDDEN, VISION_HIDDEN
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from onevision.suite import Sample, Scene
+    from onevision.eval.suite import Sample, Scene
     from recipes.tiny.data import Batch
     from recipes.tiny.tiles import LabelledTiles
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from onevision.suite import FAMILIES
+from onevision.eval.suite import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path

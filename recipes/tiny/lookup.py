@@ -9,10 +9,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from onevision.suite.general import PLACES
-from onevision.suite.sample import LETTERS
-from onevision.suite.several import ORDINALS
-from onevision.suite.vocabulary import COLOURS, SHAPES, draw_numbers, draw_things, draw_words
+from onevision.eval.suite.general import PLACES
+from onevision.eval.suite.sample import LETTERS
+from onevision.eval.suite.several import ORDINALS
+from onevision.eval.suite.vocabulary import COLOURS, SHAPES, draw_numbers, draw_things, draw_words
 
 if TYPE_CHECKING:
     from random import Random

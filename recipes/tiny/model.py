@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from onevision.eval.suite.video import FRAMES
 from onevision.runtime.anyres import AnyRes
-from onevision.suite.video import FRAMES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-from onevision.suite import FAMILIES, build_scene
+from onevision.eval.suite import FAMILIES, build_scene
 from recipes.tiny.brief import brief_pairs
 from recipes.tiny.data import MOST_QUESTIONS, Encoder, collate, turns_of
 from recipes.tiny.lookup import lookup

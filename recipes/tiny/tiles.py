@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.suite.draw import Canvas, shade, text_width, tilt
-from onevision.suite.vocabulary import COLOURS, HELD_OUT_NUMBERS, HELD_OUT_WORDS, SHAPES, draw_font, things
+from onevision.eval.suite.draw import Canvas, shade, text_width, tilt
+from onevision.eval.suite.vocabulary import (
+    COLOURS,
+    HELD_OUT_NUMBERS,
+    HELD_OUT_WORDS,
+    SHAPES,
+    draw_font,
+    things,
+)
 from recipes.tiny.model import GRID, PATCH, PATCHES, SIDE, TILE
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from onevision.eval.suite import FAMILIES, build_scene
+from onevision.eval.suite.sample import FORMS, INSTRUCTIONS, LETTERS
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.synth_vocab import Vocabulary
 from onevision.export.tokenizer import END_OF_TEXT, IM_END, IM_START, PRE_TOKENIZER
 from onevision.runtime.prompt import DEFAULT_SYSTEM
-from onevision.suite import FAMILIES, build_scene
-from onevision.suite.sample import FORMS, INSTRUCTIONS, LETTERS
 from recipes.tiny.data import CAPTION_PROMPT
 from recipes.tiny.tiles import LABELS
 

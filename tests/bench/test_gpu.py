@@ -16,7 +16,7 @@ from onevision.bench.memory import MemoryWatch
 from onevision.bench.report import rows, unaccounted
 from onevision.bench.result import read_result
 from onevision.cli import _run
-from onevision.runtime import session
+from onevision.native import ort as session
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from onevision.bundle import BACKBONE, GOLDEN, PREFILL, VISION, open_bundle
 from onevision.cli import _run
 from onevision.errors import ExportError
 from onevision.export.synth import SynthSpec
-from tests.conftest import NoSteps
+from tests.conftest import NoProgress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +30,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("vision", "backbone"), [("int8", "q4_0"), ("fp16", "q8_0")])
 def test_it_is_made_once(cache: Path, vision: str, backbone: str):
-    wanted, steps = Synthetic("0.5b", vision, backbone), NoSteps()
-    folder = bundle_of(TOY, wanted, steps, threads=1)
+    wanted, progress = Synthetic("0.5b", vision, backbone), NoProgress()
+    folder = bundle_of(TOY, wanted, progress, threads=1)
     bundle = open_bundle(folder, check=True)
     files = bundle.manifest.files
     assert (files[VISION].precision, files[BACKBONE].precision) == (vision, backbone)
@@ -42,7 +42,7 @@ def test_it_is_made_once(cache: Path, vision: str, backbone: str):
         [folder.name, f"synthetic-0.5b-{vision}-{backbone}.lock"]
     ), "no checkpoint is left"
     assert sum(path.stat().st_size for path in folder.iterdir()) < needed_bytes(TOY, wanted)
-    again = NoSteps()
+    again = NoProgress()
     assert bundle_of(TOY, wanted, again, threads=1) == folder
     assert again.notes == []
 
@@ -60,7 +60,7 @@ def test_it_is_measured(cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
 def test_a_full_disk_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(synthetic, "needed_bytes", lambda *_: 1 << 60)
     with pytest.raises(ExportError, match="disk"):
-        bundle_of(TOY, Synthetic("0.5b"), NoSteps(), threads=1)
+        bundle_of(TOY, Synthetic("0.5b"), NoProgress(), threads=1)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
@@ -70,7 +70,7 @@ def test_an_interrupt_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(synthetic, "_in_int8", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        bundle_of(TOY, Synthetic("0.5b"), NoSteps(), threads=1)
+        bundle_of(TOY, Synthetic("0.5b"), NoProgress(), threads=1)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
@@ -92,9 +92,9 @@ def test_what_cannot_be_asked_for(words: tuple[str, ...], error: str, capfd: pyt
 
 def test_a_damaged_one_is_made_anew(cache: Path):
     wanted = Synthetic("0.5b", "fp16", "q8_0")
-    folder = bundle_of(TOY, wanted, NoSteps(), threads=1)
+    folder = bundle_of(TOY, wanted, NoProgress(), threads=1)
     shutil.move(folder / BACKBONE, cache / "elsewhere")
-    steps = NoSteps()
-    assert bundle_of(TOY, wanted, steps, threads=1) == folder
-    assert "the bundle that is there is damaged" in steps.notes
+    progress = NoProgress()
+    assert bundle_of(TOY, wanted, progress, threads=1) == folder
+    assert "the bundle that is there is damaged" in progress.notes
     open_bundle(folder, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onevision.eval.records import Record, Reply
-from onevision.suite import Sample
+from onevision.eval.suite import Sample
 from tests.test_bad_inputs import place
 
 __all__ = ["place"]

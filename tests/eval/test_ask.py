@@ -12,8 +12,8 @@ from onevision import OneVision
 from onevision.eval import ask as asking
 from onevision.eval.ask import Settings, of_bundle, run_id
 from onevision.eval.questions import tiny_suite
+from onevision.eval.suite.sample import normalised
 from onevision.runtime.anyres import squash
-from onevision.suite.sample import normalised
 from tests.eval.conftest import sample
 from tests.runtime.media import noise
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.eval.records import Record
-    from onevision.suite import Sample
+    from onevision.eval.suite import Sample
 
 TOKENS = 6
 SETTINGS = Settings(max_tokens=TOKENS)

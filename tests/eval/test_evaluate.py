@@ -15,8 +15,8 @@ import pytest
 
 from onevision import OneVision
 from onevision.cli import _run
-from onevision.suite import FAMILIES
-from onevision.suite.sample import normalised
+from onevision.eval.suite import FAMILIES
+from onevision.eval.suite.sample import normalised
 from tests.eval.test_questions import write
 from tests.runtime.media import encode_video, noise, numbered_frames
 from tests.test_bad_inputs import Bad, Place, arguments, check_error, file, finish, folder, listing, start

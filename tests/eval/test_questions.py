@@ -12,7 +12,7 @@ import pytest
 
 from onevision.errors import UsageError
 from onevision.eval.questions import read_questions, tiny_suite
-from onevision.suite import FAMILIES, iter_samples
+from onevision.eval.suite import FAMILIES, iter_samples
 
 
 def write(folder: Path, *lines: object, name: str = "questions.jsonl", newline: str = "\n") -> Path:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import llama_cpp
 import numpy as np
 
-from onevision.runtime.llama_log import silence_llama
+from onevision.native.llama import silence_llama
 
 
 @contextmanager

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from onevision import files as disk
 from onevision.errors import ExportError
-from onevision.export import disk
 from onevision.export.backbone import export_backbone, write_gguf
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.gguf_report import BackbonePrecision, read_tensors, report
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tokenizer import CHAT_TEMPLATE
-from onevision.quant.backbone import FILE_TYPES, RECIPES, quantise_gguf
-from onevision.runtime.llama_log import last_llama_error
+from onevision.native.gguf_report import BackbonePrecision, read_tensors, report
+from onevision.native.llama import last_llama_error
+from onevision.native.quantize import FILE_TYPES, RECIPES, quantise_gguf
 from tests.export.llama import last_logits
 
 SMALL = SynthSpec(vocab=600, vision_layers=1)
@@ -192,7 +192,7 @@ def test_each_precision(wide, tmp_path, precision):
     checkpoint, _ = wide
     seen = []
     made = export_backbone(
-        checkpoint, tmp_path / "model.gguf", precision, name="wide", threads=2, progress=seen.append
+        checkpoint, tmp_path / "model.gguf", precision, name="wide", threads=2, advance=seen.append
     )
     bits, instead = TYPES[precision]
     assert made.precision == precision
@@ -281,7 +281,7 @@ def test_interrupted_leaves_nothing(tmp_path, checkpoint, precision):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_backbone(checkpoint, tmp_path / "model.gguf", precision, name="test", progress=interrupt)
+        export_backbone(checkpoint, tmp_path / "model.gguf", precision, name="test", advance=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -295,7 +295,7 @@ def test_interrupted_while_llama_cpp_works(tmp_path, wide):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        export_backbone(checkpoint, tmp_path / "model.gguf", "q4_0", name="test", progress=interrupt)
+        export_backbone(checkpoint, tmp_path / "model.gguf", "q4_0", name="test", advance=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,8 +23,8 @@ from onevision.export import build
 from onevision.export.build import ExportOptions, export
 from onevision.export.hub import FetchedCheckpoint
 from onevision.export.synth import SynthSpec, synthesise
-from onevision.golden import load_golden
-from tests.conftest import NoSteps, make_bundle
+from onevision.proof.golden import load_golden
+from tests.conftest import NoProgress, make_bundle
 from tests.export.conftest import edit_tensors
 
 if TYPE_CHECKING:
@@ -144,12 +144,12 @@ def test_the_manifest_describes_the_checkpoint(tmp_path: Path):
 def test_precisions_are_in_the_manifest_and_on_the_card(
     toy_checkpoint: Path, tmp_path: Path, vision: Any, backbone: Any
 ):
-    steps = NoSteps()
+    progress = NoProgress()
     source = FetchedCheckpoint(toy_checkpoint, "someone/fine-tune", "a" * 40)
     options = ExportOptions(
         vision=vision, backbone=backbone, size="0.5b", variant="si", name="mine", threads=1
     )
-    done = export(source, tmp_path / "bundle", options, steps)
+    done = export(source, tmp_path / "bundle", options, progress)
     manifest = manifest_of(tmp_path / "bundle")
     assert manifest.to_json() == done.bundle.manifest.to_json()
     assert done.bundle.folder == tmp_path / "bundle"
@@ -159,7 +159,7 @@ def test_precisions_are_in_the_manifest_and_on_the_card(
     assert vars(manifest.source) == {"repo": "someone/fine-tune", "revision": "a" * 40, "format": "hf"}
     assert manifest.backbone.bits_per_weight == done.backbone.bits_per_weight
     assert done.report.passed
-    assert done.backbone.summary in steps.notes
+    assert done.backbone.summary in progress.notes
     card = (tmp_path / "bundle" / CARD).read_text(encoding="utf-8")
     assert "someone/fine-tune" in card
     assert backbone in card
@@ -169,15 +169,15 @@ def test_precisions_are_in_the_manifest_and_on_the_card(
 
 def test_a_name_comes_from_the_repository(toy_checkpoint: Path, tmp_path: Path):
     source = FetchedCheckpoint(toy_checkpoint, "someone/fine-tune", None)
-    done = export(source, tmp_path / "bundle", ExportOptions(backbone="f32", threads=1), NoSteps())
+    done = export(source, tmp_path / "bundle", ExportOptions(backbone="f32", threads=1), NoProgress())
     assert done.bundle.manifest.name == "fine-tune"
 
 
 # Interruptions.
 
 
-class Interrupted(NoSteps):
-    """Steps that are cut off at one of the calls to them."""
+class Interrupted(NoProgress):
+    """Progress that are cut off at one of the calls to them."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -206,10 +206,10 @@ EXACT = ExportOptions(backbone="f32", threads=1)
 @pytest.fixture(scope="module")
 def calls(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """All the calls of one export."""
-    steps = Interrupted(at=0)
+    progress = Interrupted(at=0)
     target = tmp_path_factory.mktemp("whole") / "bundle"
-    export(FetchedCheckpoint(toy_checkpoint, None, None), target, EXACT, steps)
-    return steps.calls
+    export(FetchedCheckpoint(toy_checkpoint, None, None), target, EXACT, progress)
+    return progress.calls
 
 
 def test_an_export_tells_its_steps(calls: list[str]):
@@ -234,11 +234,11 @@ def test_an_interrupted_export_leaves_all_as_it_was(
         shutil.copytree(toy_bundle, target)
     before = checksums(target) if standing else None
     at = 1 + round(share * (len(calls) - 1))
-    steps = Interrupted(at)
+    progress = Interrupted(at)
     options = replace(EXACT, force=standing)
     with pytest.raises(KeyboardInterrupt):
-        export(FetchedCheckpoint(toy_checkpoint, None, None), target, options, steps)
-    assert steps.calls == calls[:at]
+        export(FetchedCheckpoint(toy_checkpoint, None, None), target, options, progress)
+    assert progress.calls == calls[:at]
     if standing:
         assert checksums(target) == before
         assert list(target.parent.iterdir()) == [target]
@@ -316,10 +316,10 @@ def test_a_language_model_too_large_for_the_memory_is_left_out_of_the_proof(
     toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(build, "fits_in_memory", lambda checkpoint: False)
-    steps = NoSteps()
+    progress = NoProgress()
     source = FetchedCheckpoint(toy_checkpoint, None, None)
-    done = export(source, tmp_path / "bundle", ExportOptions(threads=1), steps)
-    assert any("too large for this memory" in note for note in steps.notes)
+    done = export(source, tmp_path / "bundle", ExportOptions(threads=1), progress)
+    assert any("too large for this memory" in note for note in progress.notes)
     assert done.report.passed
     for case in load_golden(tmp_path / "bundle" / GOLDEN):
         assert case.logits is case.tokens is None

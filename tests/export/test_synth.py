@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from onevision import files as disk
 from onevision.errors import ExportError, UsageError
-from onevision.export import disk
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import read_config
 from onevision.export.synth import SynthSpec, _tensors, synthesise
@@ -178,7 +178,7 @@ def test_shards_are_listed_and_bounded(tmp_path):
 
 def test_progress_ends_at_one(tmp_path):
     seen = []
-    synthesise(tmp_path / "checkpoint", SynthSpec(), progress=seen.append)
+    synthesise(tmp_path / "checkpoint", SynthSpec(), advance=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1
 
@@ -199,7 +199,7 @@ def test_interrupted_leaves_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(tmp_path / "checkpoint", SynthSpec(shards=3), progress=interrupt)
+        synthesise(tmp_path / "checkpoint", SynthSpec(shards=3), advance=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -290,7 +290,7 @@ def test_same_bytes_each_time(case: Case, precision: Any, tmp_path: Path) -> Non
 
 def test_progress_reaches_one(case: Case, tmp_path: Path) -> None:
     told: list[float] = []
-    export_vision(case.checkpoint, tmp_path / "vision.onnx", progress=told.append)
+    export_vision(case.checkpoint, tmp_path / "vision.onnx", advance=told.append)
     assert told == sorted(told)
     assert len(told) > 10
     assert told[-1] == 1
@@ -335,7 +335,7 @@ def test_checkpoint_that_vanishes_half_way(tiny: Path, target: Path) -> None:
             (tiny / "model.safetensors").unlink(missing_ok=True)
 
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        export_vision(Checkpoint.open(tiny), target, progress=vanish)
+        export_vision(Checkpoint.open(tiny), target, advance=vanish)
 
 
 def test_interrupted(case: Case, target: Path) -> None:
@@ -343,7 +343,7 @@ def test_interrupted(case: Case, target: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_vision(case.checkpoint, target, progress=interrupt)
+        export_vision(case.checkpoint, target, advance=interrupt)
 
 
 def test_disk_full(case: Case, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

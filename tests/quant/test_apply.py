@@ -14,6 +14,7 @@ import pytest
 from onevision.bundle import BACKBONE, VISION, VISION_DATA, open_bundle
 from onevision.errors import ExportError, QuantError
 from onevision.eval.questions import tiny_suite
+from onevision.eval.suite import FAMILIES
 from onevision.export.build import ExportOptions
 from onevision.export.hub import FetchedCheckpoint
 from onevision.quant import imatrix as imatrix_module
@@ -22,8 +23,7 @@ from onevision.quant.apply import AUTO, Wanted, apply, export_quantised, has_gat
 from onevision.quant.gates import Thresholds
 from onevision.quant.trials import Candidate, Trials, Yardstick
 from onevision.runtime.vision import VisionEncoder
-from onevision.suite import FAMILIES
-from tests.conftest import NoSteps, make_bundle, replace_file
+from tests.conftest import NoProgress, make_bundle, replace_file
 from tests.runtime.media import photograph
 from tests.test_cli import parsed
 
@@ -37,12 +37,12 @@ FEW = ("--limit", 4, "--threads", 1)
 LAX = Thresholds(cosine=0.9, relative_error=0.4, mean_kl=9, p99_kl=99, top1=0, accuracy_drop=1, family_drop=1)
 
 
-def quantise(source: Path, target: Path, steps: NoSteps | None = None, **options: Any) -> Applied:
+def quantise(source: Path, target: Path, progress: NoProgress | None = None, **options: Any) -> Applied:
     """Apply with few questions; ``thresholds`` is of the yardstick, the rest of what is wanted."""
     thresholds = options.pop("thresholds", Thresholds())
     yardstick = Yardstick(tiny_suite(limit=4), thresholds=thresholds, threads=1)
     wanted = Wanted(**{"imatrix": False, **options})
-    return apply(open_bundle(source), target, wanted, yardstick, steps or NoSteps())
+    return apply(open_bundle(source), target, wanted, yardstick, progress or NoProgress())
 
 
 # Named precisions.
@@ -139,7 +139,7 @@ def test_an_encoder_sees_each_picture_once(
 
     monkeypatch.setattr(VisionEncoder, "encode", counted)
     yardstick = Yardstick(tiny_suite(("colour", "same"), limit=4), thresholds=LAX, threads=1)
-    with Trials(open_bundle(toy_bundle), tmp_path, yardstick, NoSteps()) as trials:
+    with Trials(open_bundle(toy_bundle), tmp_path, yardstick, NoProgress()) as trials:
         for number, candidate in enumerate(
             (Candidate("fp32", "f16"), Candidate("fp16", "f16"), Candidate("fp16", "q8_0"))
         ):
@@ -155,12 +155,12 @@ def test_an_encoder_sees_each_picture_once(
 
 
 def test_auto_takes_the_smallest_that_passes(toy_bundle: Path, tmp_path: Path) -> None:
-    steps = NoSteps()
-    done = quantise(toy_bundle, tmp_path / "lax", steps, thresholds=LAX)
+    progress = NoProgress()
+    done = quantise(toy_bundle, tmp_path / "lax", progress, thresholds=LAX)
     assert done.candidate == Candidate("int8", "q4_0-pure")
     assert done.rejected == ()
     assert done.bundle.manifest.quality["encoder"]["cosine"] >= 0.999
-    assert [note.split(",")[0] for note in steps.notes] == [
+    assert [note.split(",")[0] for note in progress.notes] == [
         "int8 + f32 passes",
         "int8 + q4_0-pure passes",
     ]
@@ -398,7 +398,7 @@ def test_from_a_checkpoint_it_is_the_same(toy_bundle: Path, toy_checkpoint: Path
     yardstick = Yardstick(tiny_suite(limit=4), threads=1)
     source = FetchedCheckpoint(toy_checkpoint, None, None)
     options = ExportOptions(size="toy", threads=1)
-    done = export_quantised(source, tmp_path / "a" / "b", options, wanted, yardstick, NoSteps())
+    done = export_quantised(source, tmp_path / "a" / "b", options, wanted, yardstick, NoProgress())
     bundle = open_bundle(tmp_path / "a" / "b", check=True)
     assert done.bundle.folder == bundle.folder
     assert [path.name for path in bundle.folder.parent.iterdir()] == ["b"]

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from onevision import files as disk
 from onevision.bundle import BACKBONE, VISION_DATA, open_bundle
 from onevision.errors import ExportError, GenerationError, ImageError, UsageError
-from onevision.export import disk
+from onevision.eval.suite import iter_samples
+from onevision.native.quantize import RECIPES, quantise_gguf
 from onevision.quant import measure as measure_module
-from onevision.quant.backbone import RECIPES, quantise_gguf
 from onevision.quant.gates import (
     AnswerQuality,
     FamilyQuality,
@@ -36,7 +37,6 @@ from onevision.quant.gates import (
     worst_features,
 )
 from onevision.quant.measure import measure, record_reference
-from onevision.suite import iter_samples
 from tests.conftest import make_bundle, replace_file
 from tests.eval.conftest import records
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.eval.records import Record
+    from onevision.eval.suite import Sample
     from onevision.quant.gates import Quality
     from onevision.quant.measure import Reference
-    from onevision.suite import Sample
 
 ASKED = ("colour", "which_has", "change", "text_sum")  # a picture, several, a video, none
 RANDOM = np.random.default_rng(11)
@@ -272,7 +272,7 @@ def change(bundle: Path, **changes: Callable[[np.ndarray], object]) -> None:
 
 def test_the_reference_against_itself(reference: Reference, toy_bundle: Path, samples: list[Sample]):
     seen: list[float] = []
-    quality = held_against(reference, toy_bundle, progress=seen.append)
+    quality = held_against(reference, toy_bundle, advance=seen.append)
     assert quality.passed
     positions = sum(answer.positions for answer in reference.answers)
     assert quality.tokens == TokenQuality(len(samples), positions, 0.0, 0.0, 1.0)

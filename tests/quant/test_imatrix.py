@@ -21,20 +21,20 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from onevision import OneVision
 from onevision.bundle import BACKBONE
 from onevision.errors import ExportError, GenerationError, ImageError, InputError, UsageError
-from onevision.export.gguf_report import read_tensors
+from onevision.eval.suite import FAMILIES, iter_samples
+from onevision.native import observer
+from onevision.native.gguf_report import read_tensors
+from onevision.native.quantize import RECIPES, predicted_bits, quantise_gguf
 from onevision.quant import imatrix as imatrix_module
-from onevision.quant import observer
-from onevision.quant.backbone import RECIPES, predicted_bits, quantise_gguf
 from onevision.quant.imatrix import Imatrix, Inputs, collect_imatrix, read_imatrix, write_imatrix
 from onevision.quant.prompts import prepare
-from onevision.suite import FAMILIES, iter_samples
 from tests.conftest import make_bundle, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from onevision.suite import Sample
+    from onevision.eval.suite import Sample
 
 ASKED = ("colour", "which_has", "change", "text_sum")  # a picture, several, a video, none
 
@@ -154,14 +154,14 @@ def test_built_in_prompts_give_every_family_a_turn(model: OneVision, monkeypatch
     positions = len(FAMILIES) * 200  # more than one round, fewer than two
     monkeypatch.setattr(imatrix_module, "POSITIONS", positions)
     seen: list[float] = []
-    made = collect_imatrix(model, progress=seen.append)
+    made = collect_imatrix(model, advance=seen.append)
     assert asked == list(FAMILIES) * 2
     assert made.inputs["blk.0.attn_q.weight"].rows >= positions
     assert seen == sorted(seen)
     assert seen[-1] == 1
     seen.clear()
     monkeypatch.setattr(imatrix_module, "POSITIONS", 1)
-    collect_imatrix(model, progress=seen.append)
+    collect_imatrix(model, advance=seen.append)
     assert asked == list(FAMILIES) * 3
     assert seen[-2] < seen[-1] == 1
 

@@ -24,7 +24,7 @@ from onevision.quant.requantise import (
     make_encoder,
     verify_draft,
 )
-from tests.conftest import NoSteps, make_bundle, replace_file
+from tests.conftest import NoProgress, make_bundle, replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,8 +36,8 @@ def requantise(source: Path, folder: Path, vision: Any, backbone: Any) -> Bundle
     """All pieces in a row, without gates."""
     floats = open_bundle(source)
     folder.mkdir()
-    encoder = make_encoder(floats, vision, folder, NoSteps(), threads=1)
-    written = make_backbone(floats, backbone, folder, NoSteps(), threads=1)
+    encoder = make_encoder(floats, vision, folder, NoProgress(), threads=1)
+    written = make_backbone(floats, backbone, folder, NoProgress(), threads=1)
     draft = make_draft(floats, folder, encoder, written)
     return finish(draft, verify_draft(draft, threads=1))
 
@@ -88,12 +88,14 @@ def test_a_quantised_bundle_is_whole_and_says_what_it_is(toy_bundle: Path, tmp_p
 
 def test_one_encoder_serves_several_candidates(toy_bundle: Path, tmp_path: Path) -> None:
     floats = open_bundle(toy_bundle)
-    encoder = make_encoder(floats, "int8", tmp_path, NoSteps(), threads=1)
+    encoder = make_encoder(floats, "int8", tmp_path, NoProgress(), threads=1)
     sizes = []
     for name in ("q8_0", "q4_0"):
         folder = tmp_path / name
         folder.mkdir()
-        draft = make_draft(floats, folder, encoder, make_backbone(floats, name, folder, NoSteps(), threads=1))
+        draft = make_draft(
+            floats, folder, encoder, make_backbone(floats, name, folder, NoProgress(), threads=1)
+        )
         assert (folder / VISION_DATA).read_bytes() == (tmp_path / VISION_DATA).read_bytes()
         sizes.append(draft.bundle.bytes)
     assert sizes == sorted(sizes, reverse=True)
@@ -102,7 +104,7 @@ def test_one_encoder_serves_several_candidates(toy_bundle: Path, tmp_path: Path)
 
 def test_an_encoder_of_floats_is_not_made_again(toy_bundle: Path, tmp_path: Path) -> None:
     floats = open_bundle(toy_bundle)
-    encoder = make_encoder(floats, "fp32", tmp_path, NoSteps())
+    encoder = make_encoder(floats, "fp32", tmp_path, NoProgress())
     assert isinstance(encoder, Encoder)
     assert (encoder.path, encoder.quant) == (toy_bundle / VISION, None)
     assert list(tmp_path.iterdir()) == []
@@ -143,7 +145,7 @@ def test_a_weight_that_half_precision_cannot_hold(toy_bundle: Path, tmp_path: Pa
     replace_file(copy, VISION_DATA, weights.tobytes())
     (tmp_path / "made").mkdir()
     with pytest.raises(ExportError, match="does not fit in fp16"):
-        make_encoder(open_bundle(copy), "fp16", tmp_path / "made", NoSteps())
+        make_encoder(open_bundle(copy), "fp16", tmp_path / "made", NoProgress())
     assert list((tmp_path / "made").iterdir()) == []
 
 

@@ -17,17 +17,18 @@ from hypothesis.extra import numpy as hnp
 
 from onevision.errors import ExportError, QuantError, UsageError
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.reference import picture
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.vision import export_vision
-from onevision.quant import kernels, vision
+from onevision.graphs import kernels
+from onevision.graphs.kernels import KEY_LEVELS, Attention, Kernels, Linear, quantise_columns
+from onevision.graphs.nodes import CONTRIB
+from onevision.graphs.siglip import Plan, products, write_encoder
+from onevision.graphs.tower import Tower
+from onevision.proof.reference import picture
+from onevision.quant import vision
 from onevision.quant.gates import Thresholds, compare_features
-from onevision.quant.graph import Plan, products, write_encoder
-from onevision.quant.kernels import KEY_LEVELS, Attention, Kernels, Linear, quantise_columns
-from onevision.quant.nodes import CONTRIB
 from onevision.quant.sensitivity import Upgrade, fewest, upgrades
 from onevision.quant.smooth import Ranges, smooth
-from onevision.quant.tower import Tower
 from onevision.quant.vision import VisionQuant, quantise_vision
 from onevision.quant.watch import watch_errors, watch_ranges
 from onevision.runtime.vision import VisionEncoder
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 LAYER = "vision_tower.vision_model.encoder.layers.{}."
 
 
-class Steps:
+class Noted:
     """Progress that is kept, to be looked at."""
 
     def __init__(self) -> None:
@@ -79,7 +80,7 @@ def relative_error(actual: Any, expected: Any) -> float:
 def quantise(source: Path, target: Path, **options: Any) -> VisionQuant:
     pixels = options.pop("pixels", None)
     pixels = tiles(Tower.read(source).image_size) if pixels is None else pixels
-    return quantise_vision(source, target, pixels, options.pop("steps", Steps()), threads=1, **options)
+    return quantise_vision(source, target, pixels, options.pop("progress", Noted()), threads=1, **options)
 
 
 def plain(path: Path, target: Path) -> Path:
@@ -448,8 +449,8 @@ def test_several_tiles_in_one_call(quantised: VisionQuant) -> None:
 
 
 def test_steps_are_told(toy: Path, tmp_path: Path) -> None:
-    steps = Steps()
-    quantise(toy, tmp_path / "vision.onnx", steps=steps)
+    steps = Noted()
+    quantise(toy, tmp_path / "vision.onnx", progress=steps)
     assert steps.names == ["ranges of activations", "scales of channels", "vision encoder in int8"]
     assert steps.fractions.count(1) >= 2
     assert steps.notes == []
@@ -491,11 +492,11 @@ from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 from onevision.quant.vision import quantise_vision
-class Steps:
+class Noted:
     step = staticmethod(lambda name: nullcontext(lambda fraction: None))
     note = staticmethod(print)
 pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 56, 56)).astype(np.float32)
-print(quantise_vision(Path(sys.argv[1]), Path(sys.argv[2]), pixels, Steps(), threads=1).features.cosine)
+print(quantise_vision(Path(sys.argv[1]), Path(sys.argv[2]), pixels, Noted(), threads=1).features.cosine)
 """
     command = [sys.executable, "-c", script, str(toy), str(tmp_path / "vision.onnx")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -578,8 +579,8 @@ def test_what_smoothing_does_not_cure_is_kept_and_named(
 
     path = export_planted(toy_checkpoint, tmp_path, plant)
     monkeypatch.setattr(vision, "smooth", unscaled)
-    steps = Steps()
-    report = quantise(path, tmp_path / "int8.onnx", steps=steps)
+    steps = Noted()
+    report = quantise(path, tmp_path / "int8.onnx", progress=steps)
     assert [upgrade.product for upgrade in report.kept] == ["layers.1.fc1"]
     assert report.kept[0].precision == "fp32"
     assert report.features.cosine >= 0.999
@@ -762,7 +763,7 @@ def test_a_matrix_of_zeros_is_fine(copy: Path, tmp_path: Path) -> None:
 
 def test_a_graph_of_something_else(quantised: VisionQuant, target: Path) -> None:
     with pytest.raises(QuantError, match="not a vision encoder as the export writes it") as caught:
-        quantise_vision(quantised.path, target, tiles(56), Steps())
+        quantise_vision(quantised.path, target, tiles(56), Noted())
     assert "fp32" in str(caught.value.hint)
 
 
@@ -789,7 +790,7 @@ def test_damaged_files(damage: str, copy: Path, target: Path) -> None:
         case "short data":
             data.write_bytes(data.read_bytes()[:-4096])
     with pytest.raises(QuantError, match="cannot read") as caught:
-        quantise_vision(copy, target, tiles(56), Steps())
+        quantise_vision(copy, target, tiles(56), Noted())
     assert "again" in str(caught.value.hint)
 
 

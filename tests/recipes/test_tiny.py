@@ -16,14 +16,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from onevision.eval.suite import FAMILIES, build_scene, iter_samples, score
+from onevision.eval.suite.video import FRAMES
+from onevision.eval.suite.vocabulary import HELD_OUT_NUMBERS, HELD_OUT_THINGS, HELD_OUT_WORDS
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.reference import Reference
 from onevision.export.tokenizer import read_tokenizer
 from onevision.models import SHIPPED
+from onevision.proof.reference import Reference
 from onevision.runtime.engine import OneVision
-from onevision.suite import FAMILIES, build_scene, iter_samples, score
-from onevision.suite.video import FRAMES
-from onevision.suite.vocabulary import HELD_OUT_NUMBERS, HELD_OUT_THINGS, HELD_OUT_WORDS
 from recipes.tiny import tiles, train
 from recipes.tiny.brief import brief_pairs
 from recipes.tiny.data import IGNORED, Encoder, Turn, collate, turns_of

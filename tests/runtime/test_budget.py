@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onevision import OneVision
+from onevision.planning.cost import published
 from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.anyres import AnyRes
 from onevision.runtime.budget import Budget, cut, enlarged, within
 from onevision.runtime.options import make_options
-from onevision.runtime.plan import published
 from onevision.runtime.prompt import conversation_of
 from tests.runtime.media import noise, photograph
 

@@ -15,14 +15,14 @@ from onevision import OneVision
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA
 from onevision.errors import BundleError, GenerationError, UsageError
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.prefill import export_prefill
 from onevision.export.synth import SynthSpec, synthesise
-from onevision.runtime import handover
-from onevision.runtime.gguf import GgufFile
-from onevision.runtime.handover import LayoutError, StateLayout
-from onevision.runtime.prefill import KeysValues, PrefillGraph
-from onevision.runtime.prefiller import EMBEDDING
-from onevision.verify import greedy_tokens
+from onevision.graphs.qwen2 import export_prefill
+from onevision.native.gguf import GgufFile
+from onevision.proof.verify import greedy_tokens
+from onevision.runtime.prefill import state as handover
+from onevision.runtime.prefill.graph import KeysValues, PrefillGraph
+from onevision.runtime.prefill.policy import EMBEDDING
+from onevision.runtime.prefill.state import LayoutError, StateLayout
 from tests.conftest import make_bundle, replace_file
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Bundle, Manifest
-    from onevision.runtime.device import Device
+    from onevision.native.device import Device
 
 #: Our own bundle with llama.cpp's prefill instead of its prefill graph.
 LLAMA = "llama"

@@ -1,0 +1,21 @@
+"""The tiny suite: generated pictures, videos and questions with known answers.
+
+``seed -> scene (pixels, facts, questions) -> sample (one question in one answer form)``. NumPy and Pillow
+only. The same seed gives the same samples, and the ``test`` split holds combinations that ``train`` never
+has.
+"""
+
+from onevision.eval.suite.sample import Question, Sample, Scene, Split, score
+from onevision.eval.suite.stream import FAMILIES, build_scene, iter_samples, iter_scenes
+
+__all__ = [
+    "FAMILIES",
+    "Question",
+    "Sample",
+    "Scene",
+    "Split",
+    "build_scene",
+    "iter_samples",
+    "iter_scenes",
+    "score",
+]

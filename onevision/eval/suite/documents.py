@@ -1,0 +1,184 @@
+"""Documents, charts and screens: a field of a form, bars, a cell of a table, the label of a button."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onevision.eval.suite.draw import Canvas, fitting, shade
+from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.vocabulary import COLOURS, draw_font, draw_numbers, draw_words, like, numbers, words
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from onevision.eval.suite.sample import Split
+
+FIELDS = ("ROOM", "SEAT", "AGE", "BUS", "PAGE", "TOTAL", "DAY", "GATE")
+ROWS, COLUMNS = "ABC", "PQR"
+
+
+def form(random: Random, split: Split) -> Scene:
+    """Three or four lines, a name and a number each."""
+    count = random.randint(3, 4)
+    canvas = Canvas(random, (random.randint(126, 150), random.randint(126, 150)))
+    font, ink = draw_font(random, split), canvas.ink()
+    names = random.sample(FIELDS, count)
+    values = draw_numbers(random, split, count)
+    step = canvas.height * 0.86 / count
+    for at, (name, value) in enumerate(zip(names, values, strict=True)):
+        y = canvas.height * 0.07 + step * (at + 0.5)
+        cap = fitting("TOTAL", font, random.uniform(13, 15), canvas.width * 0.5)
+        canvas.text(name, (canvas.width * 0.33, y), font, cap, ink)
+        canvas.text(value, (canvas.width * 0.8, y), font, cap, ink)
+        if random.random() < 0.5:
+            left, right, low = canvas.width * 0.06, canvas.width * 0.94, y + step / 2
+            canvas.line((left, low), (right, low), ink, 0.7)
+    questions = [
+        Question(
+            "field",
+            f"What is the number next to {name}?",
+            value,
+            options_of(value, like(value, random, split), random),
+            f"The number next to {name} is {value}.",
+            1 / len(numbers(split)),
+        )
+        for name, value in zip(names, values, strict=True)
+    ]
+    caption = "The form says " + ", ".join(map(" ".join, zip(names, values, strict=True))) + "."
+    return Scene.of_image(
+        canvas.finish(), caption, questions, {"fields": dict(zip(names, values, strict=True))}
+    )
+
+
+def bars(random: Random, split: Split) -> Scene:
+    """Three or four bars, each of a colour and with its value above; the values agree with the heights."""
+    count = random.randint(3, 4)
+    canvas = Canvas(random, (random.randint(126, 150), random.randint(110, 150)))
+    colours = random.sample(sorted(COLOURS), count)
+    values = _spread(random, split, count)
+    font, ink = draw_font(random, split), canvas.ink()
+    floor, step = canvas.height * 0.94, canvas.width * 0.9 / count
+    for at, (colour, value) in enumerate(zip(colours, values, strict=True)):
+        x = canvas.width * 0.05 + step * (at + 0.5)
+        top = floor - canvas.height * 0.66 * int(value) / 99
+        canvas.rectangle((x - step * 0.36, top, x + step * 0.36, floor), shade(random, colour))
+        canvas.text(value, (x, top - canvas.height * 0.09), font, fitting("88", font, 14, step * 0.82), ink)
+    canvas.line((canvas.width * 0.04, floor), (canvas.width * 0.96, floor), ink, 1.2)
+    by_colour = dict(zip(colours, values, strict=True))
+    order = sorted(colours, key=lambda colour: int(by_colour[colour]))
+    questions = [
+        Question(
+            "highest_bar",
+            f"Which colour is the {extreme} bar?",
+            colour,
+            options_of(colour, colours, random),
+            f"The {extreme} bar is {colour}.",
+            1 / len(COLOURS),
+        )
+        for extreme, colour in (("highest", order[-1]), ("lowest", order[0]))
+    ]
+    questions += [
+        Question(
+            "bar_value",
+            f"What is the value of the {colour} bar?",
+            by_colour[colour],
+            options_of(by_colour[colour], numbers(split), random),
+            f"The value of the {colour} bar is {by_colour[colour]}.",
+            1 / len(numbers(split)),
+        )
+        for colour in random.sample(colours, 2)
+    ]
+    caption = "The bars are " + ", ".join(f"{colour} {value}" for colour, value in by_colour.items()) + "."
+    return Scene.of_image(canvas.finish(), caption, questions, {"bars": by_colour})
+
+
+def table(random: Random, split: Split) -> Scene:
+    """Two or three rows A, B, C by two columns P, Q (or three, R), a number in each cell."""
+    rows, columns = random.choice(((2, 2), (3, 2), (2, 3)))
+    canvas = Canvas(random, (random.randint(126, 150), random.randint(110, 150)))
+    font, ink = draw_font(random, split), canvas.ink()
+    wide, high = canvas.width * 0.94 / (columns + 0.7), canvas.height * 0.94 / (rows + 0.8)
+    left, top = canvas.width * 0.03, canvas.height * 0.03
+    cap = fitting("88", font, min(15.0, high * 0.5), wide * 0.72)
+    for at, name in enumerate(COLUMNS[:columns]):
+        canvas.text(name, (left + wide * (at + 1.2), top + high * 0.4), font, cap, ink)
+    cells = {}
+    values = iter(random.sample(numbers(split), rows * columns))
+    for row in range(rows):
+        y = top + high * (row + 1.3)
+        canvas.text(ROWS[row], (left + wide * 0.35, y), font, cap, ink)
+        for column in range(columns):
+            value = next(values)
+            canvas.text(value, (left + wide * (column + 1.2), y), font, cap, ink)
+            cells[ROWS[row] + COLUMNS[column]] = value
+    for row in range(rows + 1):
+        y = top + high * (row + 0.8)
+        canvas.line((left, y), (canvas.width - left, y), ink, 0.8)
+    for column in range(columns):
+        x = left + wide * (column + 0.7)
+        canvas.line((x, top), (x, canvas.height - top), ink, 0.8)
+    questions = [
+        Question(
+            "cell",
+            f"Which number is in row {cell[0]}, column {cell[1]}?",
+            value,
+            options_of(value, numbers(split), random),
+            f"The number in row {cell[0]}, column {cell[1]} is {value}.",
+            1 / len(numbers(split)),
+        )
+        for cell, value in random.sample(sorted(cells.items()), 3)
+    ]
+    lines = [
+        f"Row {row}: " + " ".join(cells[row + column] for column in COLUMNS[:columns]) for row in ROWS[:rows]
+    ]
+    return Scene.of_image(canvas.finish(), ". ".join(lines) + ".", questions, {"cells": cells})
+
+
+def screen(random: Random, split: Split) -> Scene:
+    """A window with two or three coloured buttons, each with a word."""
+    count = random.randint(2, 3)
+    canvas = Canvas(random, (random.randint(110, 150), random.randint(110, 150)))
+    font = draw_font(random, split)
+    colours, labels = random.sample(sorted(COLOURS), count), draw_words(random, split, count)
+    canvas.rectangle(
+        (2, 2, canvas.width - 2, canvas.height * 0.13),
+        canvas.ink(),
+        radius=2,
+    )
+    step = canvas.height * 0.84 / count
+    for at, (colour, label) in enumerate(zip(colours, labels, strict=True)):
+        y = canvas.height * 0.15 + step * (at + 0.5)
+        high, wide = min(step * 0.42, canvas.height * 0.17), canvas.width * random.uniform(0.38, 0.44)
+        x = canvas.width * 0.5 + random.uniform(-0.04, 0.04) * canvas.width
+        face = shade(random, colour)
+        canvas.rectangle((x - wide, y - high, x + wide, y + high), face, radius=random.uniform(0, 7))
+        ink = (15, 15, 20) if sum(face) > 330 else (250, 250, 245)
+        canvas.text(label, (x, y), font, fitting(label, font, high * 1.1, wide * 1.8), ink)
+    questions = []
+    for colour, label in zip(colours, labels, strict=True):
+        others = draw_words(random, split, 4)
+        questions.append(
+            Question(
+                "button",
+                f"What does the {colour} button say?",
+                label,
+                options_of(label, others, random),
+                f"The {colour} button says {label}.",
+                1 / len(words(split)),
+            )
+        )
+    caption = " ".join(
+        f"The {colour} button says {label}." for colour, label in zip(colours, labels, strict=True)
+    )
+    return Scene.of_image(
+        canvas.finish(), caption, questions, {"buttons": dict(zip(colours, labels, strict=True))}
+    )
+
+
+def _spread(random: Random, split: Split, count: int) -> list[str]:
+    """Numbers of which the highest and the lowest differ from the next by 10 or more, so that it shows."""
+    while True:
+        values = random.sample(numbers(split), count)
+        order = sorted(map(int, values))
+        if order[-1] - order[-2] >= 10 and order[1] - order[0] >= 10:
+            return values

@@ -1,0 +1,196 @@
+"""General questions about one picture: colour, shape, position, relation, count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from onevision.eval.suite.draw import Canvas, shade, tilt
+from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.vocabulary import COLOURS, SHAPES, a_thing, draw_things, plural, things
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from onevision.eval.suite.sample import Split
+
+#: Where a thing may stand, as parts of width and height.
+PLACES: dict[str, tuple[float, float]] = {
+    "top left": (0.22, 0.22),
+    "top right": (0.78, 0.22),
+    "bottom left": (0.22, 0.78),
+    "bottom right": (0.78, 0.78),
+    "centre": (0.5, 0.5),
+}
+RELATIONS: dict[str, tuple[int, int]] = {
+    "left of": (-1, 0),
+    "right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}
+COUNTS = ("1", "2", "3", "4", "5")
+
+
+def picture_size(random: Random, low: int = 56, high: int = 140) -> tuple[int, int]:
+    """(width, height) of a picture in pixels: each side as often short, below 70, as long."""
+    short = max(low, 70)
+    width, height = (
+        random.choice((random.randint(low, short), random.randint(short, high))) for _ in range(2)
+    )
+    return width, height
+
+
+def objects(random: Random, split: Split) -> Scene:
+    """Two or three things in places of their own: asked for colour, shape and position."""
+    canvas = Canvas(random, picture_size(random))
+    drawn = draw_things(random, split, random.randint(2, 3))
+    facts: list[dict[str, Any]] = []
+    side = min(canvas.width, canvas.height)
+    for (colour, shape), place in zip(drawn, random.sample(sorted(PLACES), len(drawn)), strict=True):
+        x, y = (at + random.uniform(-0.05, 0.05) for at in PLACES[place])
+        size = side * random.uniform(0.24, 0.36)
+        centre = (x * canvas.width, y * canvas.height)
+        canvas.shape(shape, shade(random, colour), centre, size, tilt(random, shape))
+        facts.append({"colour": colour, "shape": shape, "place": place, "centre": centre, "size": size})
+    questions = []
+    for fact in facts:
+        questions += [_colour(fact, random), _shape(fact, random), _position(fact, random)]
+    caption = " ".join(f"There is {a_thing((f['colour'], f['shape']))}, {_at(f['place'])}." for f in facts)
+    return Scene.of_image(
+        canvas.finish(), caption, random.sample(questions, len(questions)), {"things": facts}
+    )
+
+
+def pair(random: Random, split: Split) -> Scene:
+    """Two things beside or above each other: asked for the relation, and for what stands where."""
+    canvas = Canvas(random, picture_size(random))
+    (first, second) = draw_things(random, split, 2)
+    relation = random.choice(sorted(RELATIONS))
+    dx, dy = RELATIONS[relation]
+    side = min(canvas.width, canvas.height)
+    gap, drift = side * random.uniform(0.38, 0.5), side * random.uniform(-0.1, 0.1)
+    size = side * 0.3
+    margin = gap / 2 + size / 2
+    x = random.uniform(margin, canvas.width - margin) if dx else canvas.width * random.uniform(0.4, 0.6)
+    y = random.uniform(margin, canvas.height - margin) if dy else canvas.height * random.uniform(0.4, 0.6)
+    facts = []
+    for (colour, shape), sign in ((first, 0.5), (second, -0.5)):
+        centre = (x + sign * (dx * gap + dy * drift), y + sign * (dy * gap + dx * drift))
+        own = size * random.uniform(0.8, 1.1)
+        canvas.shape(shape, shade(random, colour), centre, own, tilt(random, shape))
+        facts.append({"colour": colour, "shape": shape, "centre": centre, "size": own})
+    one, other = facts
+    phrase = f"The {one['shape']} is {relation} the {other['shape']}."
+    question = Question(
+        "relation",
+        f"Where is the {one['shape']}: left of, right of, above or below the {other['shape']}?",
+        relation,
+        options_of(relation, list(RELATIONS), random),
+        phrase,
+        1 / len(RELATIONS),
+        aliases=(f"{relation} the {other['shape']}", relation.removesuffix(" of")),
+    )
+    questions = [question, *(_colour(fact, random) for fact in facts), _shape(one, random)]
+    caption = f"There is {a_thing(first)} and {a_thing(second)}. {phrase}"
+    return Scene.of_image(canvas.finish(), caption, questions, {"things": facts})
+
+
+def crowd(random: Random, split: Split) -> Scene:
+    """One to five things of one shape, and as many of another, asked for counts and which are more."""
+    canvas = Canvas(random, picture_size(random, 84))
+    first, second = random.sample(SHAPES, 2)
+    counts = dict(zip((first, second), random.sample(range(1, 6), 2), strict=True))
+    cells = random.sample([(column, row) for column in range(3) for row in range(3)], sum(counts.values()))
+    places = iter(cells)
+    pools = {
+        shape: [colour for colour, other in things(split) if other == shape] for shape in (first, second)
+    }
+    side = min(canvas.width, canvas.height) / 3
+    facts = []
+    for shape, count in counts.items():
+        for _ in range(count):
+            column, row = next(places)
+            size = side * random.uniform(0.65, 0.8)
+            x = (column + 0.5 + random.uniform(-0.08, 0.08)) * canvas.width / 3
+            y = (row + 0.5 + random.uniform(-0.08, 0.08)) * canvas.height / 3
+            colour = random.choice(pools[shape])
+            canvas.shape(shape, shade(random, colour), (x, y), size, tilt(random, shape))
+            facts.append({"colour": colour, "shape": shape, "centre": (x, y), "size": size})
+    questions = [
+        _count(first, counts[first], random),
+        _count(second, counts[second], random),
+        _more(counts, random),
+    ]
+    caption = " ".join(_there_are(shape, counts[shape]) for shape in (first, second))
+    return Scene.of_image(canvas.finish(), caption, questions, {"things": facts, "counts": counts})
+
+
+def _at(place: str) -> str:
+    return "in the centre" if place == "centre" else f"at the {place}"
+
+
+def _there_are(shape: str, count: int) -> str:
+    return f"There is 1 {shape}." if count == 1 else f"There are {count} {plural(shape)}."
+
+
+def _colour(fact: dict[str, Any], random: Random) -> Question:
+    colour, shape = fact["colour"], fact["shape"]
+    return Question(
+        "colour",
+        f"What colour is the {shape}?",
+        colour,
+        options_of(colour, list(COLOURS), random),
+        f"The {shape} is {colour}.",
+        1 / len(COLOURS),
+    )
+
+
+def _shape(fact: dict[str, Any], random: Random) -> Question:
+    colour, shape = fact["colour"], fact["shape"]
+    return Question(
+        "shape",
+        f"What shape is the {colour} thing?",
+        shape,
+        options_of(shape, SHAPES, random),
+        f"The {colour} thing is a {shape}.",
+        1 / len(SHAPES),
+        aliases=(f"{colour} {shape}",),
+    )
+
+
+def _position(fact: dict[str, Any], random: Random) -> Question:
+    shape, place = fact["shape"], fact["place"]
+    return Question(
+        "position",
+        f"Where in the picture is the {shape}?",
+        place,
+        options_of(place, list(PLACES), random),
+        f"The {shape} is {_at(place)}.",
+        1 / len(PLACES),
+        aliases=(_at(place), "center", "in the center") if place == "centre" else (_at(place),),
+    )
+
+
+def _count(shape: str, count: int, random: Random) -> Question:
+    return Question(
+        "count",
+        f"How many {plural(shape)} are in the picture?",
+        str(count),
+        options_of(str(count), COUNTS, random),
+        _there_are(shape, count),
+        1 / len(COUNTS),
+    )
+
+
+def _more(counts: dict[str, int], random: Random) -> Question:
+    first, second = random.sample(sorted(counts), 2)
+    more = plural(first if counts[first] > counts[second] else second)
+    fewer = plural(second if counts[first] > counts[second] else first)
+    return Question(
+        "compare_counts",
+        f"Are there more {plural(first)} or more {plural(second)}?",
+        more,
+        options_of(more, (more, fewer), random),
+        f"There are more {more}.",
+        1 / 2,
+        aliases=(f"more {more}",),
+    )

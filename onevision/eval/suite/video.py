@@ -1,0 +1,170 @@
+"""Videos of eight frames: direction, order of appearance, number of flashes, what changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onevision.eval.suite.draw import Canvas, shade, tilt
+from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.vocabulary import COLOURS, Thing, a_thing, draw_speed, draw_things, things
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from onevision.eval.suite.sample import Split
+
+FRAMES = 8
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+CHANGES = ("colour", "shape", "size", "position")
+FLASHES = ("1", "2", "3", "4")
+
+
+def moving(random: Random, split: Split) -> Scene:
+    """A thing crosses the picture, in places that say nothing of where it goes."""
+    canvas, side = _stage(random)
+    colour, shape = random.choice(things(split))
+    direction = random.choice(sorted(DIRECTIONS))
+    dx, dy = DIRECTIONS[direction]
+    speed, size = draw_speed(random, split), random.uniform(0.26, 0.34)
+    middle = [random.uniform(0.5 - (0.33 - speed / 2), 0.5 + (0.33 - speed / 2)) for _ in range(2)]
+    across = [random.uniform(0.3, 0.7) for _ in range(2)]
+    rgb, angle = shade(random, colour), tilt(random, shape)
+    frames = []
+    for at in range(FRAMES):
+        step = speed * (at / (FRAMES - 1) - 0.5)
+        x = middle[0] + dx * step if dx else across[0]
+        y = middle[1] + dy * step if dy else across[1]
+        frame = canvas.copy()
+        frame.shape(shape, rgb, (x * side, y * side), size * side, angle)
+        frames.append(frame)
+    question = Question(
+        "direction",
+        f"In which direction does the {shape} move?",
+        direction,
+        options_of(direction, list(DIRECTIONS), random),
+        f"The {shape} moves {direction}.",
+        1 / len(DIRECTIONS),
+        aliases=(f"to the {direction}",),
+    )
+    facts = {"thing": (colour, shape), "direction": direction, "speed": speed}
+    caption = f"There is {a_thing((colour, shape))} that moves {direction}."
+    return Scene.of_video(_film(frames), caption, [question], facts)
+
+
+def order(random: Random, split: Split) -> Scene:
+    """Three things appear one after the other, and stay."""
+    canvas, side = _stage(random)
+    drawn = draw_things(random, split, 3)
+    starts = [0, random.randint(2, 3), random.randint(5, 6)]
+    places = random.sample(((0.25, 0.27), (0.75, 0.27), (0.25, 0.73), (0.75, 0.73), (0.5, 0.5)), 3)
+    frames = []
+    for at in range(FRAMES):
+        for (colour, shape), start, (x, y) in zip(drawn, starts, places, strict=True):
+            if at == start:
+                canvas.shape(
+                    shape, shade(random, colour), (x * side, y * side), side * 0.32, tilt(random, shape)
+                )
+        frames.append(canvas.copy())
+    colours = [colour for colour, _ in drawn]
+    questions = [
+        Question(
+            "order",
+            f"Which colour appears {when}?",
+            colour,
+            options_of(colour, colours, random),
+            f"The {colour} thing appears {when}.",
+            1 / len(COLOURS),
+        )
+        for when, colour in zip(("first", "second", "last"), colours, strict=True)
+    ]
+    caption = "First " + ", then ".join(map(a_thing, drawn)) + " appears."
+    return Scene.of_video(_film(frames), caption, questions, {"things": drawn, "starts": starts})
+
+
+def flashing(random: Random, split: Split) -> Scene:
+    """A thing lights up one to four times, for one frame each."""
+    canvas, side = _stage(random)
+    count = random.choice(FLASHES)
+    lit = _apart(random, int(count))
+    colour, shape = random.choice(things(split))
+    place = random.uniform(0.3, 0.7) * side, random.uniform(0.3, 0.7) * side
+    size, angle, rgb = side * random.uniform(0.4, 0.55), tilt(random, shape), shade(random, colour)
+    off = (120, 120, 120)
+    frames = []
+    for at in range(FRAMES):
+        frame = canvas.copy()
+        frame.shape(shape, rgb if at in lit else off, place, size, angle)
+        frames.append(frame)
+    times = "once" if count == "1" else f"{count} times"
+    question = Question(
+        "flashes",
+        f"How many times does the {shape} light up?",
+        count,
+        options_of(count, FLASHES, random),
+        f"The {shape} lights up {times}.",
+        1 / len(FLASHES),
+    )
+    caption = f"There is {a_thing((colour, shape))} that lights up {times}."
+    return Scene.of_video(_film(frames), caption, [question], {"lit": lit})
+
+
+def changing(random: Random, split: Split) -> Scene:
+    """A thing changes its colour, shape, size or position, at a frame in the middle."""
+    canvas, side = _stage(random)
+    kind, turn = random.choice(CHANGES), random.randint(3, 5)
+    before = random.choice(things(split))
+    after = _changed(before, kind, random, split)
+    sizes = [random.uniform(0.3, 0.42)] * 2
+    if kind == "size":
+        sizes = random.sample((random.uniform(0.2, 0.24), random.uniform(0.46, 0.52)), 2)
+    spots = ((0.32, 0.32), (0.68, 0.32), (0.32, 0.68), (0.68, 0.68))
+    places = random.sample(spots, 2) if kind == "position" else [random.choice(spots)] * 2
+    looks = [shade(random, colour) for colour, _ in (before, after)]
+    rgbs = looks if kind == "colour" else looks[:1] * 2
+    frames = []
+    for at in range(FRAMES):
+        now = int(at >= turn)
+        x, y = places[now]
+        frame = canvas.copy()
+        frame.shape((before, after)[now][1], rgbs[now], (x * side, y * side), sizes[now] * side)
+        frames.append(frame)
+    question = Question(
+        "change",
+        "What changes in the video: the colour, the shape, the size or the position?",
+        kind,
+        options_of(kind, CHANGES, random),
+        f"The {kind} changes.",
+        1 / len(CHANGES),
+    )
+    facts = {"before": before, "after": after, "sizes": sizes, "places": places}
+    return Scene.of_video(_film(frames), f"The {kind} changes.", [question], facts)
+
+
+def _stage(random: Random) -> tuple[Canvas, int]:
+    """An empty square canvas, and its side."""
+    side = random.randint(66, 84)
+    return Canvas(random, (side, side)), side
+
+
+def _film(frames: list[Canvas]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """All frames with the same grain, uint8 [FRAMES, side, side, 3]."""
+    grain = frames[0].random.choice((0.0, 2.0, 4.0))
+    return np.stack([frame.finish(grain) for frame in frames])
+
+
+def _changed(thing: Thing, kind: str, random: Random, split: Split) -> Thing:
+    """The thing after a change of its colour or shape, itself after any other."""
+    if kind not in ("colour", "shape"):
+        return thing
+    stays = 1 if kind == "colour" else 0
+    return random.choice(
+        [other for other in things(split) if other[stays] == thing[stays] and other != thing]
+    )
+
+
+def _apart(random: Random, count: int) -> list[int]:
+    """Frames of which no two are neighbours, all sets as likely."""
+    gaps = sorted(random.sample(range(FRAMES - count + 1), count))
+    return [gap + at for at, gap in enumerate(gaps)]

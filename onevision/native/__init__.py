@@ -1,0 +1,1 @@
+"""All foreign memory: ONNX Runtime, llama.cpp and ggml, and what this machine has."""

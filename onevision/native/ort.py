@@ -1,0 +1,130 @@
+"""Sessions of ONNX Runtime: one way to open a graph of a bundle, on the device that was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from onevision.errors import BundleError, DeviceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onevision.native.device import Device
+
+EXPORT_HINT = "copy or export the bundle again"
+CUDA_HINT = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+
+
+def open_session(
+    path: Path, device: Device, threads: int, what: str
+) -> tuple[Any, Literal["cpu", "cuda"], tuple[str, ...]]:
+    """Open a graph.
+
+    Args:
+        path: The ONNX file; its weights lie beside it in ``<name>.data``.
+        device: ``cuda`` needs onnxruntime's CUDA provider, ``auto`` takes it where it works, else the CPU.
+        threads: CPU threads.
+        what: What the graph is, for the notes.
+
+    Returns:
+        The session, the device it runs on, and notes on that choice.
+
+    Raises:
+        BundleError: A file is missing or damaged.
+        DeviceError: CUDA was asked for and cannot be used.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise BundleError(f"{path} is missing", hint=EXPORT_HINT)
+
+    if device == "cpu":
+        return _session(path, [_CPU], threads), "cpu", ()
+    if has_cuda():
+        problem = "onnxruntime could not start its CUDA provider"
+        hint = "check the NVIDIA driver, and the CUDA and cuDNN versions that onnxruntime-gpu needs"
+        try:
+            # TF32 would round the factors of an fp32 bundle to 10 bits.
+            session = _session(path, [(_CUDA, {"use_tf32": "0"}), _CPU], threads)
+        except (BundleError, RuntimeError, ValueError) as error:
+            problem += f": {first_line(error.__cause__ or error)}"
+        else:
+            # A provider whose libraries are missing is passed over without an error.
+            if _CUDA in session.get_providers():
+                return session, "cuda", ()
+    else:
+        problem = f"onnxruntime {onnxruntime.__version__} has no CUDA provider"
+        hint = f"{CUDA_HINT}; or use --device cpu"
+    # Before CUDA is blamed: a damaged file fails here as well.
+    session = _session(path, [_CPU], threads)
+    if device == "cuda":
+        raise DeviceError(problem, hint=hint)
+    return session, "cpu", (f"{problem}; {what} runs on the CPU",)
+
+
+def has_cuda() -> bool:
+    """Whether this build of ONNX Runtime has the CUDA provider; it may still not start."""
+    import onnxruntime
+
+    return _CUDA in onnxruntime.get_available_providers()
+
+
+def _session(path: Path, providers: list[Any], threads: int) -> Any:  # noqa: ANN401
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # fatal; errors arrive as exceptions
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Figures of the 0.5b tower on 2 cores. Packing every weight for the matrix kernels beforehand copies
+    # them. In fp32 that takes 1.5 to 3.7 s to load and 1.7 GB of its own memory, where mapped weights take
+    # 0.1 s and 0.13 GB, and 1.5 GB of pages that the system can share or drop; a tile takes 3.35 s instead of
+    # 3.5 s. In int8 it takes 0.3 s, copies take the place of mapped weights, and a tile takes 0.85 times as
+    # long.
+    options.add_session_config_entry("session.disable_prepacking", "0" if _is_int8(path) else "1")
+    # One block planned for all buffers of a tile is 0.08 GB larger than the arena grows to without a plan.
+    options.enable_mem_pattern = False
+    # Threads that spin while they wait for the next node save 3 % of a tile and 7 % of a prompt. Where
+    # another program has a core, they cost more: 4 % and 8 % after 20 µs, 32 % and 61 % without a limit.
+    # They stop with the graph, or they would take cores from llama.cpp.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        # Without fallback: it would print to stdout and take another provider.
+        return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    except ort_errors() as error:
+        data = path.with_name(f"{path.name}.data")
+        reason = "is damaged, or not an ONNX model" if data.is_file() else f"lacks its weights, {data.name}"
+        raise BundleError(f"{path} {reason}", hint=EXPORT_HINT) from error
+
+
+def _is_int8(path: Path) -> bool:
+    """Whether a graph has products in int8: the names of its operators stand in the file as they are."""
+    return b"MatMulInteger" in path.read_bytes()
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises; its exceptions have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.EPFail,
+        state.EngineError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoModel,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the rest of its lines."""
+    return str(error).split("\n", 1)[0].strip()

@@ -1,0 +1,43 @@
+"""Progress of long work: named steps with the fraction done, and notes for the user."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+#: Receiver of the fraction that is done, 0 to 1.
+Advance = Callable[[float], None]
+
+_LOG = logging.getLogger("onevision")
+
+
+class Progress(Protocol):
+    """Receiver of the progress of an export, a quantization or an evaluation."""
+
+    def step(self, name: str) -> AbstractContextManager[Advance]:
+        """Enter a step; the value takes the fraction that is done, and the step ends with the body."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show something that the user should know."""
+        ...
+
+
+class LogProgress:
+    """Progress written to the log ``onevision`` at level INFO."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Advance]:
+        """Log the step's name."""
+        _LOG.info(name)
+        yield lambda _fraction: None
+
+    def note(self, text: str) -> None:
+        """Log the note."""
+        _LOG.info(text)

@@ -1,0 +1,165 @@
+"""Reference vectors: what the reference implementation computes, stage by stage, for a few inputs.
+
+They are made at export (:mod:`onevision.proof.reference`), travel in a bundle's ``golden.npz``, and are what
+``onevision verify`` compares the runtime with, on any device and without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tokenize
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onevision.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+#: Stands for a whole picture or video in ``prompt_ids`` (LLaVA's IMAGE_TOKEN_INDEX).
+VISUAL_ID = -200
+#: Length of the greedy continuation.
+GREEDY_STEPS = 32
+#: Rows of a matrix that ``golden.npz`` keeps in full; of the others it keeps the norms.
+KEPT_ROWS = 48
+
+# What zipfile and numpy raise on damaged archives: there is no common base.
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A matrix of vectors [N, H], some of them in full.
+
+    Attributes:
+        index: int64 [K], which rows are in ``values``.
+        values: float32 [K, H]
+        norms: float32 [N], Euclidean norm of every row: none can be wrong, swapped or missing unnoticed.
+    """
+
+    index: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+    norms: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, matrix: npt.NDArray[np.float32], keep: int | None = None) -> Rows:
+        """Rows of a matrix float32 [..., H]: all of them, or ``keep`` evenly spread ones, ends included."""
+        flat = matrix.reshape(-1, matrix.shape[-1])
+        count = len(flat) if keep is None else min(keep, len(flat))
+        index = np.linspace(0, len(flat) - 1, count).astype(np.int64)
+        return cls(index, flat[index], np.linalg.norm(flat, axis=1))
+
+
+@dataclass(frozen=True)
+class ReferenceCase:
+    """One input and what the reference makes of it.
+
+    Attributes:
+        name: ``image``, ``images``, ``video`` or ``text`` for the ones in a bundle.
+        prompt: The question, asked in the training format after the pictures.
+        images: Pictures, uint8 [h, w, 3] each.
+        video: Frames uint8 [N, h, w, 3], all of which are used, or None.
+        prompt_ids: int64 [n], with :data:`VISUAL_ID` where a picture or video stands.
+        tiles: uint8 [T, S, S, 3], all pictures one after the other.
+        features: Image features [T · P, H].
+        embeddings: Visual tokens as the backbone takes them, [n, H].
+        logits: Of the prompt's last position, float32 [vocabulary]; None where the language model was too
+            large for the machine that made the case.
+        tokens: Greedy continuation, int64 [≤ 32], without the end of sequence; None like ``logits``.
+    """
+
+    name: str
+    prompt: str
+    images: tuple[npt.NDArray[np.uint8], ...]
+    video: npt.NDArray[np.uint8] | None
+    prompt_ids: npt.NDArray[np.int64]
+    tiles: npt.NDArray[np.uint8] | None
+    features: Rows | None
+    embeddings: Rows | None
+    logits: npt.NDArray[np.float32] | None
+    tokens: npt.NDArray[np.int64] | None
+
+
+def save_golden(path: Path, cases: Sequence[ReferenceCase]) -> None:
+    """Write cases to an ``.npz`` file. The same cases give the same bytes."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "cases": np.array(json.dumps([{"name": case.name, "prompt": case.prompt} for case in cases]))
+    }
+    for case in cases:
+        for number, image in enumerate(case.images):
+            arrays[f"{case.name}/image{number}"] = image
+        for key in ("video", "prompt_ids", "tiles", "logits", "tokens"):
+            if (array := getattr(case, key)) is not None:
+                arrays[f"{case.name}/{key}"] = array
+        for key in ("features", "embeddings"):
+            if (rows := getattr(case, key)) is not None:
+                for part in ("index", "values", "norms"):
+                    arrays[f"{case.name}/{key}/{part}"] = getattr(rows, part)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
+    """Read what :func:`save_golden` wrote.
+
+    Raises:
+        BundleError: The file is missing, damaged or of another form.
+    """
+    try:
+        # Opened here: of a damaged archive numpy leaves its own file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            if any(entry.comment or entry.extra for entry in data.zip.infolist()):
+                # None was written: a wrong length, behind which the next entry is hidden.
+                raise zipfile.BadZipFile("an entry has a comment")
+            arrays = {name: data[name] for name in data.files}
+        heads = json.loads(str(arrays["cases"]))
+        return tuple(_case(arrays, head["name"], head["prompt"]) for head in heads)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path} is missing: the bundle has no reference vectors",
+            hint="verify against the checkpoint instead: --reference CHECKPOINT",
+        ) from error
+    except _DAMAGE as error:
+        raise BundleError(f"{path} is damaged", hint="copy or export the bundle again") from error
+
+
+def _case(arrays: dict[str, npt.NDArray[Any]], name: str, prompt: str) -> ReferenceCase:
+    def rows(key: str) -> Rows | None:
+        if f"{name}/{key}/index" not in arrays:
+            return None
+        return Rows(*(arrays[f"{name}/{key}/{part}"] for part in ("index", "values", "norms")))
+
+    count = sum(key.startswith(f"{name}/image") for key in arrays)
+    return ReferenceCase(
+        name=name,
+        prompt=prompt,
+        images=tuple(arrays[f"{name}/image{number}"] for number in range(count)),
+        video=arrays.get(f"{name}/video"),
+        prompt_ids=arrays[f"{name}/prompt_ids"],
+        tiles=arrays.get(f"{name}/tiles"),
+        features=rows("features"),
+        embeddings=rows("embeddings"),
+        logits=arrays.get(f"{name}/logits"),
+        tokens=arrays.get(f"{name}/tokens"),
+    )

@@ -1,0 +1,337 @@
+"""The reference implementation: transformers' LLaVA-OneVision in fp32, with the Pillow image processor.
+
+In: an open checkpoint. Out: a :class:`~onevision.proof.golden.ReferenceCase` with the output of each stage.
+Nothing here comes from the runtime: prompts, tiles, token ids and packing are the reference's own, so
+that a mistake cannot hide by being made twice.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from onevision.errors import ExportError
+from onevision.export.config import siglip_config
+from onevision.export.tokenizer import END_OF_TEXT, IM_END
+from onevision.proof.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    import torch
+
+    from onevision.export.checkpoint import Checkpoint
+    from onevision.export.config import ModelConfig
+
+#: The training format, reference for `<image>` and for `<video>` alike (LLaVA-NeXT, conv "qwen_1_5").
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n{visuals}{question}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+class Reference:
+    """transformers' model, filled from a checkpoint.
+
+    Args:
+        checkpoint: Open for as long as this is made.
+        backbone: Load the language model too; without it cases end at the visual tokens.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, backbone: bool = True) -> None:
+        from transformers import AutoTokenizer
+        from transformers.models.llava_onevision.image_processing_llava_onevision import (
+            LlavaOnevisionImageProcessor,
+        )
+
+        self.config = config = checkpoint.config
+        self.has_backbone = backbone
+        self._model = _load(checkpoint, backbone=backbone)
+        auto_tokenizer: Any = AutoTokenizer  # transformers leaves these untyped
+        self._tokenizer = auto_tokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        # Qwen2's base model ends with the second, and a chat model may say it too.
+        stops = self._tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
+        self._ends = {*config.text.eos_ids, *stops}
+        side = config.vision.image_size
+        self._processor: Any = LlavaOnevisionImageProcessor(
+            size={"height": side, "width": side},
+            image_grid_pinpoints=[list(pair) for pair in config.grid_pinpoints],
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+        )
+
+    def case(
+        self,
+        name: str,
+        question: str,
+        *,
+        images: Sequence[npt.NDArray[np.uint8]] = (),
+        video: npt.NDArray[np.uint8] | None = None,
+        banned: Sequence[int] = (),
+        keep: int | None = None,
+    ) -> ReferenceCase:
+        """Run one input through all stages.
+
+        Args:
+            name: Name of the case.
+            question: Text after the pictures.
+            images: uint8 [h, w, 3] each.
+            video: Frames uint8 [N, h, w, 3]; all are used.
+            banned: Token ids that greedy decoding never chooses (rows beyond the tokenizer, placeholders).
+            keep: Rows kept of features and embeddings; None for all.
+        """
+        import torch
+
+        with torch.inference_mode():
+            ids = self._prompt_ids(question, len(images), has_video=video is not None)
+            tiles, features, packed = self._visuals(images, video)
+            logits, tokens = (None, None)
+            if self.has_backbone:
+                logits, tokens = self._decode(ids, packed, banned)
+        return ReferenceCase(
+            name=name,
+            prompt=question,
+            images=tuple(images),
+            video=video,
+            prompt_ids=np.array(ids, dtype=np.int64),
+            tiles=None if tiles is None else _levels(tiles),
+            features=None if features is None else Rows.of(features.numpy(), keep),
+            embeddings=Rows.of(torch.cat(packed).numpy(), keep) if packed else None,
+            logits=logits,
+            tokens=tokens,
+        )
+
+    def answer(
+        self,
+        question: str,
+        *,
+        images: Sequence[npt.NDArray[np.uint8]] = (),
+        video: npt.NDArray[np.uint8] | None = None,
+        banned: Sequence[int] = (),
+        max_tokens: int = GREEDY_STEPS,
+    ) -> str:
+        """The greedy answer; arguments as of :meth:`case`."""
+        import torch
+
+        with torch.inference_mode():
+            ids = self._prompt_ids(question, len(images), has_video=video is not None)
+            _, tokens = self._decode(ids, self._visuals(images, video)[2], banned, max_tokens)
+        text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return text.strip()
+
+    def _prompt_ids(self, question: str, images: int, *, has_video: bool) -> list[int]:
+        """Text around each picture is tokenised on its own (LLaVA-NeXT's tokenizer_image_token)."""
+        visuals = images + has_video
+        before, after = PROMPT.split("{visuals}")
+        chunks = [before, *[" "] * (visuals - 1), "\n" + after] if visuals else [before + after]
+        ids: list[int] = []
+        for number, chunk in enumerate(chunks):
+            if number:
+                ids.append(VISUAL_ID)
+            text = chunk.replace("{question}", question)
+            ids += self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _visuals(
+        self, images: Sequence[npt.NDArray[np.uint8]], video: npt.NDArray[np.uint8] | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[torch.Tensor]]:
+        """Pixel values [T, 3, S, S], image features [T, P, H], and visual tokens of each input."""
+        import torch
+
+        model = self._model.model
+        pixels: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
+        packed: list[torch.Tensor] = []
+        hook = model.multi_modal_projector.register_forward_hook(
+            lambda _module, _inputs, output: features.append(output)
+        )
+        try:
+            if images:
+                # One nested list is one sample: several pictures in it are padded, a single one is tiled.
+                batch = self._processor([list(images)], return_tensors="pt")
+                pixels += batch["pixel_values"]
+                packed += model.get_image_features(
+                    batch["pixel_values"],
+                    batch["image_sizes"],
+                    vision_aspect_ratio=_bounded(self.config.aspect_ratio),
+                    batch_num_images=batch["batch_num_images"],
+                )
+            if video is not None:
+                frames = squashed(video, self._processor, self.config.vision.image_size)
+                pixels.append(frames)
+                clip = model.get_video_features(frames[None], -1, "full")
+                newline = model.image_newline[None]
+                packed.append(torch.cat([clip[0], newline]))
+        finally:
+            hook.remove()
+        if not pixels:
+            return None, None, []
+        return torch.cat(pixels), torch.cat(features), packed
+
+    def _decode(
+        self,
+        ids: Sequence[int],
+        packed: Sequence[torch.Tensor],
+        banned: Sequence[int],
+        max_tokens: int = GREEDY_STEPS,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Logits of the last prompt position [vocabulary], and the greedy continuation."""
+        import torch
+
+        embed = self._model.get_input_embeddings()
+        visuals = iter(packed)
+        parts = [next(visuals) if token == VISUAL_ID else embed(torch.tensor([token])) for token in ids]
+        out = self._model(inputs_embeds=torch.cat(parts)[None], use_cache=True, logits_to_keep=1)
+        first = out.logits[0, -1].float()
+        tokens: list[int] = []
+        logits = first
+        while len(tokens) < max_tokens:
+            allowed = logits.clone()
+            allowed[list(banned)] = -torch.inf
+            token = int(allowed.argmax())
+            if token in self._ends:
+                break
+            tokens.append(token)
+            out = self._model(
+                input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True
+            )
+            logits = out.logits[0, -1].float()
+        return first.numpy().copy(), np.array(tokens, dtype=np.int64)
+
+
+def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.Tensor:  # noqa: ANN401
+    """Each frame resized to the tile, aspect ratio distorted: pixel values [N, 3, S, S].
+
+    Args:
+        video: uint8 [N, h, w, 3].
+        processor: The image processor: says how to normalise.
+        side: S.
+    """
+    import torch
+    from transformers.image_transforms import normalize, rescale, resize
+    from transformers.image_utils import PILImageResampling
+
+    frames = []
+    for frame in video:
+        tile = resize(frame, size=(side, side), resample=PILImageResampling.BICUBIC)
+        scaled = rescale(tile, scale=processor.rescale_factor)
+        frames.append(normalize(scaled, mean=processor.image_mean, std=processor.image_std))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+
+
+def fits_in_memory(checkpoint: Checkpoint, weight: int = 4) -> bool:
+    """Whether the checkpoint, at so many bytes a weight, fits in the free memory with a tenth to spare."""
+    weights = sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
+    return weight * weights * 1.1 < psutil.virtual_memory().available
+
+
+def golden_cases(
+    reference: Reference, banned: Sequence[int], on_case: Callable[[str], None] | None = None
+) -> list[ReferenceCase]:
+    """The four cases of a bundle: a tiled picture, two pictures, a video, and text alone.
+
+    The tiled picture is half as wide again as a tile: three passes, and columns of padding to remove.
+    """
+    side = reference.config.vision.image_size
+    one = [picture(side * 3 // 2, side, seed=1)]
+    two = [picture(side, side * 2 // 3, seed=2), picture(side // 2, side * 3 // 4, seed=3)]
+    clip = np.stack([picture(side * 4 // 3, side, seed=4), picture(side * 4 // 3, side, seed=5)])
+    inputs: dict[str, tuple[str, dict[str, Any]]] = {
+        "image": ("What is in this picture?", {"images": one}),
+        "images": ("What is different between the two pictures?", {"images": two}),
+        "video": ("What happens in this video?", {"video": clip}),
+        "text": ("Write one sentence about the sea.", {}),
+    }
+    cases = []
+    for name, (question, visuals) in inputs.items():
+        if on_case:
+            on_case(name)
+        cases.append(reference.case(name, question, **visuals, banned=banned, keep=KEPT_ROWS))
+    return cases
+
+
+def picture(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
+    """A picture with smooth areas, edges and grain, uint8 [height, width, 3], the same for the same seed."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    y, x = y / height, x / width
+    waves = random.uniform(1, 9, (3, 2))
+    scene = np.stack([np.sin(a * x + b * y + a * b) for a, b in waves], axis=-1) * 70 + 120
+    for _ in range(6):
+        centre_x, centre_y, radius = (
+            random.uniform(0.1, 0.9),
+            random.uniform(0.1, 0.9),
+            random.uniform(0.05, 0.2),
+        )
+        scene[(x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
+    return np.clip(scene + random.normal(0, 6, scene.shape), 0, 255).astype(np.uint8)
+
+
+def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
+    """Transformers' model in fp32, each parameter taken from the checkpoint."""
+    import torch
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+    from transformers.modeling_utils import no_init_weights
+
+    config_class: Any = LlavaOnevisionConfig
+    model_class: Any = LlavaOnevisionForConditionalGeneration
+    config = config_class(**_transformers_config(checkpoint.config, backbone=backbone))
+    # Parameters stay unwritten, and so take no memory, until the checkpoint's take their place.
+    with no_init_weights():
+        model = model_class(config).eval()
+    model.tie_weights()  # before the loop: a tied head is then no parameter of its own
+    names = set(checkpoint.names)
+    for name, parameter in model.named_parameters():
+        if not backbone and name.startswith(_BACKBONE):
+            continue
+        if name in names:
+            parameter.data = checkpoint.tensor(name).to(torch.float32)
+        elif not name.startswith(_UNUSED):
+            raise ExportError(f"the reference needs {name}, which the checkpoint does not have")
+    return model
+
+
+_BACKBONE = ("model.language_model.", "lm_head.")
+#: Parameters of transformers' model that no answer depends on.
+_UNUSED = ("model.vision_tower.vision_model.post_layernorm", "model.vision_tower.vision_model.head")
+
+
+def _transformers_config(config: ModelConfig, *, backbone: bool) -> dict[str, Any]:
+    text = config.text
+    return {
+        "vision_config": siglip_config(config.vision),
+        "text_config": {
+            "model_type": "qwen2",
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.layers if backbone else 0,
+            "num_attention_heads": text.heads,
+            "num_key_value_heads": text.kv_heads,
+            "vocab_size": text.vocab_size if backbone else 1,
+            "max_position_embeddings": text.context_length,
+            "rope_theta": text.rope_theta,
+            "rms_norm_eps": text.rms_norm_eps,
+            "tie_word_embeddings": text.tied,
+        },
+        "tie_word_embeddings": text.tied,
+        "vision_aspect_ratio": _bounded(config.aspect_ratio),
+        "image_grid_pinpoints": [list(pair) for pair in config.grid_pinpoints],
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "projector_hidden_act": "gelu",
+    }
+
+
+def _bounded(aspect_ratio: str) -> str:
+    """Transformers reads the bound off the name and knows no plain ``anyres``: one that never binds."""
+    return "anyres_max_1000000" if aspect_ratio == "anyres" else aspect_ratio
+
+
+def _levels(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Pixel values [T, 3, S, S] back to the levels they were made of, uint8 [T, S, S, 3]."""
+    levels = (pixels * 127.5 + 127.5).round().permute(0, 2, 3, 1)
+    return levels.numpy().astype(np.uint8)

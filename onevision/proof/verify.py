@@ -1,0 +1,217 @@
+"""Proof that a bundle computes what the reference does, stage by stage, in numbers.
+
+In: a loaded model and reference cases (from the bundle's ``golden.npz``, or computed live from a checkpoint).
+Out: a :class:`Report`. Stages are compared each on the runtime's own input, so errors add up as in real use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onevision.bundle import BACKBONE, PREFILL, VISION
+from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
+from onevision.runtime.answer import StageClock
+from onevision.runtime.options import Options, Sampling
+from onevision.runtime.prompt import conversation_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from onevision.proof.golden import ReferenceCase, Rows
+    from onevision.runtime.engine import OneVision
+    from onevision.runtime.prepare import PreparedPrompt
+
+#: Largest relative error (Euclidean) of image features and visual tokens, by precision of the encoder. int8's
+#: only catches a broken one, as those of quantised backbones below.
+VISION_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}
+#: The same for the last position's logits, by precision of the backbone. The exact types are promises; the
+#: rest only catch a broken conversion: how much a precision costs is for the quality gates to say.
+LOGITS_TOLERANCE = {"f32": 1e-3, "f16": 5e-3, "bf16": 3e-2, "q8_0": 0.1}
+LOSSY_LOGITS_TOLERANCE = 0.75
+#: What an encoder adds to the error of the logits, by its precision.
+ENCODER_LOGITS_TOLERANCE = {"fp32": 0.0, "fp16": 2e-2, "int8": LOSSY_LOGITS_TOLERANCE}
+#: What the prefill graph may add to the error of the logits, by its precision; int8 again is for the gates.
+PREFILL_LOGITS_TOLERANCE = {"fp32": 1e-3, "int8": 0.2}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of one case. ``passed`` is None where the stage is reported, not judged.
+
+    ``max_error`` is the largest absolute difference (uint8 levels for tiles, wrong ids for tokens),
+    ``relative_error`` the Euclidean norm of the difference over that of the reference.
+    """
+
+    stage: str
+    max_error: float | None
+    relative_error: float | None
+    tolerance: float | None
+    passed: bool | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All stages of one case."""
+
+    name: str
+    prompt: str
+    stages: tuple[StageResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """No stage failed."""
+        return all(stage.passed is not False for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The proof: every case, stage by stage."""
+
+    cases: tuple[CaseResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """No case failed."""
+        return all(case.passed for case in self.cases)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``onevision verify --json`` prints, and a manifest's ``quality`` keeps."""
+        cases = [{**asdict(case), "passed": case.passed} for case in self.cases]
+        return {"passed": self.passed, "cases": cases}
+
+
+def verify(
+    model: OneVision, cases: Iterable[ReferenceCase], on_case: Callable[[str], None] | None = None
+) -> Report:
+    """Run reference cases through the runtime and compare.
+
+    Args:
+        model: A loaded bundle.
+        cases: What to compare with.
+        on_case: Told the name of each case before it runs.
+    """
+    results = []
+    for case in cases:
+        if on_case:
+            on_case(case.name)
+        results.append(CaseResult(case.name, case.prompt, tuple(_stages(model, case))))
+    return Report(tuple(results))
+
+
+def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
+    files = model.bundle.manifest.files
+    vision, backbone = files[VISION].precision or "", files[BACKBONE].precision or ""
+    frames = None if case.video is None else len(case.video)
+    options = Options(template="training", frames=frames)
+    messages = conversation_of(case.prompt, case.images, case.video, None)
+    prepared = model.preparer.prepare(messages, options, StageClock())
+    yield _ids("prompt", prompt_ids(prepared), case.prompt_ids)
+
+    embeddings: list[npt.NDArray[np.float32]] = []
+    if case.tiles is not None and case.features is not None and case.embeddings is not None:
+        tiles = np.concatenate([visual.tiles for visual in prepared.visuals])
+        yield _tiles(tiles, case.tiles)
+        limit = VISION_TOLERANCE.get(vision, VISION_TOLERANCE["fp32"])
+        features = [model.image_features(visual.tiles) for visual in prepared.visuals]
+        yield _rows("image features", np.concatenate(features), case.features, limit)
+        embeddings = [visual.pack(rows) for visual, rows in zip(prepared.visuals, features, strict=True)]
+        yield _rows("visual tokens", np.concatenate(embeddings), case.embeddings, limit)
+
+    if case.logits is None or case.tokens is None:
+        yield StageResult(
+            "logits", None, None, None, None, "not in the reference: the language model was too large for it"
+        )
+        return
+    if PREFILL in files:
+        model.prefill(prepared, embeddings, room=GREEDY_STEPS, choice="onnx")
+        by_graph = model.backbone.logits()
+    model.prefill(prepared, embeddings, room=GREEDY_STEPS, choice="llama")
+    limit = max(
+        LOGITS_TOLERANCE.get(backbone, LOSSY_LOGITS_TOLERANCE), ENCODER_LOGITS_TOLERANCE.get(vision, 0.0)
+    )
+    yield _compare("logits", model.backbone.logits(), case.logits, limit)
+    if PREFILL in files:
+        limit += PREFILL_LOGITS_TOLERANCE.get(files[PREFILL].precision or "", 0.0)
+        stage = _compare("logits (prefill graph)", by_graph, case.logits, limit)
+        unused = "; ".join(model.prefiller.warnings)
+        yield replace(stage, passed=False, note=unused) if unused else stage
+    tokens = greedy_tokens(model, GREEDY_STEPS)
+    exact = backbone == "f32" and vision == "fp32"
+    yield _ids("greedy tokens", tokens, case.tokens, judged=exact)
+
+
+def prompt_ids(prepared: PreparedPrompt) -> list[int]:
+    """Token ids of a prompt, with one :data:`VISUAL_ID` for each picture or video."""
+    ids: list[int] = []
+    for part in prepared.parts:
+        ids += part if isinstance(part, tuple) else (VISUAL_ID,)
+    return ids
+
+
+def greedy_tokens(model: OneVision, count: int) -> list[int]:
+    """The next ``count`` greedy tokens after what the backbone has read, fewer if the answer ends."""
+    tokens: list[int] = []
+    with model.sampler(Sampling()) as sampler:
+        while len(tokens) < count:
+            token = sampler.sample(model.backbone)
+            if model.backbone.vocabulary.ends(token):
+                break
+            tokens.append(token)
+            model.backbone.append(token)
+    return tokens
+
+
+def _ids(
+    stage: str, ours: Sequence[int], theirs: npt.NDArray[np.int64], *, judged: bool = True
+) -> StageResult:
+    length = max(len(ours), len(theirs))
+    same = sum(int(a == b) for a, b in zip(ours, theirs.tolist(), strict=False))
+    wrong = length - same
+    note = f"{same} of {length} the same" if length else "no tokens"
+    return StageResult(stage, float(wrong), None, 0.0, wrong == 0 if judged else None, note)
+
+
+def _tiles(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> StageResult:
+    if ours.shape != theirs.shape:
+        note = f"shape {ours.shape}, the reference has {theirs.shape}"
+        return StageResult("tiles", None, None, 0.0, passed=False, note=note)
+    worst = float(np.abs(ours.astype(np.int16) - theirs).max())
+    note = f"{len(ours)} tiles, uint8 levels"
+    return StageResult("tiles", worst, None, 0.0, passed=worst == 0, note=note)
+
+
+def _rows(stage: str, ours: npt.NDArray[np.float32], theirs: Rows, limit: float) -> StageResult:
+    """Compare the rows that the reference keeps, and the norms of all."""
+    flat = ours.reshape(-1, ours.shape[-1])
+    if len(flat) != len(theirs.norms) or flat.shape[1] != theirs.values.shape[1]:
+        note = f"shape {flat.shape}, the reference has {(len(theirs.norms), theirs.values.shape[1])}"
+        return StageResult(stage, None, None, limit, passed=False, note=note)
+    kept = _compare(stage, flat[theirs.index], theirs.values, limit)
+    norms = _compare(stage, np.linalg.norm(flat, axis=1), theirs.norms, limit)
+    for part in (kept, norms):
+        if part.relative_error is None:
+            return part
+    relative = max(kept.relative_error or 0.0, norms.relative_error or 0.0)
+    passed = bool(kept.passed and norms.passed)
+    note = f"{len(flat):,} vectors of {flat.shape[1]}"
+    return StageResult(stage, kept.max_error, relative, limit, passed, note)
+
+
+def _compare(
+    stage: str, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32], limit: float
+) -> StageResult:
+    if ours.shape != theirs.shape:
+        note = f"shape {ours.shape}, the reference has {theirs.shape}"
+        return StageResult(stage, None, None, limit, passed=False, note=note)
+    if not np.isfinite(ours).all():
+        return StageResult(stage, None, None, limit, passed=False, note="values that are not finite")
+    difference = ours.astype(np.float64) - theirs
+    scale = max(float(np.linalg.norm(theirs.astype(np.float64))), 1e-30)
+    relative = float(np.linalg.norm(difference)) / scale
+    return StageResult(stage, float(np.abs(difference).max()), relative, limit, passed=relative <= limit)
