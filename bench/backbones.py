@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantise_gguf
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantize_gguf
 from onevision.runtime.backbone import Backbone
 
 TOKENS = 24  # that are timed, after two that warm up
@@ -52,7 +52,7 @@ def main() -> None:
     types = arguments.types or ["f16", "q8_0", "q4_0", "iq4_nl", "q4_k_m"]
     with TemporaryDirectory() as folder, ExitStack() as opened:
         paths = {name: Path(folder) / f"{name}.gguf" for name in types}
-        reports = {name: quantise_gguf(arguments.gguf, path, RECIPES[name]) for name, path in paths.items()}
+        reports = {name: quantize_gguf(arguments.gguf, path, RECIPES[name]) for name, path in paths.items()}
         backbones = {
             name: opened.enter_context(
                 closing(

@@ -10,13 +10,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from onevision._version import __version__
 from onevision.errors import OneVisionError
 
 if TYPE_CHECKING:
     from onevision.runtime.answer import Answer, AnswerStream, Timings, Usage
     from onevision.runtime.engine import OneVision
-
-__version__ = "0.1.0"
 
 __all__ = ["Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__"]
 

@@ -1,4 +1,4 @@
-"""Web pages in one file: nothing is loaded, nothing runs. Jinja2 templates and the style sheet are in ``pages/``."""
+"""Web pages in one file that loads nothing, from the templates and the style sheet in ``pages/``."""
 
 from __future__ import annotations
 

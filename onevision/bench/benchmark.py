@@ -11,14 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.machine import open_gpu, require_cuda
 from onevision.bench.method import Method, make_trials, run_rounds
 from onevision.bench.peers import PEERS, TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
-from onevision.bench.target import OURS, BundleTarget
+from onevision.bench.target import OURS, BundleTarget, Target
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
 from onevision.native.device import default_threads
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from onevision.bench.matmul import Place
     from onevision.bench.method import Trial
     from onevision.bench.scenarios import Scenario
-    from onevision.bench.target import Target
     from onevision.native.device import Device
 
 #: Timed loads of a bundle: one from the disk if possible, the others from memory.

@@ -148,7 +148,7 @@ def _ratios(base: Measured, ours: Measured, stages: Sequence[str] | None = None)
 
 def ratios(result: Result) -> tuple[StageRatio, ...]:
     """Ours against each peer, where both did the same work."""
-    found = []
+    found: list[StageRatio] = []
     for ours, peer in _pairs(result):
         if _mismatch(ours, peer):
             continue

@@ -1,4 +1,4 @@
-"""The machine while it is measured: clock, heat, load and energy; the GPU by NVML. None if unknown, never 0."""
+"""The machine while it is measured: clock, heat, load, energy, GPU. None if unknown, never 0."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Gpu:
 
 @contextmanager
 def open_gpu() -> Iterator[Gpu | None]:
-    """CUDA's device 0: first of ``CUDA_VISIBLE_DEVICES`` (indices or UUIDs), else NVML's. None without NVML."""
+    """CUDA's device 0: first of ``CUDA_VISIBLE_DEVICES`` (index or UUID), else NVML's. None without NVML."""
     try:
         import pynvml
     except ImportError:

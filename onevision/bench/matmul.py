@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onevision.bench import ggml
 from onevision.errors import DeviceError
+from onevision.native.ggml import F32, InitParams, library
 from onevision.native.ort import ort_errors
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _SIGNED = (INT8, INT8, INT32)
 #: Matmuls queued on a GPU per call: to launch one takes as long as a small one itself.
 _IN_FLIGHT: dict[Place, int] = {"cpu": 1, "cuda": 10}
 
-#: ``ggml_type`` of the weight (F32, F16, BF16, Q8_0). The factor is float32; converting it is part of the work.
+#: ``ggml_type`` of the weight: F32, F16, BF16, Q8_0. The factor is float32; converting it is timed.
 _GGML_TYPES: dict[Arithmetic, int] = {"fp32": 0, "fp16": 1, "bf16": 30, "int8": 8}
 _BLOCK = 32  # weights of q8_0 that share a scale
 _OVERHEAD = 4 << 20  # bytes of headers and graph
@@ -167,33 +167,31 @@ def _bind(session: Any, factor: npt.NDArray[Any], kind: int, place: Place) -> Ca
 @contextmanager
 def llama_matmul(precision: Arithmetic, size: MatmulSize, *, threads: int) -> Iterator[Matmul | None]:
     """A matmul in llama.cpp on the CPU; None if this build does not export ggml's functions."""
-    functions = ggml.functions()
-    cells = size.inner * size.columns + size.rows * (size.inner + size.columns)
-    context = functions and functions.init(ggml.InitParams(4 * cells + _OVERHEAD, None, False))
-    if not context:
+    ggml = library()
+    if None in vars(ggml).values():
         yield None
         return
+    cells = size.inner * size.columns + size.rows * (size.inner + size.columns)
+    context = ggml.ggml_init(InitParams(4 * cells + _OVERHEAD, None, False))
     try:
-        weight = functions.new_tensor_2d(context, _GGML_TYPES[precision], size.inner, size.columns)
-        factor = functions.new_tensor_2d(context, _GGML_TYPES["fp32"], size.inner, size.rows)
-        for tensor, values in (
-            (weight, ggml_weight(precision, size)),
-            (factor, random_matrix(size.rows, size.inner, FLOAT)),
-        ):
-            ctypes.memmove(functions.get_data(tensor), values.ctypes.data, values.nbytes)
-        nodes = functions.new_graph(context)
-        functions.build_forward_expand(nodes, functions.mul_mat(context, weight, factor))
+        weight = ggml.ggml_new_tensor_2d(context, _GGML_TYPES[precision], size.inner, size.columns)
+        factor = ggml.ggml_new_tensor_2d(context, F32, size.inner, size.rows)
+        weights, factors = ggml_weight(precision, size), random_matrix(size.rows, size.inner, FLOAT)
+        ctypes.memmove(ggml.ggml_get_data(weight), weights.ctypes.data, weights.nbytes)
+        ctypes.memmove(ggml.ggml_get_data(factor), factors.ctypes.data, factors.nbytes)
+        nodes = ggml.ggml_new_graph(context)
+        ggml.ggml_build_forward_expand(nodes, ggml.ggml_mul_mat(context, weight, factor))
         buffer = np.empty(4 * size.rows * size.inner + _OVERHEAD, np.uint8)
 
         def multiply() -> None:
             # Each call takes a work buffer from its context, for as long as that one lives.
-            scratch = functions.init(ggml.InitParams(buffer.nbytes, buffer.ctypes.data, False))
-            functions.graph_compute_with_ctx(scratch, nodes, threads)
-            functions.free(scratch)
+            scratch = ggml.ggml_init(InitParams(buffer.nbytes, buffer.ctypes.data, False))
+            ggml.ggml_graph_compute_with_ctx(scratch, nodes, threads)
+            ggml.ggml_free(scratch)
 
         yield Matmul(multiply)
     finally:
-        functions.free(context)
+        ggml.ggml_free(context)
 
 
 def ggml_weight(precision: Arithmetic, size: MatmulSize) -> npt.NDArray[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
@@ -71,11 +70,6 @@ class Series:
     label: str
     result: Result
     measured: tuple[Measured, ...]
-
-
-def missing_package() -> str | None:
-    """The package to install before charts can be drawn."""
-    return None if find_spec("matplotlib") else "matplotlib"
 
 
 def label_results(paths: Sequence[Path], results: Sequence[Result]) -> list[Series]:
@@ -187,7 +181,7 @@ def _figure() -> Iterator[Figure]:
 
     colors = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     style: Any = dict.fromkeys(colors, _INK) | {
-        "axes.axisbelow": True, "axes.grid": True, "grid.alpha": 0.4, "axes.spines.top": False,
+        "axes.axisbelow": True, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
         "axes.spines.right": False, "font.size": 9.5, "legend.frameon": False, "text.parse_math": False,
         "svg.fonttype": "path", "svg.hashsalt": "onevision",
     }  # fmt: skip
@@ -205,8 +199,8 @@ def _to_svg(figure: Figure) -> str:
 
 def _to_png(figure: Figure, results: Sequence[Result]) -> bytes:
     """PNG to stand alone: with model, machine and versions."""
-    figure.suptitle("\n".join(dict.fromkeys(map(heading, results))), x=0.01, ha="left", fontsize=9)
-    figure.supxlabel("\n".join(dict.fromkeys(map(_versions, results))), x=0.01, ha="left", fontsize=6)
+    lines = dict.fromkeys(line for one in results for line in (heading(one), _versions(one)))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150, facecolor=_PAPER)
     return file.getvalue()
@@ -247,9 +241,9 @@ def draw_latency(figure: Figure, series: Sequence[Series]) -> None:
     unit, scale = _unit([run.ttft_ms or 0.0 for one in series for each in one.measured for run in each.runs])
     for number, one in enumerate(series):
         color = SERIES_COLORS[number % len(SERIES_COLORS)]
-        tiles = [ms for each in one.measured for run in each.runs for ms in run.tiles_ms]
-        rate = f"encode ({duration(median(tiles))} per tile)" if tiles else ""
         names |= {each.scenario: each.counts.tiles for each in one.measured if each.counts}
+        tiles = [ms / names[each.scenario] for each in one.measured for ms in samples(each).get("encode", ())]
+        rate = f"encode ({duration(median(tiles))} per tile)" if tiles else ""
         kinds = (("ttft", "time to first token", "o", color), ("encode", rate, "^", "none"))
         for key, name, marker, fill in kinds:
             found = [(names[each.scenario], samples(each).get(key)) for each in one.measured]
@@ -308,7 +302,7 @@ def _finish(figure: Figure, axes: Axes, names: dict[str, float], x: str, y: str)
     places: dict[float, list[str]] = {}
     for name, at in sorted(names.items(), key=lambda item: item[1]):
         if name.removesuffix(LONG_SUFFIX) == name or name.removesuffix(LONG_SUFFIX) not in names:
-            near = next((place for place in places if at - place < 0.025 * far), at)
+            near = next((place for place in places if at - place < 0.045 * far), at)
             places.setdefault(near, []).append(_short(name))
     axes.set(xlabel=x, ylabel=y, xlim=(-0.03 * far, 1.03 * far))
     axes.set_ylim(bottom=0)

@@ -65,8 +65,8 @@ def _tokens_per_second(measured: Measured) -> float | None:
 def rows(result: Result) -> list[dict[str, Any]]:
     """One row per stage and scenario, in llama-bench's field names where it has them.
 
-    ``n_prompt`` and ``n_gen`` are the tokens that the stage reads or makes, ``n_depth`` those before it; rates
-    are tokens per second. ``ours_ratio``, in a peer's row, is ours divided by the peer's.
+    ``n_prompt`` and ``n_gen`` are the tokens that the stage reads or makes, ``n_depth`` those before it;
+    rates are tokens per second. ``ours_ratio``, in a peer's row, is ours divided by the peer's.
     """
     model, machine = result.model, result.machine
     against = {(one.scenario, one.engine, one.stage): one for one in ratios(result)}
@@ -194,7 +194,7 @@ def against(result: Result) -> BenchTable:
     for one in ratios(result):
         show = megabytes if one.stage == PEAK else duration
         name, cells = _LABELS.get(one.stage, one.stage), (show(one.value), show(one.base))
-        lines.append((one.scenario, one.engine, name, *cells, f"{one.ratio:.2f}", _interval(one, 2)))
+        lines.append((one.scenario, one.engine, name, *cells, f"{one.ratio:.2f}", _interval(one)))
     return BenchTable(columns, tuple(lines))
 
 
@@ -204,7 +204,7 @@ def changes(comparison: BenchComparison) -> BenchTable:
     lines = []
     for one in comparison.changes:
         name = one.scenario if one.engine == OURS else f"{one.scenario} {one.engine}"
-        cells = (duration(one.base), duration(one.value), f"{one.ratio:.3f}", _interval(one, 3))
+        cells = (duration(one.base), duration(one.value), f"{one.ratio:.2f}", _interval(one))
         lines.append((name, one.stage, *cells, one.verdict))
     return BenchTable(columns, tuple(lines))
 
@@ -294,5 +294,5 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
-def _interval(one: StageRatio, digits: int) -> str:
-    return " to ".join(f"{end:.{digits}f}" for end in one.interval) if one.interval else "–"
+def _interval(one: StageRatio) -> str:
+    return " to ".join(f"{end:.2f}" for end in one.interval) if one.interval else "–"

@@ -23,7 +23,7 @@ from onevision.files import disk_space
 if TYPE_CHECKING:
     from onevision.export.build import Exported
     from onevision.export.synth import SynthSize, SynthSpec
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.progress import Progress
     from onevision.quant.requantise import EncoderPrecision
 
@@ -85,11 +85,11 @@ def synthetic_bundle(
 def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     """Disk space to make a bundle, at most: the checkpoint, and all that is made from it on the way."""
     from onevision.export.synth import weights_of
-    from onevision.native.quantize import FLOAT_BYTES, QUANTISED_BYTES
+    from onevision.native.quantize import FLOAT_BYTES, QUANTIZED_BYTES
 
     tower, backbone = weights_of(spec)
     made = (
-        int(FLOAT_BYTES.get(wanted.backbone, QUANTISED_BYTES) * backbone) + backbone
+        int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + backbone
     )  # and the prefill graph
     checkpoint, gguf_in_its_type = 2 * (tower + backbone), 2 * backbone
     exporting = checkpoint + 4 * tower + gguf_in_its_type + made

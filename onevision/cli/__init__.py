@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.cli import bench, chat, check, demo, evaluate, export, plan, quant, run
 from onevision.cli.console import print_error
 from onevision.errors import OneVisionError

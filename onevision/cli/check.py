@@ -107,10 +107,10 @@ def _live_case(folder: Path, manifest: Manifest, images: Sequence[str], prompt: 
     import numpy as np
 
     from onevision.cli.console import ConsoleProgress
-    from onevision.cli.export import require_export
+    from onevision.extras import require
     from onevision.runtime.images import read_image
 
-    require_export()
+    require("export", "this command")
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.tokenizer import read_tokenizer
     from onevision.proof.reference import Reference, fits_in_memory

@@ -29,9 +29,9 @@ from onevision.cli.console import (
     print_warning,
     stderr,
 )
-from onevision.cli.export import require_export
 from onevision.cli.scores import print_comparison, print_scores
 from onevision.errors import UsageError
+from onevision.extras import require
 from onevision.runtime.options import make_options
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _other(
                 "a checkpoint in transformers takes no --max-tiles, --detail or --dedup",
                 hint="compare with a bundle, or with the answers file of another run",
             )
-        require_export()
+        require("export", "this command")
         return partial(_reference, against)
     return partial(load, open_bundle(against, check=check))
 

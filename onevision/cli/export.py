@@ -31,7 +31,7 @@ from onevision.cli.gate import (
     yardstick,
 )
 from onevision.errors import UsageError
-from onevision.export import missing_packages
+from onevision.extras import require
 
 if TYPE_CHECKING:
     from onevision.export.hub import Source
@@ -61,12 +61,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("export", help=EXPORT_HELP, short_help="Turn a checkpoint into a bundle.")(export)
     app.command("synth", help=SYNTH_HELP, short_help="Make a checkpoint with random weights.")(synth)
-
-
-def require_export() -> None:
-    """Raises a UsageError that says what to install, where the extra ``export`` is not."""
-    if missing := missing_packages():
-        raise UsageError(f"this command needs {', '.join(missing)}", hint="pip install 'onevision[export]'")
 
 
 def export(
@@ -129,12 +123,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle."""
-    require_export()
+    require("export", "this command")
     from onevision.bundle import check_target
     from onevision.export import hub
     from onevision.export.build import ExportOptions
     from onevision.export.build import export as build
-    from onevision.native import gguf_report
+    from onevision.native import quantize
     from onevision.quant.apply import Wanted, export_quantised, has_gate
     from onevision.quant.requantise import EncoderPrecision
 
@@ -145,7 +139,7 @@ def export(
     resolved = hub.resolve(source, size=size, variant=variant or "ov", revision=revision)
     precisions: dict[str, Any] = {
         "vision": one_of(vision, (*get_args(EncoderPrecision), "auto"), "--vision"),
-        "backbone": one_of(backbone, (*get_args(gguf_report.BackbonePrecision), "auto"), "--backbone"),
+        "backbone": one_of(backbone, (*get_args(quantize.BackbonePrecision), "auto"), "--backbone"),
     }
     target = output or _default_target(resolved)
     check_target(target, force=force)
@@ -236,7 +230,7 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint with random weights."""
-    require_export()
+    require("export", "this command")
     from onevision.export.synth import Naming, SynthDtype, SynthSize, SynthSpec, synthesise
 
     given = dict(locals())

@@ -12,7 +12,7 @@ from onevision.errors import UsageError
 
 if TYPE_CHECKING:
     from onevision.bundle import Bundle
-    from onevision.native.gguf_report import BackboneReport
+    from onevision.native.quantize import BackboneReport
     from onevision.proof.verify import Report
     from onevision.quant.apply import Applied
     from onevision.quant.trials import Yardstick

@@ -230,7 +230,8 @@ def _bundle(
 ) -> _Subject:
     """A bundle, without loading it; with a target, its calibration has to be there."""
     from onevision.bundle import BACKBONE, PREFILL, open_bundle
-    from onevision.native.device import default_threads, expected, placement
+    from onevision.native.device import default_threads
+    from onevision.native.placement import expected, placement
     from onevision.planning.cost import Shape
     from onevision.planning.speed import calibration_path, needed_calibration, read_calibration
     from onevision.runtime.backbone import count_tokens

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from onevision.cli.console import ConsoleProgress, Json, Threads, examples, one_of, print_json, stdout
-from onevision.cli.export import require_export
 from onevision.cli.gate import (
     Calibration,
     Force,
@@ -23,6 +22,7 @@ from onevision.cli.gate import (
     yardstick,
 )
 from onevision.errors import UsageError
+from onevision.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,9 +88,9 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Make a bundle in fewer bits of one in floats."""
-    require_export()
+    require("export", "this command")
     from onevision.bundle import check_target, open_bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.quant.apply import Wanted
     from onevision.quant.apply import apply as quantise
     from onevision.quant.requantise import EncoderPrecision
@@ -132,11 +132,11 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Measure many precisions of a bundle in floats."""
-    require_export()
+    require("export", "this command")
     if find_spec("matplotlib") is None:
         raise UsageError("a sweep is drawn with matplotlib", hint="pip install 'onevision[bench]'")
     from onevision.bundle import open_bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.quant import sweep as sweeps
     from onevision.quant.requantise import EncoderPrecision, check_precisions
 
@@ -163,7 +163,7 @@ def imatrix(
     as_json: Json = False,
 ) -> None:
     """Collect an importance matrix."""
-    require_export()
+    require("export", "this command")
     from onevision.bundle import open_bundle
     from onevision.quant.imatrix import collect_imatrix, write_imatrix
     from onevision.runtime.engine import OneVision

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.errors import InputError
 from onevision.eval.records import Record, Reply
 from onevision.runtime.anyres import squash

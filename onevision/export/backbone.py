@@ -16,8 +16,7 @@ import numpy as np
 from onevision.errors import ExportError
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
 from onevision.files import disk_space, scratch_folder, whole_file
-from onevision.native.gguf_report import report
-from onevision.native.quantize import FILE_TYPES, FLOAT_BYTES, QUANTISED_BYTES, RECIPES, quantise_gguf
+from onevision.native.quantize import FILE_TYPES, FLOAT_BYTES, QUANTIZED_BYTES, RECIPES, quantize_gguf, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig, TextConfig
-    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackbonePrecision, BackboneReport
     from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]
@@ -88,11 +87,11 @@ def export_backbone(
         return report(path, RECIPES[precision])
     dtype = own_type(checkpoint)
     weights = sum(prod(tensor.shape) for tensor in _plan(checkpoint, dtype))
-    needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTISED_BYTES)
+    needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTIZED_BYTES)
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
         intermediate = scratch / "float.gguf"
         write_gguf(checkpoint, intermediate, dtype=dtype, name=name, advance=_part(advance, 0))
-        return quantise_gguf(
+        return quantize_gguf(
             intermediate, path, RECIPES[precision], threads=threads, advance=_part(advance, 1)
         )
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.vision import VisionPrecision
     from onevision.graphs.qwen2 import PrefillPrecision
-    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackbonePrecision, BackboneReport
     from onevision.progress import Progress
 
 

@@ -11,10 +11,10 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bundle import open_bundle
-from onevision.errors import BundleError, ExportError, UsageError
-from onevision.export import missing_packages
+from onevision.errors import BundleError, ExportError
+from onevision.extras import require
 from onevision.files import cache_folder
 from onevision.progress import LogProgress
 
@@ -55,11 +55,8 @@ def cached_bundle(
     bundle = cache / f"{name}-{__version__}-{digest}"
     if _is_sound(bundle):
         return bundle
-    if missing := missing_packages():
-        needing, instead = without
-        raise UsageError(
-            f"{needing} needs {', '.join(missing)}", hint=f"pip install 'onevision[export]', or {instead}"
-        )
+    needing, instead = without
+    require("export", needing, instead=instead)
     progress = progress or LogProgress()
     with _lock(cache, name, what, progress):
         if not _is_sound(bundle):  # nobody else made it meanwhile

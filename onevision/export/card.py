@@ -9,7 +9,7 @@ from onevision.export.quality import quality_facts
 
 if TYPE_CHECKING:
     from onevision.bundle import Manifest
-    from onevision.native.gguf_report import BackboneReport
+    from onevision.native.quantize import BackboneReport
     from onevision.proof.verify import Report
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bundle import CARD, MANIFEST, Bundle, files_of
 from onevision.export.card import model_card
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.bundle import Manifest
-    from onevision.native.gguf_report import BackboneReport
+    from onevision.native.quantize import BackboneReport
     from onevision.proof.verify import Report
 
 

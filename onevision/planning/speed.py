@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.errors import ExportError, UsageError
 from onevision.files import cache_folder, whole_file
 from onevision.typed import build

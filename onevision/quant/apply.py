@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onevision.bundle import Bundle
     from onevision.export.build import ExportOptions
     from onevision.export.hub import FetchedCheckpoint
-    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackbonePrecision, BackboneReport
     from onevision.progress import Progress
     from onevision.proof.verify import Report
     from onevision.quant.gates import Quality

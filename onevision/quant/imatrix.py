@@ -16,7 +16,7 @@ from onevision.bundle import BACKBONE
 from onevision.errors import GenerationError, InputError, UsageError
 from onevision.eval.suite import FAMILIES, iter_samples
 from onevision.files import whole_file
-from onevision.native.observer import matmul_callback
+from onevision.native.ggml import matmul_callback
 from onevision.native.quantize import FLOAT_BYTES
 from onevision.quant.prompts import prepare
 from onevision.runtime.backbone import CHUNK
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.eval.suite import Sample
-    from onevision.native.gguf_report import TensorInfo
+    from onevision.native.gguf import TensorInfo
     from onevision.progress import Advance
     from onevision.runtime.engine import OneVision
 

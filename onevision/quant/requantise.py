@@ -28,8 +28,7 @@ from onevision.errors import QuantError, UsageError
 from onevision.export.seal import seal, tool_versions
 from onevision.export.vision import VisionPrecision
 from onevision.files import disk_space
-from onevision.native.gguf_report import report
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantise_gguf
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantize_gguf, report
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import calibration_tiles
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from onevision.native.gguf_report import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackbonePrecision, BackboneReport
     from onevision.progress import Progress
     from onevision.quant.calibration import Calibration
     from onevision.quant.gates import Thresholds
@@ -174,7 +173,7 @@ def make_backbone(
         _copy(source.path(BACKBONE), path)
         return report(path, recipe)
     with progress.step(f"backbone in {precision}") as advance:
-        return quantise_gguf(
+        return quantize_gguf(
             source.path(BACKBONE), path, recipe, imatrix=imatrix, threads=threads, advance=advance
         )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.errors import ExportError, InputError, UsageError
 from onevision.eval.jsonl import read_objects, to_line
 from onevision.eval.questions import TinySuite
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Bundle
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.progress import Progress
     from onevision.quant.gates import Quality
     from onevision.quant.requantise import EncoderPrecision

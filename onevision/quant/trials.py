@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onevision.bundle import Bundle
     from onevision.eval.questions import TinySuite
     from onevision.eval.suite import Sample
-    from onevision.native.gguf_report import BackbonePrecision
+    from onevision.native.quantize import BackbonePrecision
     from onevision.progress import Progress
     from onevision.quant.calibration import Calibration
     from onevision.quant.gates import Quality

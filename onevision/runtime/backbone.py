@@ -14,19 +14,12 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import llama_cpp as api  # after native.llama, which sets its threads up
 import numpy as np
 
 from onevision.errors import BundleError, DeviceError, GenerationError, PromptError
 from onevision.native.device import Device, default_threads
 from onevision.native.llama import call_apart, can_offload, last_llama_error, llama_log, silence_llama
-
-# Where another program takes a core, llama.cpp's threads (GNU OpenMP) wait for each other by spinning, which
-# keeps the late one from its core: a short spin makes that 1.4 times as fast, and costs nothing otherwise.
-# The library reads this once, when it is loaded.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-import llama_cpp as api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

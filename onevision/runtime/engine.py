@@ -17,8 +17,9 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA, Bundle, open_bundle
 from onevision.errors import BundleError, PromptError, UsageError
-from onevision.native.device import MAX_THREADS, Device, default_threads, placement
+from onevision.native.device import MAX_THREADS, Device, default_threads
 from onevision.native.ort import has_cuda
+from onevision.native.placement import placement
 from onevision.planning.budget import Fitted, fit
 from onevision.runtime import anyres
 from onevision.runtime.answer import (

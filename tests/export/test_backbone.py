@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from onevision import files as disk
-from onevision.errors import ExportError
+from onevision.errors import BundleError, ExportError
 from onevision.export.backbone import export_backbone, write_gguf
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tokenizer import CHAT_TEMPLATE
-from onevision.native.gguf_report import BackbonePrecision, read_tensors, report
+from onevision.native.gguf import GgufFile
 from onevision.native.llama import last_llama_error
-from onevision.native.quantize import FILE_TYPES, RECIPES, quantise_gguf
+from onevision.native.quantize import FILE_TYPES, RECIPES, BackbonePrecision, quantize_gguf, report
 from tests.export.llama import last_logits
 
 SMALL = SynthSpec(vocab=600, vision_layers=1)
@@ -155,9 +155,9 @@ def test_values_are_those_of_the_checkpoint(tmp_path, checkpoint, dtype):
 
 def test_header_reader_agrees_with_gguf(wide, tmp_path):
     _, source = wide
-    quantise_gguf(source, tmp_path / "q.gguf", RECIPES["q4_k_m"])
+    quantize_gguf(source, tmp_path / "q.gguf", RECIPES["q4_k_m"])
     theirs = gguf.GGUFReader(tmp_path / "q.gguf").tensors
-    ours = read_tensors(tmp_path / "q.gguf")
+    ours = GgufFile(tmp_path / "q.gguf").tensors.values()
     assert [(t.name, t.tensor_type.name.lower(), tuple(t.shape[::-1]), t.n_bytes) for t in theirs] == [
         (t.name, t.type, t.shape, t.bytes) for t in ours
     ]
@@ -210,12 +210,12 @@ def test_each_precision(wide, tmp_path, precision):
 
 def test_a_k_quant_that_does_not_fit_is_told(wide, tmp_path):
     _, source = wide
-    made = quantise_gguf(source, tmp_path / "model.gguf", RECIPES["q4_k_m"])
+    made = quantize_gguf(source, tmp_path / "model.gguf", RECIPES["q4_k_m"])
     assert made.fallbacks["blk.*.attn_q.weight"] == ("q5_0",)
     assert "blk.*.ffn_down.weight" not in made.fallbacks  # rows of 1024
     assert "rows do not divide" in made.summary
     assert made.summary.endswith("q4_0 is faster here")
-    assert "q4_0 is" not in quantise_gguf(source, tmp_path / "model.gguf", RECIPES["q5_0"]).summary
+    assert "q4_0 is" not in quantize_gguf(source, tmp_path / "model.gguf", RECIPES["q5_0"]).summary
 
 
 def test_a_k_quant_that_fits_has_no_fallbacks(tmp_path):
@@ -243,7 +243,7 @@ def test_same_checkpoint_same_bytes(tmp_path, checkpoint):
 
 def test_nothing_reaches_the_terminal(capfd, wide, tmp_path):
     _, source = wide
-    quantise_gguf(source, tmp_path / "model.gguf", RECIPES["q4_k_m"])
+    quantize_gguf(source, tmp_path / "model.gguf", RECIPES["q4_k_m"])
     last_logits(tmp_path / "model.gguf", [1, 2, 3])
     assert capfd.readouterr() == ("", "")
 
@@ -263,12 +263,24 @@ def test_values_beyond_f16_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"\0" * 4096])
-def test_llama_cpp_says_why_it_refuses(tmp_path, content, wide, capfd):
+def test_a_file_that_is_cut_off(tmp_path, content, wide, capfd):
     _, source = wide
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(source.read_bytes()[:-50_000] + content)
-    with pytest.raises(ExportError, match=r"could not quantise to q8_0: .*(file|bounds|corrupt)"):
-        quantise_gguf(broken, tmp_path / "model.gguf", RECIPES["q8_0"])
+    with pytest.raises(BundleError, match=r"broken\.gguf is (cut off|damaged)"):
+        quantize_gguf(broken, tmp_path / "model.gguf", RECIPES["q8_0"])
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
+    assert capfd.readouterr().err == ""
+
+
+def test_llama_cpp_says_why_it_refuses(tmp_path, wide, capfd):
+    _, source = wide
+    broken = tmp_path / "broken.gguf"
+    name = b"general.architecture" + (8).to_bytes(4, "little") + (5).to_bytes(8, "little")
+    assert source.read_bytes().count(name + b"qwen2") == 1
+    broken.write_bytes(source.read_bytes().replace(name + b"qwen2", name + b"qwenX"))
+    with pytest.raises(ExportError, match=r"could not quantize to q8_0: .*architecture: 'qwenX'"):
+        quantize_gguf(broken, tmp_path / "model.gguf", RECIPES["q8_0"])
     assert last_llama_error()
     assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
     assert capfd.readouterr().err == ""

@@ -10,13 +10,13 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from onevision.errors import ExportError
+from onevision.errors import BundleError, ExportError
 from onevision.export.backbone import write_gguf
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.synth import SynthSpec, synthesise
-from onevision.native.gguf_report import BackbonePrecision, read_tensors
+from onevision.native.gguf import GgufFile
 from onevision.native.llama import silence_llama
-from onevision.native.quantize import FILE_TYPES, RECIPES, predicted_bits, quantise_gguf
+from onevision.native.quantize import FILE_TYPES, RECIPES, BackbonePrecision, predicted_bits, quantize_gguf
 from tests.export.llama import last_logits
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def types_of(path: Path) -> dict[str, str]:
     """Types of the matrices, those of layer 0 by their short names."""
     return {
         tensor.name.removeprefix("blk.0.").removesuffix(".weight"): tensor.type
-        for tensor in read_tensors(path)
+        for tensor in GgufFile(path).tensors.values()
         if len(tensor.shape) > 1 and tensor.name.startswith(("blk.0.", "token_embd", "output."))
     }
 
@@ -68,13 +68,13 @@ def test_a_plain_recipe_is_llama_cpps_own_quantiser(source: Path, tmp_path: Path
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = FILE_TYPES[name]
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(tmp_path / "own").encode(), options) == 0
-    quantise_gguf(source, tmp_path / "ours", RECIPES[name], threads=2)
+    quantize_gguf(source, tmp_path / "ours", RECIPES[name], threads=2)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "own").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0-pure", "q4_0-attn-q8_0"])
 def test_values_are_what_gguf_computes(source: Path, tmp_path: Path, name: BackbonePrecision):
-    quantise_gguf(source, tmp_path / "q.gguf", RECIPES[name], threads=1)
+    quantize_gguf(source, tmp_path / "q.gguf", RECIPES[name], threads=1)
     floats = {tensor.name: tensor.data for tensor in gguf.GGUFReader(source).tensors}
     compared = set()
     for tensor in gguf.GGUFReader(tmp_path / "q.gguf").tensors:
@@ -101,7 +101,7 @@ def test_types_of_mixed_recipes(
     source: Path, wide: Path, tmp_path: Path, name, attention, ffn, embedding, embedding_of_896
 ):
     for file, table in ((source, embedding), (wide, embedding_of_896)):
-        made = quantise_gguf(file, tmp_path / "q.gguf", RECIPES[name], threads=1)
+        made = quantize_gguf(file, tmp_path / "q.gguf", RECIPES[name], threads=1)
         wanted = dict.fromkeys(ATTENTION, attention) | dict.fromkeys(FFN, ffn) | {"token_embd": table}
         assert types_of(tmp_path / "q.gguf") == wanted
         assert made.precision == name
@@ -110,9 +110,9 @@ def test_types_of_mixed_recipes(
 
 def test_a_head_of_its_own_goes_with_the_embedding(tmp_path: Path):
     file = make_source(tmp_path, replace(TINY, layers=1, tied=False))
-    quantise_gguf(file, tmp_path / "q.gguf", RECIPES["iq4_nl-pure"], threads=1)
+    quantize_gguf(file, tmp_path / "q.gguf", RECIPES["iq4_nl-pure"], threads=1)
     assert set(types_of(tmp_path / "q.gguf").values()) == {"iq4_nl"}
-    quantise_gguf(file, tmp_path / "q.gguf", RECIPES["q4_0"], threads=1)
+    quantize_gguf(file, tmp_path / "q.gguf", RECIPES["q4_0"], threads=1)
     assert types_of(tmp_path / "q.gguf")["output"] == "q6_k"
     assert types_of(tmp_path / "q.gguf")["token_embd"] == "q4_0"
 
@@ -121,7 +121,7 @@ def test_a_head_of_its_own_goes_with_the_embedding(tmp_path: Path):
 def test_rows_that_fit_no_block_stay_f16(tmp_path: Path, name: BackbonePrecision):
     """llama.cpp would end the process if it were told these types in another way."""
     file = make_source(tmp_path, replace(TINY, layers=1, hidden=80, heads=4, intermediate=96))
-    made = quantise_gguf(file, tmp_path / "q.gguf", RECIPES[name], threads=1)
+    made = quantize_gguf(file, tmp_path / "q.gguf", RECIPES[name], threads=1)
     assert made.fallbacks["blk.*.attn_q.weight"] == made.fallbacks["token_embd.weight"] == ("f16",)
     assert "blk.*.ffn_down.weight" not in made.fallbacks  # rows of 96
 
@@ -131,7 +131,7 @@ def test_bits_are_known_before_and_true_after(wide: Path, tmp_path: Path, name: 
     before = sorted(wide.parent.iterdir())
     predicted = predicted_bits(wide, RECIPES[name])
     assert sorted(wide.parent.iterdir()) == before
-    made = quantise_gguf(wide, tmp_path / "q.gguf", RECIPES[name], threads=1)
+    made = quantize_gguf(wide, tmp_path / "q.gguf", RECIPES[name], threads=1)
     tensors = gguf.GGUFReader(tmp_path / "q.gguf").tensors
     true = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
     assert made.bits_per_weight == pytest.approx(true)
@@ -149,7 +149,7 @@ def test_what_the_types_cost(source: Path, tmp_path: Path):
     exact = last_logits(source, ids)
 
     def error(name: BackbonePrecision) -> float:
-        quantise_gguf(source, tmp_path / "q.gguf", RECIPES[name], threads=1)
+        quantize_gguf(source, tmp_path / "q.gguf", RECIPES[name], threads=1)
         return float(np.linalg.norm(last_logits(tmp_path / "q.gguf", ids) - exact) / np.linalg.norm(exact))
 
     errors = {name: error(name) for name in ("q8_0", "q4_0-attn-q8_0", "q4_0", "q4_0-pure")}
@@ -159,12 +159,12 @@ def test_what_the_types_cost(source: Path, tmp_path: Path):
 
 
 def test_what_is_quantised_already_is_refused(source: Path, tmp_path: Path):
-    quantise_gguf(source, tmp_path / "q.gguf", RECIPES["q4_0"], threads=1)
+    quantize_gguf(source, tmp_path / "q.gguf", RECIPES["q4_0"], threads=1)
     for call in (
-        lambda: quantise_gguf(tmp_path / "q.gguf", tmp_path / "again.gguf", RECIPES["q8_0"]),
+        lambda: quantize_gguf(tmp_path / "q.gguf", tmp_path / "again.gguf", RECIPES["q8_0"]),
         lambda: predicted_bits(tmp_path / "q.gguf", RECIPES["q8_0"]),
     ):
-        with pytest.raises(ExportError, match=r"q\.gguf is quantised already \(q4_0, q6_k\)"):
+        with pytest.raises(ExportError, match=r"q\.gguf is already quantized \(q4_0, q6_k\)"):
             call()
     assert [path.name for path in tmp_path.iterdir()] == ["q.gguf"]
 
@@ -172,8 +172,8 @@ def test_what_is_quantised_already_is_refused(source: Path, tmp_path: Path):
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 40, b"no model at all" * 9])
 def test_no_gguf_file(tmp_path: Path, content: bytes):
     (tmp_path / "bad.gguf").write_bytes(content)
-    with pytest.raises(ExportError, match=r"bad\.gguf is (not a GGUF file|damaged)"):
-        quantise_gguf(tmp_path / "bad.gguf", tmp_path / "q.gguf", RECIPES["q8_0"])
-    with pytest.raises(ExportError, match=r"cannot read .*absent"):
-        quantise_gguf(tmp_path / "absent.gguf", tmp_path / "q.gguf", RECIPES["q8_0"])
+    with pytest.raises(BundleError, match=r"bad\.gguf is damaged, or not a GGUF file"):
+        quantize_gguf(tmp_path / "bad.gguf", tmp_path / "q.gguf", RECIPES["q8_0"])
+    with pytest.raises(BundleError, match=r"cannot read .*absent"):
+        quantize_gguf(tmp_path / "absent.gguf", tmp_path / "q.gguf", RECIPES["q8_0"])
     assert [path.name for path in tmp_path.iterdir()] == ["bad.gguf"]

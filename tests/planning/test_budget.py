@@ -17,7 +17,7 @@ from onevision.bundle import open_bundle
 from onevision.cli import _run
 from onevision.cli.console import duration
 from onevision.errors import ExportError, UsageError
-from onevision.native.device import expected, placement
+from onevision.native.placement import expected, placement
 from onevision.planning.budget import Forecaster
 from onevision.planning.cost import Input, published
 from onevision.planning.speed import (

@@ -21,7 +21,7 @@ from onevision import files as disk
 from onevision.bundle import BACKBONE, VISION_DATA, open_bundle
 from onevision.errors import ExportError, GenerationError, ImageError, UsageError
 from onevision.eval.suite import iter_samples
-from onevision.native.quantize import RECIPES, quantise_gguf
+from onevision.native.quantize import RECIPES, quantize_gguf
 from onevision.quant import measure as measure_module
 from onevision.quant.gates import (
     AnswerQuality,
@@ -303,7 +303,7 @@ def test_a_rounded_backbone(reference: Reference, copy: Path, toy_bundle: Path):
     """Coarser types are farther away, and nothing is fixed to zero."""
     found = {}
     for recipe in ("f16", "q8_0", "q4_0-pure"):
-        quantise_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES[recipe], threads=1)
+        quantize_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES[recipe], threads=1)
         replace_file(copy, BACKBONE, (copy / BACKBONE).read_bytes())
         found[recipe] = held_against(reference, copy).tokens.mean_kl
     assert 0 < found["f16"] < found["q8_0"] < found["q4_0-pure"]
@@ -312,7 +312,7 @@ def test_a_rounded_backbone(reference: Reference, copy: Path, toy_bundle: Path):
 
 def test_what_has_failed_need_not_answer(reference: Reference, copy: Path, toy_bundle: Path):
     strict = Thresholds(mean_kl=0)
-    quantise_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES["q8_0"], threads=1)
+    quantize_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES["q8_0"], threads=1)
     replace_file(copy, BACKBONE, (copy / BACKBONE).read_bytes())
     whole = held_against(reference, copy, thresholds=strict)
     hasty = held_against(reference, copy, thresholds=strict, to_the_end=False)

@@ -22,9 +22,9 @@ from onevision import OneVision
 from onevision.bundle import BACKBONE
 from onevision.errors import ExportError, GenerationError, ImageError, InputError, UsageError
 from onevision.eval.suite import FAMILIES, iter_samples
-from onevision.native import observer
-from onevision.native.gguf_report import read_tensors
-from onevision.native.quantize import RECIPES, predicted_bits, quantise_gguf
+from onevision.native import ggml
+from onevision.native.gguf import GgufFile
+from onevision.native.quantize import RECIPES, predicted_bits, quantize_gguf
 from onevision.quant import imatrix as imatrix_module
 from onevision.quant.imatrix import Imatrix, Inputs, collect_imatrix, read_imatrix, write_imatrix
 from onevision.quant.prompts import prepare
@@ -328,7 +328,7 @@ def test_what_does_not_fit_the_model(model: OneVision, collected: Imatrix, tmp_p
     }
     for problem, values in cases.items():
         for call in (
-            lambda values=values: quantise_gguf(
+            lambda values=values: quantize_gguf(
                 source, tmp_path / "q.gguf", RECIPES["q4_0"], imatrix=Imatrix(values, ())
             ),
             lambda values=values: predicted_bits(source, RECIPES["q4_0"], imatrix=Imatrix(values, ())),
@@ -336,7 +336,7 @@ def test_what_does_not_fit_the_model(model: OneVision, collected: Imatrix, tmp_p
             with pytest.raises(InputError, match=problem):
                 call()
     without_head = {key: value for key, value in inputs.items() if key.startswith("blk.")}
-    Imatrix(without_head, ()).check(read_tensors(source))  # as llama-imatrix leaves it
+    Imatrix(without_head, ()).check(GgufFile(source).tensors.values())  # as llama-imatrix leaves it
     assert list(tmp_path.iterdir()) == []
 
 
@@ -351,7 +351,7 @@ def test_weighted_errors_fall(model: OneVision, collected: Imatrix, tmp_path: Pa
     floats = {tensor.name: tensor.data for tensor in gguf.GGUFReader(source).tensors}
 
     def errors(imatrix: Imatrix | None) -> dict[str, float]:
-        made = quantise_gguf(source, tmp_path / "q.gguf", RECIPES[recipe], imatrix=imatrix, threads=1)
+        made = quantize_gguf(source, tmp_path / "q.gguf", RECIPES[recipe], imatrix=imatrix, threads=1)
         assert made.fallbacks == {}
         found = {}
         for tensor in gguf.GGUFReader(tmp_path / "q.gguf").tensors:
@@ -370,7 +370,7 @@ def test_weighted_errors_fall(model: OneVision, collected: Imatrix, tmp_path: Pa
 def test_q8_0_has_no_use_for_it(model: OneVision, collected: Imatrix, tmp_path: Path):
     source = model.bundle.path(BACKBONE)
     for name, imatrix in (("plain", None), ("weighed", collected)):
-        quantise_gguf(source, tmp_path / name, RECIPES["q8_0"], imatrix=imatrix, threads=1)
+        quantize_gguf(source, tmp_path / name, RECIPES["q8_0"], imatrix=imatrix, threads=1)
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "weighed").read_bytes()
 
 
@@ -378,7 +378,7 @@ def test_another_layout_of_tensors_is_found_out(
     model: OneVision, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ):
     """Before anything is read by the wrong one."""
-    fields = (("new", ctypes.c_int64), *observer._Tensor._fields_)
-    monkeypatch.setattr(observer, "_Tensor", type("Other", (ctypes.Structure,), {"_fields_": fields}))
+    fields = (("new", ctypes.c_int64), *ggml.GgmlTensor._fields_)
+    monkeypatch.setattr(ggml, "GgmlTensor", type("Other", (ctypes.Structure,), {"_fields_": fields}))
     with pytest.raises(GenerationError, match="lays out its tensors in another way"):
         collect_imatrix(model, samples)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onevision.bench import images
 from onevision.bench.result import Counts
-from onevision.bench.scenarios import ScenarioInputs
+from onevision.bench.scenarios import ScenarioInputs, photograph
 from onevision.bench.target import Target, TimedAnswer, question
 from onevision.bundle import BACKBONE, NEWLINE, VISION
 from onevision.errors import BundleError, UsageError
@@ -98,7 +97,7 @@ class OpenVinoTarget(Target):
         import nncf
 
         vision = self._bundle.manifest.vision
-        sources = tuple(images.photograph((640, 480), seed) for seed in range(100, 100 + _CALIBRATION_IMAGES))
+        sources = tuple(photograph((640, 480), seed) for seed in range(100, 100 + _CALIBRATION_IMAGES))
         visuals = self._prepare(ScenarioInputs(sources)).visuals
         tiles = [anyres.normalise(visual.tiles, vision.mean, vision.std) for visual in visuals]
         samples = [{INPUT: tile[None]} for tile in np.concatenate(tiles)]

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from onevision import __version__
+from onevision._version import __version__
 from onevision.bundle import BACKBONE, GOLDEN, VISION
 from onevision.errors import UsageError, VideoError
 from onevision.eval.demo.inputs import make_inputs
 from onevision.eval.demo.page import PAGE, files_of, render
 from onevision.eval.suite import score
 from onevision.files import is_vacant, whole_folder
-from onevision.native.doctor import cpu_name
+from onevision.native.device import cpu_name
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
 

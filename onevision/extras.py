@@ -1,0 +1,39 @@
+"""Optional packages by the extra that brings them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from onevision.errors import UsageError
+
+#: Modules of each extra of ``pip install 'onevision[…]'`` that the base install lacks.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "export": (
+        "torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub", "filelock",
+    ),
+    "video": ("av",),
+    "bench": ("matplotlib", "onnx"),
+}  # fmt: skip
+
+
+def missing(extra: str) -> list[str]:
+    """Modules of an extra that are not installed."""
+    return [name for name in EXTRAS[extra] if find_spec(name) is None]
+
+
+def require(extra: str, purpose: str, *, instead: str = "") -> None:
+    """Check that an extra is installed.
+
+    Args:
+        extra: A key of :data:`EXTRAS`.
+        purpose: Subject of the message: ``the export``.
+        instead: Another way out for the hint: ``name a bundle: -m FOLDER``.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if names := missing(extra):
+        install = f"pip install 'onevision[{extra}]'"
+        raise UsageError(
+            f"{purpose} needs {', '.join(names)}", hint=f"{install}, or {instead}" if instead else install
+        )
