@@ -304,7 +304,7 @@ def _finish(figure: Figure, axes: Axes, names: dict[str, float], x: str, y: str)
         if name.removesuffix(LONG_SUFFIX) == name or name.removesuffix(LONG_SUFFIX) not in names:
             near = next((place for place in places if at - place < 0.045 * far), at)
             places.setdefault(near, []).append(_short(name))
-    axes.set(xlabel=x, ylabel=y, xlim=(-0.03 * far, 1.03 * far))
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.03 * far, None))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     top, labels = axes.secondary_xaxis("top"), [", ".join(names) for names in places.values()]
