@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 
 from onevision import OneVision
 from onevision.export.synth import SynthSpec, synthesise
@@ -25,6 +24,7 @@ from onevision.runtime.answer import StageClock
 from onevision.runtime.options import Options
 from onevision.runtime.prompt import conversation_of
 from tests.conftest import make_bundle
+from tests.reference import PillowProcessor, pooled
 from tests.runtime.media import photograph
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Oracle:
         if config.vision_aspect_ratio == "anyres":
             # transformers reads a bound off the name and knows no other form: one that never binds.
             config.vision_aspect_ratio = "anyres_max_1000000"
-        self.processor = LlavaOnevisionImageProcessor.from_pretrained(twin)
+        self.processor = PillowProcessor.from_pretrained(twin)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         ends = ("<|im_end|>", "<|endoftext|>")
         self.ends = [self.tokenizer.convert_tokens_to_ids(token) for token in ends]
@@ -164,16 +164,21 @@ class Oracle:
         marks = ["<image>"] * images
         lengths: list[int] = []
         if images:
-            packed = model.get_image_features(
+            features = model.get_image_features(
                 inputs["pixel_values"],
                 inputs["image_sizes"],
                 vision_aspect_ratio=config.vision_aspect_ratio,
                 batch_num_images=inputs["batch_num_images"],
             )
-            lengths += map(len, packed)
+            lengths += map(len, pooled(features))
         if "pixel_values_videos" in inputs:
             marks.append("<video>")
-            lengths.append(model.get_video_features(inputs["pixel_values_videos"], -1, "full").shape[1] + 1)
+            features = model.get_video_features(
+                inputs["pixel_values_videos"],
+                vision_feature_layer=-1,
+                vision_feature_select_strategy="full",
+            )
+            lengths.append(pooled(features).shape[1] // FRAMES * FRAMES + 1)  # some count the newline
         question = " ".join(marks) + "\n" + QUESTION if marks else QUESTION
         text = PROMPT.format(question=question)
         counts = iter(lengths)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     import gguf
     import numpy.typing as npt
-    import torch
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig, TextConfig
@@ -130,7 +129,7 @@ def write_gguf(
             writer.write_ti_data_to_file()
             done = 0
             for tensor in plan:
-                writer.write_tensor_data(_as_array(checkpoint.tensor(tensor.source), tensor))
+                writer.write_tensor_data(_converted(checkpoint.tensor(tensor.source), tensor))
                 done += tensor.bytes
                 if advance is not None:
                     advance(done / total)
@@ -170,21 +169,22 @@ def _plan(checkpoint: Checkpoint, dtype: FloatType) -> list[_PlannedTensor]:
     ]
 
 
-def _as_array(tensor: torch.Tensor, planned: _PlannedTensor) -> npt.NDArray[np.generic]:
-    """A tensor's values in the planned type; bf16, which numpy lacks, as its bits."""
-    import torch
+def _converted(tensor: npt.NDArray[Any], planned: _PlannedTensor) -> npt.NDArray[Any]:
+    """A tensor in the planned type; bf16 as its bits, since gguf writes none of ml_dtypes' types."""
+    import ml_dtypes
 
     if planned.type == "bf16":
-        return tensor.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+        return tensor.astype(ml_dtypes.bfloat16, copy=False).view(np.uint16)
     if planned.type == "f32":
-        return tensor.to(torch.float32).contiguous().numpy()
-    converted = tensor.to(torch.float16).contiguous()
-    if not torch.stack(converted.aminmax()).isfinite().all():
+        return tensor.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        converted = tensor.astype(np.float16, copy=False)
+    if not np.isfinite([converted.min(), converted.max()]).all():
         raise ExportError(
             f"{planned.source} has values that f16 cannot hold (above 65,504)",
             hint="choose bf16 or a quantised type",
         )
-    return converted.numpy()
+    return converted
 
 
 def own_type(checkpoint: Checkpoint) -> FloatType:

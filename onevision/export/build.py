@@ -38,10 +38,11 @@ from onevision.export.backbone import export_backbone
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.seal import seal, tool_versions
-from onevision.export.shape import backbone_info, video_info, vision_info
+from onevision.export.shape import backbone_info, qwen_shape, video_info, vision_info
+from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
-from onevision.graphs.qwen2 import export_prefill
+from onevision.graphs.qwen2 import write_prefill
 from onevision.proof.golden import save_golden
 from onevision.proof.reference import Reference, fits_in_memory, golden_cases
 from onevision.proof.verify import Report, verify
@@ -121,8 +122,14 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         if options.prefill:
             precisions.update({PREFILL: options.prefill, PREFILL_DATA: options.prefill})
             with progress.step(f"prefill graph to ONNX ({options.prefill})") as advance:
-                export_prefill(checkpoint, folder / PREFILL, precision=options.prefill, advance=advance)
-        newline = checkpoint.tensor("model.image_newline").float().numpy()
+                write_prefill(
+                    folder / PREFILL,
+                    qwen_shape(checkpoint.config.text),
+                    lambda tensor: checkpoint.tensor(TEXT_PREFIX + tensor),
+                    precision=options.prefill,
+                    advance=advance,
+                )
+        newline = checkpoint.tensor("model.image_newline").astype(np.float32)
         np.save(folder / NEWLINE, newline, allow_pickle=False)
         if options.prove:
             _write_golden(checkpoint, folder / GOLDEN, banned, progress)

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.config import read_config
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    import torch
+    import numpy.typing as npt
 
     from onevision.export.config import ModelConfig
 
@@ -62,8 +62,8 @@ class _Stored:
 class Checkpoint:
     """A checkpoint whose every tensor is known to be there, with the shape that its config asks for.
 
-    No file stays open: each tensor is mapped when it is asked for and unmapped with its last reference, so
-    that a conversion that takes one after the other needs the memory of the largest.
+    No file stays open and no tensor is kept: a conversion that takes one after the other needs the memory of
+    the largest.
 
     Attributes:
         folder: Where it lies.
@@ -125,8 +125,8 @@ class Checkpoint:
         names = [name for name in self.names if name.startswith(prefix)]
         return sum(math.prod(self.shape(name)) * _BYTES[self.dtype(name)] for name in names)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, mapped from its file: pages are read when they are touched.
+    def tensor(self, name: str) -> npt.NDArray[Any]:
+        """One tensor in its stored type: float32, float16 or ml_dtypes' bfloat16.
 
         Args:
             name: A canonical name.
@@ -134,12 +134,13 @@ class Checkpoint:
         Raises:
             CheckpointError: The file has changed since it was opened.
         """
+        import ml_dtypes  # noqa: F401 (gives numpy bfloat16)
         from safetensors import SafetensorError, safe_open
 
         stored = self._stored[name]
         try:
-            with safe_open(stored.file, framework="pt") as file:
-                return cast("torch.Tensor", file.get_tensor(stored.name))
+            with safe_open(stored.file, framework="np") as file:
+                return cast("npt.NDArray[Any]", file.get_tensor(stored.name))
         except (OSError, SafetensorError) as error:
             raise _damaged(stored.file, error) from error
 
@@ -279,14 +280,15 @@ def _check_same_head(embedding: _Stored, head: _Stored) -> None:
 
     Both are read once, some rows at a time; the published tied files do not store it.
     """
-    import torch
+    import ml_dtypes  # noqa: F401 (gives numpy bfloat16)
+    import numpy as np
     from safetensors import safe_open
 
-    with safe_open(embedding.file, framework="pt") as one, safe_open(head.file, framework="pt") as other:
+    with safe_open(embedding.file, framework="np") as one, safe_open(head.file, framework="np") as other:
         first, second = one.get_slice(embedding.name), other.get_slice(head.name)
         for row in range(0, embedding.shape[0], _ROWS_COMPARED):
-            rows = slice(row, row + _ROWS_COMPARED)
-            if not torch.equal(first[rows].float(), second[rows].float()):
+            rows = slice(row, min(row + _ROWS_COMPARED, embedding.shape[0]))
+            if not np.array_equal(first[rows].astype(np.float32), second[rows].astype(np.float32)):
                 raise CheckpointError(
                     "config.json sets tie_word_embeddings, but lm_head.weight differs from the embedding",
                     hint="set tie_word_embeddings to false, at the top and in text_config, to keep that head",

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from onevision.bundle import BackboneInfo, VideoInfo, VisionInfo
 from onevision.export.config import MEAN, STD
+from onevision.graphs.qwen2 import QwenShape
 
 if TYPE_CHECKING:
-    from onevision.export.config import ModelConfig
+    from onevision.export.config import ModelConfig, TextConfig
 
 
 def vision_info(config: ModelConfig) -> VisionInfo:
@@ -40,6 +41,20 @@ def backbone_info(config: ModelConfig, bits_per_weight: float) -> BackboneInfo:
         text.vocab_size,
         text.eos_ids,
         bits_per_weight,
+    )
+
+
+def qwen_shape(text: TextConfig) -> QwenShape:
+    """The backbone as the writer of the prefill graph takes it."""
+    return QwenShape(
+        text.hidden_size,
+        text.intermediate_size,
+        text.layers,
+        text.heads,
+        text.kv_heads,
+        text.context_length,
+        text.rope_theta,
+        text.rms_norm_eps,
     )
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+TEXT_PREFIX = "model.language_model."  # before "layers.0.…" and "norm.weight"
 
-_TEXT = "model.language_model."
 _VISION = "model.vision_tower.vision_model."
 _PROJECTOR = "model.multi_modal_projector."
 _NEWLINE = "model.image_newline"
@@ -29,11 +29,11 @@ _PREFIXES = (
     ("model.mm_projector.2.", f"{_PROJECTOR}linear_2."),
     ("multi_modal_projector.", _PROJECTOR),  # llava-hf
     ("image_newline", _NEWLINE),
-    ("language_model.model.", _TEXT),
+    ("language_model.model.", TEXT_PREFIX),
     ("language_model.lm_head.", "lm_head."),
-    ("model.embed_tokens.", f"{_TEXT}embed_tokens."),  # lmms-lab
-    ("model.layers.", f"{_TEXT}layers."),
-    ("model.norm.", f"{_TEXT}norm."),
+    ("model.embed_tokens.", f"{TEXT_PREFIX}embed_tokens."),  # lmms-lab
+    ("model.layers.", f"{TEXT_PREFIX}layers."),
+    ("model.norm.", f"{TEXT_PREFIX}norm."),
 )
 
 
@@ -53,11 +53,11 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {
         EMBEDDING: (text.vocab_size, hidden),
         **{
-            f"{_TEXT}layers.{layer}.{leaf}": shape
+            f"{TEXT_PREFIX}layers.{layer}.{leaf}": shape
             for layer in range(text.layers)
             for leaf, shape in _text_layer(text).items()
         },
-        f"{_TEXT}norm.weight": (hidden,),
+        f"{TEXT_PREFIX}norm.weight": (hidden,),
         **head,
         f"{_VISION}embeddings.patch_embedding.weight": (vision.hidden_size, 3, *[vision.patch_size] * 2),
         f"{_VISION}embeddings.patch_embedding.bias": (vision.hidden_size,),

@@ -23,7 +23,8 @@ import numpy as np
 from onevision.errors import ExportError
 from onevision.export.config import siglip_config
 from onevision.files import disk_space, scratch_folder
-from onevision.runtime.vision import INPUT, OUTPUT, VisionEncoder
+from onevision.graphs.names import FEATURES, PIXELS
+from onevision.runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -158,15 +159,15 @@ def _export_graph(encoder: torch.nn.Module, config: ModelConfig, path: Path) -> 
 
         @property
         def inputs(self) -> dict[str, dict[int, str]]:
-            return {INPUT: {0: "tiles"}}
+            return {PIXELS: {0: "tiles"}}
 
         @property
         def outputs(self) -> dict[str, dict[int, str]]:
-            return {OUTPUT: {0: "tiles"}}
+            return {FEATURES: {0: "tiles"}}
 
         def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401, ARG002
             side = config.vision.image_size
-            return {INPUT: torch.empty((1, 3, side, side), device="meta")}
+            return {PIXELS: torch.empty((1, 3, side, side), device="meta")}
 
     with _weights_left_out():
         # Folding would compute with the weights; all it could fold of them is done in _add_weights.
@@ -261,13 +262,13 @@ def _add_weights(
     transpose it goes.
     """
     graph = model.graph
-    names = [value.name for value in graph.input if value.name != INPUT]
+    names = [value.name for value in graph.input if value.name != PIXELS]
     turns = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in set(names)]
     turned = {node.input[0] for node in turns}
     source = {node.output[0]: node.input[0] for node in turns}
     for index, name in enumerate(names):
-        weight = checkpoint.tensor(_checkpoint_name(name)).float()
-        graph.initializer.append(writer.write(name, (weight.T if name in turned else weight).numpy()))
+        weight = checkpoint.tensor(_checkpoint_name(name)).astype(np.float32)
+        graph.initializer.append(writer.write(name, weight.T if name in turned else weight))
         if advance:
             advance((index + 1) / len(names))
     nodes = [node for node in graph.node if node.output[0] not in source]
@@ -311,7 +312,10 @@ def _errors(encoder: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> tup
 
     side = checkpoint.config.vision.image_size
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
-    weights = {name: checkpoint.tensor(_checkpoint_name(name)).float() for name in encoder.state_dict()}
+    weights = {
+        name: torch.from_numpy(checkpoint.tensor(_checkpoint_name(name)).astype(np.float32))
+        for name in encoder.state_dict()
+    }
     encoder.load_state_dict(weights, assign=True)
     with torch.inference_mode():
         expected = encoder(torch.from_numpy(pixels)).numpy()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from onevision.graphs.kernels import Attention, Kernels, Linear
+from onevision.graphs.names import FEATURES, PIXELS
 from onevision.graphs.nodes import CONTRIB
-from onevision.runtime.vision import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,14 +106,14 @@ def write_encoder(
         graph.encoder()
     side = tower.image_size
     outputs = [
-        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["tiles", tower.patches, tower.features]),
+        helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["tiles", tower.patches, tower.features]),
         *(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in graph.watched),
     ]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "vision",
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["tiles", 3, side, side])],
+            [helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["tiles", 3, side, side])],
             outputs,
             graph.initializers,
         ),
@@ -151,14 +151,14 @@ class _Graph(Kernels):
         hidden = self._linear(x, "multi_modal_projector.linear_1", "projector.linear_1")
         x = self._divided(self.add("Gelu", hidden), "projector.linear_2")
         self._linear(
-            x, "multi_modal_projector.linear_2", "projector.linear_2", after_gelu=True, output=OUTPUT
+            x, "multi_modal_projector.linear_2", "projector.linear_2", after_gelu=True, output=FEATURES
         )
 
     def _embeddings(self) -> str:
         tower, module = self._tower, "embeddings.patch_embedding"
         square = [tower.patch_size] * 2
         weights = [self._weight(f"{module}.{leaf}") for leaf in ("weight", "bias")]
-        planes = self.add("Conv", INPUT, *weights, kernel_shape=square, strides=square)
+        planes = self.add("Conv", PIXELS, *weights, kernel_shape=square, strides=square)
         flat = self.add("Reshape", planes, self.integers(0, tower.hidden, tower.patches))
         patches = self.add("Transpose", flat, perm=[0, 2, 1])
         return self.add("Add", patches, self._weight("embeddings.position_embedding.weight"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import QuantError
-from onevision.runtime.vision import INPUT, OUTPUT
+from onevision.graphs.names import FEATURES, PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,7 @@ class Tower:
             f"encoder.layers.{layer}.{leaf}" for layer in range(layers) for leaf in _LAYER_WEIGHTS
         }
         ends = [value.name for value in (*graph.input, *graph.output)]
-        if not layers or set(tensors) != wanted or ends != [INPUT, OUTPUT]:
+        if not layers or set(tensors) != wanted or ends != [PIXELS, FEATURES]:
             raise QuantError(f"{path} is not a vision encoder as the export writes it", hint=_HINT)
         hidden, _, patch_size, _ = tensors["embeddings.patch_embedding.weight"].dims
         head_size = round(_attention_scale(graph, path) ** -2)

@@ -8,21 +8,24 @@ that a mistake cannot hide by being made twice.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import psutil
 
 from onevision.errors import ExportError
 from onevision.export.config import siglip_config
+from onevision.export.tensors import canonical_name
 from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.proof.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
     import torch
+    from tokenizers import Tokenizer
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig
@@ -43,21 +46,15 @@ class Reference:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, backbone: bool = True) -> None:
-        from transformers import AutoTokenizer
-        from transformers.models.llava_onevision.image_processing_llava_onevision import (
-            LlavaOnevisionImageProcessor,
-        )
-
         self.config = config = checkpoint.config
         self.has_backbone = backbone
         self._model = _load(checkpoint, backbone=backbone)
-        auto_tokenizer: Any = AutoTokenizer  # transformers leaves these untyped
-        self._tokenizer = auto_tokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        self._tokenizer = _tokenizer(checkpoint.folder)
         # Qwen2's base model ends with the second, and a chat model may say it too.
-        stops = self._tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
+        stops = map(self._tokenizer.token_to_id, (IM_END, END_OF_TEXT))
         self._ends = {*config.text.eos_ids, *stops}
         side = config.vision.image_size
-        self._processor: Any = LlavaOnevisionImageProcessor(
+        self._processor = _image_processor()(
             size={"height": side, "width": side},
             image_grid_pinpoints=[list(pair) for pair in config.grid_pinpoints],
             image_mean=[0.5, 0.5, 0.5],
@@ -133,7 +130,7 @@ class Reference:
             if number:
                 ids.append(VISUAL_ID)
             text = chunk.replace("{question}", question)
-            ids += self._tokenizer(text, add_special_tokens=False).input_ids
+            ids += self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def _visuals(
@@ -154,18 +151,23 @@ class Reference:
                 # One nested list is one sample: several pictures in it are padded, a single one is tiled.
                 batch = self._processor([list(images)], return_tensors="pt")
                 pixels += batch["pixel_values"]
-                packed += model.get_image_features(
+                found = model.get_image_features(
                     batch["pixel_values"],
                     batch["image_sizes"],
                     vision_aspect_ratio=_bounded(self.config.aspect_ratio),
                     batch_num_images=batch["batch_num_images"],
                 )
+                packed += getattr(found, "pooler_output", found)  # transformers 5, 4
             if video is not None:
                 frames = squashed(video, self._processor, self.config.vision.image_size)
                 pixels.append(frames)
-                clip = model.get_video_features(frames[None], -1, "full")
-                newline = model.image_newline[None]
-                packed.append(torch.cat([clip[0], newline]))
+                found = model.get_video_features(
+                    frames[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
+                )
+                clip = getattr(found, "pooler_output", found)[0]
+                frame_tokens = (-(-self.config.vision.side // 2)) ** 2
+                # Some versions have put the newline behind it already.
+                packed.append(torch.cat([clip[: len(frames) * frame_tokens], model.image_newline[None]]))
         finally:
             hook.remove()
         if not pixels:
@@ -185,22 +187,20 @@ class Reference:
         embed = self._model.get_input_embeddings()
         visuals = iter(packed)
         parts = [next(visuals) if token == VISUAL_ID else embed(torch.tensor([token])) for token in ids]
-        out = self._model(inputs_embeds=torch.cat(parts)[None], use_cache=True, logits_to_keep=1)
-        first = out.logits[0, -1].float()
-        tokens: list[int] = []
-        logits = first
-        while len(tokens) < max_tokens:
-            allowed = logits.clone()
-            allowed[list(banned)] = -torch.inf
-            token = int(allowed.argmax())
-            if token in self._ends:
-                break
-            tokens.append(token)
-            out = self._model(
-                input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True
-            )
-            logits = out.logits[0, -1].float()
-        return first.numpy().copy(), np.array(tokens, dtype=np.int64)
+        ends = sorted(self._ends)
+        out = self._model.generate(
+            inputs_embeds=torch.cat(parts)[None],
+            attention_mask=torch.ones(1, sum(map(len, parts)), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            suppress_tokens=list(banned) or None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = out.sequences[0].numpy()
+        return out.logits[0][0].float().numpy(), tokens[: -1 if tokens[-1] in self._ends else None]
 
 
 def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.Tensor:  # noqa: ANN401
@@ -275,24 +275,52 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
     """Transformers' model in fp32, each parameter taken from the checkpoint."""
     import torch
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-    from transformers.modeling_utils import no_init_weights
 
     config_class: Any = LlavaOnevisionConfig
     model_class: Any = LlavaOnevisionForConditionalGeneration
     config = config_class(**_transformers_config(checkpoint.config, backbone=backbone))
     # Parameters stay unwritten, and so take no memory, until the checkpoint's take their place.
-    with no_init_weights():
+    with _no_init_weights():
         model = model_class(config).eval()
     model.tie_weights()  # before the loop: a tied head is then no parameter of its own
     names = set(checkpoint.names)
-    for name, parameter in model.named_parameters():
+    for own_name, parameter in model.named_parameters():
+        name = canonical_name(own_name)
         if not backbone and name.startswith(_BACKBONE):
             continue
         if name in names:
-            parameter.data = checkpoint.tensor(name).to(torch.float32)
+            parameter.data = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
         elif not name.startswith(_UNUSED):
             raise ExportError(f"the reference needs {name}, which the checkpoint does not have")
     return model
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of ``tokenizer.json`` as it stands, else transformers' Qwen2 of ``vocab.json``."""
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    from transformers import Qwen2TokenizerFast
+
+    tokenizer: Any = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
+    return cast("Tokenizer", tokenizer.backend_tokenizer)
+
+
+def _image_processor() -> Any:  # noqa: ANN401
+    """The class of the Pillow image processor: transformers 5 gave its name to the one of torchvision."""
+    import transformers
+
+    pillow = getattr(transformers, "LlavaOnevisionImageProcessorPil", None)
+    return pillow or transformers.LlavaOnevisionImageProcessor
+
+
+def _no_init_weights() -> Any:  # noqa: ANN401
+    """Context in which transformers leaves new parameters unwritten."""
+    from transformers import modeling_utils
+
+    home: Any = getattr(modeling_utils, "init", modeling_utils)  # transformers 5, 4
+    return home.no_init_weights()
 
 
 _BACKBONE = ("model.language_model.", "lm_head.")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import QuantError
+from onevision.graphs.names import FEATURES, PIXELS
 from onevision.graphs.siglip import Plan, write_encoder
 from onevision.native.device import default_threads
 from onevision.quant.smooth import Ranges
-from onevision.runtime.vision import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def watch_ranges(
             f"activations or image features of {tower.path} are not finite",
             hint="check the bundle with: onevision verify",
         )
-    features = seen.pop(OUTPUT)[:, 0]
+    features = seen.pop(FEATURES)[:, 0]
     ranges = {}
     for name in dict.fromkeys(name.rpartition(":")[0] for name in seen):
         low, high, total, squares = (seen[f"{name}:{kind}"] for kind in ("min", "max", "sum", "squares"))
@@ -72,7 +72,7 @@ def watch_errors(
     """
     sums: dict[str, float] = {}
     for outputs in _run(tower, plan, "errors", tiles, scratch, threads):
-        del outputs[OUTPUT]
+        del outputs[FEATURES]
         for name, value in outputs.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     return sums
@@ -93,4 +93,4 @@ def _run(
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     for tile in tiles:
-        yield dict(zip(names, session.run(None, {INPUT: tile[None]}), strict=True))
+        yield dict(zip(names, session.run(None, {PIXELS: tile[None]}), strict=True))

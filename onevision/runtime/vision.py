@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from onevision.errors import BundleError, GenerationError, InputError, UsageError
+from onevision.graphs.names import FEATURES, PIXELS
 from onevision.native.device import Device, default_threads
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-
-INPUT = "pixel_values"
-OUTPUT = "image_features"
 
 # Several tiles in one call are no faster on a CPU, whose cores one tile keeps busy, and cost memory.
 _BATCH = {"cpu": 1, "cuda": 8}
@@ -108,8 +106,8 @@ class VisionEncoder:
             raise GenerationError("the vision encoder is closed")
         binding, pixels = self._session.io_binding(), np.ascontiguousarray(tiles)
         try:
-            binding.bind_cpu_input(INPUT, pixels)  # a GPU gets a copy
-            binding.bind_output(OUTPUT, "cpu", 0, np.float32, features.shape, features.ctypes.data)
+            binding.bind_cpu_input(PIXELS, pixels)  # a GPU gets a copy
+            binding.bind_output(FEATURES, "cpu", 0, np.float32, features.shape, features.ctypes.data)
             binding.synchronize_inputs()
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -127,7 +125,7 @@ def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401
         case [
             (str(source), "tensor(float)", str(), 3, int(side), int(width)),
             (str(target), "tensor(float)", str(), int(patches), int(hidden)),
-        ] if (source, target) == (INPUT, OUTPUT) and side == width:
+        ] if (source, target) == (PIXELS, FEATURES) and side == width:
             return side, patches, hidden
     raise BundleError(
         f"{path} is no vision encoder of this package: its inputs and outputs are {ends}", hint=EXPORT_HINT

@@ -149,7 +149,8 @@ def test_values_are_those_of_the_checkpoint(tmp_path, checkpoint, dtype):
         kind = "f32" if tensor.ndim == 1 else dtype
         assert read[target].tensor_type.name.lower() == kind
         values = gguf.quants.dequantize(read[target].data, read[target].tensor_type)
-        wanted = tensor.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind])
+        exact = torch.from_numpy(tensor.astype(np.float32))
+        wanted = exact.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind])
         assert np.array_equal(values.reshape(tensor.shape), wanted.float().numpy()), target
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
@@ -61,8 +62,6 @@ def shard(folder: Path, parts: int = 3) -> dict[str, str]:
 def test_every_tensor_is_the_models(
     scheme: Scheme, tied: bool, sharded: bool, tiny_models: Models, tmp_path: Path
 ) -> None:
-    import torch
-
     folder = shutil.copytree(tiny_models[tied][0], tmp_path / "it")
     rename_tensors(folder, scheme)
     if sharded:
@@ -73,7 +72,7 @@ def test_every_tensor_is_the_models(
     with Checkpoint.open(folder) as checkpoint:
         assert sorted(checkpoint.names) == sorted(expected)
         for name, tensor in expected.items():
-            assert torch.equal(checkpoint.tensor(name), tensor), name
+            assert np.array_equal(checkpoint.tensor(name), tensor.numpy()), name
             assert checkpoint.shape(name) == tuple(tensor.shape)
             assert checkpoint.dtype(name) == "F32"
         assert checkpoint.bytes_of() == sum(t.numel() * 4 for t in expected.values())
@@ -83,14 +82,14 @@ def test_every_tensor_is_the_models(
 
 @pytest.mark.parametrize("stored_layers", [2, 3], ids=["last layer left out", "last layer stored"])
 def test_lmms_lab(stored_layers: int, tiny: Path, tiny_models: Models) -> None:
-    import torch
-
     as_lmms_lab(tiny, stored_layers=stored_layers)
     expected = {name: t for name, t in tiny_models[True][1].items() if name != "lm_head.weight"}
     with Checkpoint.open(tiny) as checkpoint:
         assert checkpoint.config.format == "lmms-lab"
         assert sorted(checkpoint.names) == sorted(expected)
-        assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in expected.items())
+        assert all(
+            np.array_equal(checkpoint.tensor(name), tensor.numpy()) for name, tensor in expected.items()
+        )
 
 
 @pytest.mark.parametrize(("stored", "size"), [("F32", 4), ("F16", 2), ("BF16", 2)])
@@ -103,7 +102,9 @@ def test_stored_type_is_kept(stored: str, size: int, tiny: Path, tiny_models: Mo
     name = "model.language_model.norm.weight"
     assert checkpoint.dtype(name) == stored
     assert checkpoint.bytes_of(name) == 64 * size
-    assert torch.equal(checkpoint.tensor(name), tiny_models[True][1][name].to(kind))
+    read, expected = checkpoint.tensor(name), tiny_models[True][1][name].to(kind)
+    assert str(read.dtype) == str(kind).removeprefix("torch.")
+    assert np.array_equal(read.astype(np.float32), expected.float().numpy())
 
 
 def test_types_may_differ_from_tensor_to_tensor(tiny: Path) -> None:
@@ -470,15 +471,16 @@ def test_close(tiny: Path) -> None:
 
 MEASURE = """
 import re, sys
+import ml_dtypes
+import numpy as np
+import safetensors
 from pathlib import Path
-import torch
 from onevision.export.checkpoint import Checkpoint
 
 def memory(field):
     return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 with Checkpoint.open(Path(sys.argv[1])) as checkpoint:
-    torch.zeros(8).sum()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = memory("VmRSS")
     for name in checkpoint.names:

@@ -36,7 +36,7 @@ def embedding(toy_checkpoint: Path) -> npt.NDArray[np.float32]:
     from onevision.export.checkpoint import Checkpoint
 
     with Checkpoint.open(toy_checkpoint) as checkpoint:
-        return checkpoint.tensor("model.language_model.embed_tokens.weight").float().numpy()
+        return checkpoint.tensor("model.language_model.embed_tokens.weight").astype(np.float32)
 
 
 def load(bundle: Path) -> Backbone:

@@ -15,8 +15,10 @@ from onevision import OneVision
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA
 from onevision.errors import BundleError, GenerationError, UsageError
 from onevision.export.checkpoint import Checkpoint
+from onevision.export.shape import qwen_shape
 from onevision.export.synth import SynthSpec, synthesise
-from onevision.graphs.qwen2 import export_prefill
+from onevision.export.tensors import TEXT_PREFIX
+from onevision.graphs.qwen2 import write_prefill
 from onevision.native.gguf import GgufFile
 from onevision.proof.verify import greedy_tokens
 from onevision.runtime.prefill import state as handover
@@ -27,6 +29,8 @@ from tests.conftest import make_bundle, replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from onevision.graphs.qwen2 import PrefillPrecision
 
 QUESTION = "What is on the table?"
 # Of a text of some hundred tokens, so that `auto` takes the graph.
@@ -49,6 +53,15 @@ def small(untied_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def load(bundle: Path, prefill: str = "onnx") -> OneVision:
     return OneVision.load(bundle, device="cpu", threads=1, prefill=prefill)
+
+
+def write_graph(checkpoint: Checkpoint, path: Path, precision: PrefillPrecision) -> None:
+    write_prefill(
+        path,
+        qwen_shape(checkpoint.config.text),
+        lambda name: checkpoint.tensor(TEXT_PREFIX + name),
+        precision=precision,
+    )
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,7 +144,7 @@ def toy_graphs(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     with Checkpoint.open(toy_checkpoint) as checkpoint:
         for precision, path in paths.items():
             path.parent.mkdir()
-            export_prefill(checkpoint, path, precision=precision)
+            write_graph(checkpoint, path, precision)
     return paths
 
 
@@ -211,7 +224,7 @@ def test_a_graph_of_another_model_is_not_used(exact: Path, tmp_path: Path):
     other = synthesise(tmp_path / "other", SynthSpec(seed=5))
     copy = shutil.copytree(exact, tmp_path / "copy")
     with Checkpoint.open(other) as checkpoint:
-        export_prefill(checkpoint, tmp_path / PREFILL, precision="fp32")
+        write_graph(checkpoint, tmp_path / PREFILL, "fp32")
     for name in (PREFILL, PREFILL_DATA):
         replace_file(copy, name, (tmp_path / name).read_bytes())
     with load(copy) as model:

@@ -15,13 +15,13 @@ from onevision.bench.scenarios import ScenarioInputs, photograph
 from onevision.bench.target import Target, TimedAnswer, question
 from onevision.bundle import BACKBONE, NEWLINE, VISION
 from onevision.errors import BundleError, UsageError
+from onevision.graphs.names import PIXELS
 from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.backbone import vocabulary_of
 from onevision.runtime.features import encode_once
 from onevision.runtime.options import Options
 from onevision.runtime.prepare import Preparer
-from onevision.runtime.vision import INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ class OpenVinoTarget(Target):
 
     def features(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Pixel values float32 [1, 3, S, S] to image features float32 [1, P, H]."""
-        return np.asarray(self._model({INPUT: pixels})[0])
+        return np.asarray(self._model({PIXELS: pixels})[0])
 
     def _quantize(self, graph: Any) -> Any:  # noqa: ANN401
         """The graph in NNCF's int8, calibrated on tiles of generated images."""
@@ -100,7 +100,7 @@ class OpenVinoTarget(Target):
         sources = tuple(photograph((640, 480), seed) for seed in range(100, 100 + _CALIBRATION_IMAGES))
         visuals = self._prepare(ScenarioInputs(sources)).visuals
         tiles = [anyres.normalise(visual.tiles, vision.mean, vision.std) for visual in visuals]
-        samples = [{INPUT: tile[None]} for tile in np.concatenate(tiles)]
+        samples = [{PIXELS: tile[None]} for tile in np.concatenate(tiles)]
         return nncf.quantize(
             graph,
             nncf.Dataset(samples),
