@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Raised when files of earlier versions can no longer be read.
 SCHEMA_VERSION = 2
-_HINT = "measure again with: onevision bench --out FILE"
+_HINT = "measure again with: onevision bench --output FILE"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.export.checkpoint import Checkpoint
-    from onevision.export.config import ModelConfig, TextConfig
+    from onevision.models.shapes import ModelConfig, TextConfig
     from onevision.native.quantize import BackbonePrecision, BackboneReport
     from onevision.progress import Advance
 
