@@ -18,7 +18,7 @@ from onevision.bench.scenarios import QUESTION, photograph, write_video
 from onevision.planning.speed import Calibration, Reading, calibration_path, write_calibration
 from onevision.runtime.answer import StageClock
 from onevision.runtime.engine import OneVision
-from onevision.runtime.options import Options
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prefill.policy import LEAST, Reader
 from onevision.runtime.prompt import conversation_of
 from onevision.runtime.video import probe_video, read_video
@@ -81,7 +81,7 @@ def _picture(model: OneVision) -> tuple[float, float, npt.NDArray[np.float32]]:
     """Seconds per million pixels to read and cut, seconds per tile, and visual tokens float32 [n, H]."""
     conversation = conversation_of(QUESTION, [photograph(_SIZE)], None, None)
     clock = StageClock()
-    prepared = model.preparer.prepare(conversation, Options(), clock)
+    prepared = model.preparer.prepare(conversation, AnswerOptions(), clock)
     cutting = clock.stages["read"] + clock.stages["preprocess"]
     model.vision_encoder()
     clock = StageClock()

@@ -16,16 +16,15 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onevision.bundle import BACKBONE, write_bundle
+from onevision.bundle import write_bundle
 from onevision.export.cached import cached_bundle
-from onevision.files import disk_space
+from onevision.files import disk_space, scratch_folder
 
 if TYPE_CHECKING:
     from onevision.export.build import Exported
     from onevision.export.synth import SynthSize, SynthSpec
-    from onevision.native.quantize import BackbonePrecision
+    from onevision.precisions import BackbonePrecision, EncoderPrecision
     from onevision.progress import Progress
-    from onevision.quant.requantise import EncoderPrecision
 
 #: Calibration tiles of int8: ranges of random weights are as good as any.
 _TILES = 2
@@ -88,13 +87,13 @@ def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     from onevision.native.quantize import FLOAT_BYTES, QUANTIZED_BYTES
 
     tower, backbone = weights_of(spec)
-    made = (
-        int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + backbone
-    )  # and the prefill graph
-    checkpoint, gguf_in_its_type = 2 * (tower + backbone), 2 * backbone
-    exporting = checkpoint + 4 * tower + gguf_in_its_type + made
-    calibrating = made + (4 + 8 + 1) * tower  # exported, watched in float and in int8, and quantized
-    return max(exporting, calibrating) + _REST
+    prefill = backbone
+    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + prefill
+    checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
+    exporting = checkpoint + 4 * tower + in_its_type + made
+    calibrating = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantized
+    copying = 2 * made + (4 + 2) * tower
+    return max(exporting, calibrating, copying) + _REST
 
 
 def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, progress: Progress) -> None:
@@ -116,33 +115,27 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
         tempfile.TemporaryDirectory(
             prefix=f".{target.name}.", suffix=".partial", dir=target.parent, ignore_cleanup_errors=True
         ) as scratch,
-        write_bundle(target) as folder,
     ):
         checkpoint = Path(scratch, f"synthetic-{wanted.size}")
         with progress.step("checkpoint with random weights") as advance:
             synthesise(checkpoint, spec, advance=advance)
-        source = FetchedCheckpoint(checkpoint, None, None)
-        exported = export(source, Path(scratch, "bundle"), options, progress)
+        floats = Path(scratch, "bundle") if wanted.vision == "int8" else target
+        exported = export(FetchedCheckpoint(checkpoint, None, None), floats, options, progress)
         shutil.rmtree(checkpoint)
         if wanted.vision == "int8":
-            _quantize(exported, folder, threads, progress)
-        else:
-            for path in exported.bundle.folder.iterdir():
-                path.replace(folder / path.name)
+            _quantize(exported, target, threads, progress)
 
 
-def _quantize(exported: Exported, folder: Path, threads: int | None, progress: Progress) -> None:
+def _quantize(exported: Exported, target: Path, threads: int | None, progress: Progress) -> None:
     """The same bundle with an int8 encoder, whatever its error."""
+    from onevision.export.seal import seal
     from onevision.proof.verify import Report
-    from onevision.quant.calibration import calibration_tiles
+    from onevision.quant.candidates import Candidate, GateConfig, Quantizer
     from onevision.quant.gates import Thresholds
-    from onevision.quant.requantise import finish, make_draft, make_encoder
 
-    floats = exported.bundle
     anything = Thresholds(cosine=-1.0, relative_error=inf)
-    tiles = calibration_tiles(floats.manifest.vision, limit=_TILES)
-    encoder = make_encoder(
-        floats, "int8", folder, progress, calibration=tiles, thresholds=anything, threads=threads
-    )
-    floats.path(BACKBONE).replace(folder / BACKBONE)
-    finish(make_draft(floats, folder, encoder, exported.backbone), Report(()))
+    config = GateConfig(tiles=_TILES, thresholds=anything, threads=threads)
+    with write_bundle(target) as folder, scratch_folder(folder) as scratch:
+        quantizer = Quantizer(exported.bundle, scratch, config, progress)
+        bundle = quantizer.make(Candidate("int8", exported.backbone.precision), folder)
+        seal(folder, bundle.manifest, exported.backbone, Report(()), **bundle.manifest.quality)

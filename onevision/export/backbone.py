@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.models.shapes import ModelConfig, TextConfig
-    from onevision.native.quantize import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]

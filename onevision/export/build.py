@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.vision import VisionPrecision
     from onevision.graphs.qwen2 import PrefillPrecision
-    from onevision.native.quantize import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Progress
 
 

@@ -20,7 +20,7 @@ from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.backbone import vocabulary_of
 from onevision.runtime.features import encode_once
-from onevision.runtime.options import Options
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prepare import Preparer
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class OpenVinoTarget(Target):
             tiles: npt.NDArray[np.uint8], _on_tile: Callable[[int, int], None]
         ) -> npt.NDArray[np.float32]:
             with clock.stage("preprocess"):
-                pixels = anyres.normalise(tiles, vision.mean, vision.std)
+                pixels = anyres.normalize(tiles, vision.mean, vision.std)
             features = []
             with clock.stage("encode"):
                 for tile in pixels:
@@ -99,7 +99,7 @@ class OpenVinoTarget(Target):
         vision = self._bundle.manifest.vision
         sources = tuple(photograph((640, 480), seed) for seed in range(100, 100 + _CALIBRATION_IMAGES))
         visuals = self._prepare(ScenarioInputs(sources)).visuals
-        tiles = [anyres.normalise(visual.tiles, vision.mean, vision.std) for visual in visuals]
+        tiles = [anyres.normalize(visual.tiles, vision.mean, vision.std) for visual in visuals]
         samples = [{PIXELS: tile[None]} for tile in np.concatenate(tiles)]
         return nncf.quantize(
             graph,
@@ -112,4 +112,4 @@ class OpenVinoTarget(Target):
     def _prepare(self, inputs: ScenarioInputs, frames: int | None = None) -> PreparedPrompt:
         with vocabulary_of(self._bundle.path(BACKBONE)) as vocabulary:
             preparer = Preparer(self._bundle.manifest, vocabulary, np.load(self._bundle.path(NEWLINE)))
-            return preparer.prepare(question(inputs), Options(frames=frames), StageClock())
+            return preparer.prepare(question(inputs), AnswerOptions(frames=frames), StageClock())
