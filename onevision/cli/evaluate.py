@@ -18,7 +18,6 @@ from onevision.cli.console import (
     Model,
     Prefill,
     Threads,
-    bundle_folder,
     examples,
     one_of,
     print_json,
@@ -117,7 +116,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure how good a bundle's answers are."""
-    from onevision.bundle import open_bundle
     from onevision.eval.ask import EvalSettings, See
     from onevision.eval.evaluate import evaluate as run
     from onevision.eval.questions import choose_questions
@@ -145,7 +143,7 @@ def evaluate(
         raise UsageError("--force needs -o/--output: no other file is written")
     answers = AnswersFile(output, force=force) if output else None
     done = run(
-        open_bundle(bundle_folder(model), check=check),
+        model,
         chosen,
         settings,
         ConsoleProgress(lines=False),

@@ -20,6 +20,7 @@ from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
 from onevision.runtime.engine import OneVision
+from onevision.tiny import default_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: Bundle,
+    folder: Path | None,
     questions: QuestionSet,
     settings: EvalSettings,
     progress: Progress,
@@ -84,7 +85,7 @@ def evaluate(
     """Ask a bundle questions and score its answers.
 
     Args:
-        bundle: The bundle; it is loaded here, and closed.
+        folder: The bundle; None for the tiny model.
         questions: Questions to ask, see :func:`onevision.eval.questions.choose_questions`.
         settings: Options of all questions.
         progress: Reports each model's progress and share of right answers.
@@ -93,7 +94,7 @@ def evaluate(
         prefill: Prefill backend of the bundle; the other one is read by llama.cpp.
         device: See :meth:`onevision.runtime.engine.OneVision.load`.
         threads: CPU threads; None for all cores.
-        check: Compare checksums of the other bundle's files too.
+        check: Compare checksums of all files of the bundles, not only their sizes.
 
     Raises:
         UsageError: Options that exclude each other, or the answers file is of another run.
@@ -104,6 +105,7 @@ def evaluate(
         raise UsageError("--frames needs --questions: the videos of a suite are used whole")
     load = partial(_loaded, device=device, threads=threads)
     other = None if against is None else _other(against, questions, load, settings, progress, check=check)
+    bundle = open_bundle(folder or default_bundle(progress), check=check)
     run = run_id(bundle.manifest, settings, prefill)
     if answers:
         answers.check(questions, run)
