@@ -1,22 +1,20 @@
 """The reference implementation: transformers' LLaVA-OneVision in fp32, with the Pillow image processor.
 
-In: an open checkpoint. Out: a :class:`~onevision.proof.golden.ReferenceCase` with the output of each stage.
-Nothing here comes from the runtime: prompts, tiles, token ids and packing are the reference's own, so
-that a mistake cannot hide by being made twice.
+In: an open checkpoint. Out: a :class:`~onevision.proof.golden.ReferenceCase` with the
+output of each stage. Nothing here comes from the runtime: prompts, tiles, token ids and packing are the
+reference's own, so that no mistake is made on both sides. Needs the extra ``proof``.
 """
 
 from __future__ import annotations
 
+import re
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import psutil
 
 from onevision.errors import ExportError
-from onevision.export.config import siglip_config
-from onevision.export.tensors import canonical_name
-from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.proof.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from onevision.export.checkpoint import Checkpoint
     from onevision.export.config import ModelConfig
 
 #: The training format, reference for `<image>` and for `<video>` alike (LLaVA-NeXT, conv "qwen_1_5").
@@ -37,21 +34,45 @@ PROMPT = (
 )
 
 
+class SourceCheckpoint(Protocol):
+    """A checkpoint as the reference needs it; :class:`onevision.export.checkpoint.Checkpoint` is one."""
+
+    folder: Path  # with the tokenizer's files
+    config: ModelConfig
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, as in transformers 4.52 to 4.57."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        ...
+
+    def tensor(self, name: str) -> npt.NDArray[Any]:
+        """A tensor in any float type."""
+        ...
+
+
 class Reference:
-    """transformers' model, filled from a checkpoint.
+    """Transformers' model, filled from a checkpoint.
 
     Args:
-        checkpoint: Open for as long as this is made.
+        checkpoint: Open for as long as the reference is built.
         backbone: Load the language model too; without it cases end at the visual tokens.
+        never_sampled: Tokens that greedy decoding never chooses: rows beyond the tokenizer, placeholders.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, backbone: bool = True) -> None:
+    def __init__(
+        self, checkpoint: SourceCheckpoint, *, backbone: bool = True, never_sampled: Sequence[int] = ()
+    ) -> None:
         self.config = config = checkpoint.config
         self.has_backbone = backbone
+        self._never_sampled = list(never_sampled) or None
         self._model = _load(checkpoint, backbone=backbone)
         self._tokenizer = _tokenizer(checkpoint.folder)
         # Qwen2's base model ends with the second, and a chat model may say it too.
-        stops = map(self._tokenizer.token_to_id, (IM_END, END_OF_TEXT))
+        stops = map(self._tokenizer.token_to_id, ("<|im_end|>", "<|endoftext|>"))
         self._ends = {*config.text.eos_ids, *stops}
         side = config.vision.image_size
         self._processor = _image_processor()(
@@ -68,17 +89,15 @@ class Reference:
         *,
         images: Sequence[npt.NDArray[np.uint8]] = (),
         video: npt.NDArray[np.uint8] | None = None,
-        banned: Sequence[int] = (),
         keep: int | None = None,
     ) -> ReferenceCase:
         """Run one input through all stages.
 
         Args:
             name: Name of the case.
-            question: Text after the pictures.
+            question: Text after the images.
             images: uint8 [h, w, 3] each.
             video: Frames uint8 [N, h, w, 3]; all are used.
-            banned: Token ids that greedy decoding never chooses (rows beyond the tokenizer, placeholders).
             keep: Rows kept of features and embeddings; None for all.
         """
         import torch
@@ -88,7 +107,7 @@ class Reference:
             tiles, features, packed = self._visuals(images, video)
             logits, tokens = (None, None)
             if self.has_backbone:
-                logits, tokens = self._decode(ids, packed, banned)
+                logits, tokens = self._decode(ids, packed)
         return ReferenceCase(
             name=name,
             prompt=question,
@@ -108,7 +127,6 @@ class Reference:
         *,
         images: Sequence[npt.NDArray[np.uint8]] = (),
         video: npt.NDArray[np.uint8] | None = None,
-        banned: Sequence[int] = (),
         max_tokens: int = GREEDY_STEPS,
     ) -> str:
         """The greedy answer; arguments as of :meth:`case`."""
@@ -116,12 +134,12 @@ class Reference:
 
         with torch.inference_mode():
             ids = self._prompt_ids(question, len(images), has_video=video is not None)
-            _, tokens = self._decode(ids, self._visuals(images, video)[2], banned, max_tokens)
+            _, tokens = self._decode(ids, self._visuals(images, video)[2], max_tokens)
         text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return text.strip()
 
     def _prompt_ids(self, question: str, images: int, *, has_video: bool) -> list[int]:
-        """Text around each picture is tokenised on its own (LLaVA-NeXT's tokenizer_image_token)."""
+        """Text around each image is tokenized on its own (LLaVA-NeXT's tokenizer_image_token)."""
         visuals = images + has_video
         before, after = PROMPT.split("{visuals}")
         chunks = [before, *[" "] * (visuals - 1), "\n" + after] if visuals else [before + after]
@@ -148,7 +166,7 @@ class Reference:
         )
         try:
             if images:
-                # One nested list is one sample: several pictures in it are padded, a single one is tiled.
+                # One nested list is one sample: several images in it are padded, a single one is tiled.
                 batch = self._processor([list(images)], return_tensors="pt")
                 pixels += batch["pixel_values"]
                 found = model.get_image_features(
@@ -165,9 +183,9 @@ class Reference:
                     frames[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
                 )
                 clip = getattr(found, "pooler_output", found)[0]
-                frame_tokens = (-(-self.config.vision.side // 2)) ** 2
                 # Some versions have put the newline behind it already.
-                packed.append(torch.cat([clip[: len(frames) * frame_tokens], model.image_newline[None]]))
+                clip = clip[: len(frames) * (-(-self.config.vision.side // 2)) ** 2]
+                packed.append(torch.cat([clip, model.image_newline[None]]))
         finally:
             hook.remove()
         if not pixels:
@@ -178,7 +196,6 @@ class Reference:
         self,
         ids: Sequence[int],
         packed: Sequence[torch.Tensor],
-        banned: Sequence[int],
         max_tokens: int = GREEDY_STEPS,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits of the last prompt position [vocabulary], and the greedy continuation."""
@@ -195,7 +212,7 @@ class Reference:
             max_new_tokens=max_tokens,
             eos_token_id=ends,
             pad_token_id=ends[0],
-            suppress_tokens=list(banned) or None,
+            suppress_tokens=self._never_sampled,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -208,7 +225,7 @@ def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.T
 
     Args:
         video: uint8 [N, h, w, 3].
-        processor: The image processor: says how to normalise.
+        processor: The image processor: says how to normalize.
         side: S.
     """
     import torch
@@ -223,23 +240,24 @@ def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.T
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
 
 
-def fits_in_memory(checkpoint: Checkpoint, weight: int = 4) -> bool:
-    """Whether the checkpoint, at so many bytes a weight, fits in the free memory with a tenth to spare."""
+def fits_in_memory(checkpoint: SourceCheckpoint, bytes_each: int = 4) -> bool:
+    """Whether the weights, at so many bytes each, fit in the free memory with a tenth to spare."""
     weights = sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
-    return weight * weights * 1.1 < psutil.virtual_memory().available
+    return bytes_each * weights * 1.1 < psutil.virtual_memory().available
 
 
-def golden_cases(
-    reference: Reference, banned: Sequence[int], on_case: Callable[[str], None] | None = None
-) -> list[ReferenceCase]:
-    """The four cases of a bundle: a tiled picture, two pictures, a video, and text alone.
+def golden_cases(reference: Reference, on_case: Callable[[str], None] | None = None) -> list[ReferenceCase]:
+    """The four cases of a bundle: a tiled image, two images, a video, and text alone.
 
-    The tiled picture is half as wide again as a tile: three passes, and columns of padding to remove.
+    The tiled image is half as wide again as a tile: three passes, and columns of padding to remove.
     """
     side = reference.config.vision.image_size
-    one = [picture(side * 3 // 2, side, seed=1)]
-    two = [picture(side, side * 2 // 3, seed=2), picture(side // 2, side * 3 // 4, seed=3)]
-    clip = np.stack([picture(side * 4 // 3, side, seed=4), picture(side * 4 // 3, side, seed=5)])
+    one = [synthetic_image(side * 3 // 2, side, seed=1)]
+    two = [
+        synthetic_image(side, side * 2 // 3, seed=2),
+        synthetic_image(side // 2, side * 3 // 4, seed=3),
+    ]
+    clip = np.stack([synthetic_image(side * 4 // 3, side, seed=seed) for seed in (4, 5)])
     inputs: dict[str, tuple[str, dict[str, Any]]] = {
         "image": ("What is in this picture?", {"images": one}),
         "images": ("What is different between the two pictures?", {"images": two}),
@@ -250,28 +268,29 @@ def golden_cases(
     for name, (question, visuals) in inputs.items():
         if on_case:
             on_case(name)
-        cases.append(reference.case(name, question, **visuals, banned=banned, keep=KEPT_ROWS))
+        cases.append(reference.case(name, question, **visuals, keep=KEPT_ROWS))
     return cases
 
 
-def picture(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
-    """A picture with smooth areas, edges and grain, uint8 [height, width, 3], the same for the same seed."""
+def synthetic_image(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
+    """An image with smooth areas, edges and grain, uint8 [height, width, 3], the same for the same seed."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     y, x = y / height, x / width
     waves = random.uniform(1, 9, (3, 2))
     scene = np.stack([np.sin(a * x + b * y + a * b) for a, b in waves], axis=-1) * 70 + 120
     for _ in range(6):
-        centre_x, centre_y, radius = (
-            random.uniform(0.1, 0.9),
-            random.uniform(0.1, 0.9),
-            random.uniform(0.05, 0.2),
-        )
-        scene[(x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
+        middle_x, middle_y, radius = (random.uniform(*ends) for ends in ((0.1, 0.9), (0.1, 0.9), (0.05, 0.2)))
+        scene[(x - middle_x) ** 2 + (y - middle_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
     return np.clip(scene + random.normal(0, 6, scene.shape), 0, 255).astype(np.uint8)
 
 
-def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
+_BACKBONE = ("model.language_model.", "lm_head.")
+#: Parameters of transformers' model that no answer depends on.
+_UNUSED = ("model.vision_tower.vision_model.post_layernorm", "model.vision_tower.vision_model.head")
+
+
+def _load(checkpoint: SourceCheckpoint, *, backbone: bool) -> Any:  # noqa: ANN401
     """Transformers' model in fp32, each parameter taken from the checkpoint."""
     import torch
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
@@ -285,7 +304,7 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
     model.tie_weights()  # before the loop: a tied head is then no parameter of its own
     names = set(checkpoint.names)
     for own_name, parameter in model.named_parameters():
-        name = canonical_name(own_name)
+        name = _stored_name(own_name)
         if not backbone and name.startswith(_BACKBONE):
             continue
         if name in names:
@@ -293,6 +312,11 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
         elif not name.startswith(_UNUSED):
             raise ExportError(f"the reference needs {name}, which the checkpoint does not have")
     return model
+
+
+def _stored_name(name: str) -> str:
+    """A parameter's name in transformers 4; version 5 leaves a part of the tower's names out."""
+    return re.sub(r"^model\.vision_tower\.(?!vision_model\.)", "model.vision_tower.vision_model.", name)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -323,15 +347,21 @@ def _no_init_weights() -> Any:  # noqa: ANN401
     return home.no_init_weights()
 
 
-_BACKBONE = ("model.language_model.", "lm_head.")
-#: Parameters of transformers' model that no answer depends on.
-_UNUSED = ("model.vision_tower.vision_model.post_layernorm", "model.vision_tower.vision_model.head")
-
-
 def _transformers_config(config: ModelConfig, *, backbone: bool) -> dict[str, Any]:
-    text = config.text
+    vision, text = config.vision, config.text
     return {
-        "vision_config": siglip_config(config.vision),
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "hidden_act": "gelu_pytorch_tanh",
+            "vision_use_head": False,
+        },
         "text_config": {
             "model_type": "qwen2",
             "hidden_size": text.hidden_size,

@@ -213,11 +213,13 @@ def make_draft(source: Bundle, folder: Path, encoder: Encoder, backbone: Backbon
 
 
 def verify_draft(draft: Draft, threads: int | None = None) -> Report:
-    """Compare it with the reference vectors that it takes over from the source.
+    """Compare it with the reference vectors that it takes over from the source; no cases if it has none.
 
     Raises:
-        BundleError: The source has none, or they are damaged.
+        BundleError: They are damaged.
     """
+    if GOLDEN not in draft.bundle.manifest.files:
+        return Report(())
     with OneVision(draft.bundle, device="cpu", threads=threads) as model:
         return verify(model, load_golden(draft.bundle.path(GOLDEN)))
 
@@ -234,7 +236,7 @@ def finish(draft: Draft, proof: Report, **measured: Mapping[str, Any]) -> Bundle
             "relative_error": quant.features.relative_error,
             "kept": {upgrade.product: upgrade.precision for upgrade in quant.kept},
         }
-    return seal(draft.bundle.folder, draft.bundle.manifest, draft.backbone, proof, **measured)
+    return seal(draft.bundle.folder, draft.bundle.manifest, proof, **measured)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -95,7 +95,7 @@ def _verified(report: Report) -> str:
     )
     result = f"the bundle {'computes' if report.passed else 'does not compute'} what the reference does"
     return f"""<table>
-<caption>Verify: <span class="{_class(report.passed)}">{_mark(report.passed)} {result}</span>
+<caption>Verify: <span class="{_class(bool(report.passed))}">{_mark(bool(report.passed))} {result}</span>
 (relative errors against transformers)</caption>
 <thead><tr><th></th>{head}</tr></thead>
 <tbody>
