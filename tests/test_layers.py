@@ -40,6 +40,7 @@ LAYERS = (
         "metrics",
         "bundle",
         "typed",
+        "precisions",
         "models",
         "html",
         "tiny",

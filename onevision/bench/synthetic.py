@@ -19,16 +19,15 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onevision.bundle import BACKBONE, write_bundle
+from onevision.bundle import write_bundle
 from onevision.export.cached import cached_bundle
-from onevision.files import disk_space
+from onevision.files import disk_space, scratch_folder
 
 if TYPE_CHECKING:
     from onevision.export.build import Exported
     from onevision.export.synth import SynthSize, SynthSpec
-    from onevision.native.quantize import BackbonePrecision
+    from onevision.precisions import BackbonePrecision, EncoderPrecision
     from onevision.progress import Progress
-    from onevision.quant.requantise import EncoderPrecision
 
 #: What int8 is calibrated on. Ranges of random weights are as good as any.
 _TILES = 2
@@ -95,8 +94,9 @@ def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
     made = int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + backbone  # the prefill graph's
     checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
     while_exported = checkpoint + 4 * tower + in_its_type + made
-    while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantised
-    return max(while_exported, while_calibrated) + _REST
+    while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantized
+    while_copied = 2 * made + (4 + 2) * tower
+    return max(while_exported, while_calibrated, while_copied) + _REST
 
 
 def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, progress: Progress) -> None:
@@ -135,17 +135,15 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
 
 
 def _in_int8(exported: Exported, folder: Path, threads: int | None, progress: Progress) -> None:
-    """The same bundle with an encoder in int8, however far its features are from those in floats."""
+    """The same bundle with an int8 encoder, whatever its error."""
+    from onevision.export.seal import seal
     from onevision.proof.verify import Report
-    from onevision.quant.calibration import calibration_tiles
+    from onevision.quant.candidates import Candidate, GateConfig, Quantizer
     from onevision.quant.gates import Thresholds
-    from onevision.quant.requantise import finish, make_draft, make_encoder
 
-    floats = exported.bundle
     anything = Thresholds(cosine=-1.0, relative_error=inf)
-    tiles = calibration_tiles(floats.manifest.vision, limit=_TILES)
-    encoder = make_encoder(
-        floats, "int8", folder, progress, calibration=tiles, thresholds=anything, threads=threads
-    )
-    floats.path(BACKBONE).replace(folder / BACKBONE)
-    finish(make_draft(floats, folder, encoder, exported.backbone), Report(()))
+    config = GateConfig(tiles=_TILES, thresholds=anything, threads=threads)
+    with scratch_folder(folder) as scratch:
+        quantizer = Quantizer(exported.bundle, scratch, config, progress)
+        bundle = quantizer.make(Candidate("int8", exported.backbone.precision), folder)
+    seal(folder, bundle.manifest, Report(()), **bundle.manifest.quality)

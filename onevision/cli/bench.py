@@ -210,8 +210,7 @@ def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int
     from onevision.bundle import open_bundle
     from onevision.export.synth import SynthSize
     from onevision.files import readable
-    from onevision.native.quantize import BackbonePrecision
-    from onevision.quant.requantise import EncoderPrecision
+    from onevision.precisions import BackbonePrecision, EncoderPrecision
 
     wanted = Synthetic(
         one_of(size, get_args(SynthSize), "--synthetic"),

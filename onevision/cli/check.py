@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Bundle, Manifest
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig
     from onevision.proof.golden import ReferenceCase
     from onevision.proof.verify import Report
 

@@ -200,9 +200,10 @@ def _reused(inputs: Sequence[Input], options: Options, shape: Shape) -> int:
 
 def _published(size: str, prompt: str) -> _Subject:
     """A published model, or the tiny one, without a bundle of it."""
-    from onevision.planning.cost import PUBLISHED, published
+    from onevision.models.shapes import PublishedSize
+    from onevision.planning.cost import published
 
-    name = one_of(size, ("tiny", *PUBLISHED), "--size")
+    name = one_of(size, ("tiny", *get_args(PublishedSize)), "--size")
     tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
     return _Subject(name, _shipped() if name == "tiny" else published(name), tokens)
 
@@ -210,8 +211,8 @@ def _published(size: str, prompt: str) -> _Subject:
 def _shipped() -> Shape:
     """Shape of the tiny model, read from its checkpoint: planning makes no bundle."""
     from onevision.export.config import read_config
-    from onevision.export.shape import backbone_info, video_info, vision_info
     from onevision.models import SHIPPED
+    from onevision.models.shapes import backbone_info, video_info, vision_info
     from onevision.planning.cost import KV_BYTES, Shape
 
     config = read_config(SHIPPED["tiny", "ov"])

@@ -38,11 +38,11 @@ from onevision.export.backbone import export_backbone
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.seal import seal, tool_versions, writer_versions
-from onevision.export.shape import backbone_info, qwen_shape, video_info, vision_info
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.vision import export_vision
 from onevision.extras import missing
 from onevision.graphs.qwen2 import write_prefill
+from onevision.models.shapes import backbone_info, video_info, vision_info
 from onevision.proof.verify import Report
 from onevision.runtime.prompt import DEFAULT_SYSTEM
 
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.vision import VisionPrecision
     from onevision.graphs.qwen2 import PrefillPrecision
-    from onevision.native.quantize import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Progress
 
 
@@ -154,7 +155,7 @@ def _write_models(
         with progress.step(f"prefill graph to ONNX ({options.prefill})") as advance:
             write_prefill(
                 folder / PREFILL,
-                qwen_shape(checkpoint.config.text),
+                checkpoint.config.text,
                 lambda tensor: checkpoint.tensor(TEXT_PREFIX + tensor),
                 precision=options.prefill,
                 advance=advance,

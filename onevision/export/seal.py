@@ -27,7 +27,7 @@ def seal(folder: Path, manifest: Manifest, report: Report, **measured: Mapping[s
         report: Result of verify; without cases if nothing was compared.
         measured: Further entries of ``quality``.
     """
-    manifest = replace(manifest, quality={"verify": report.to_dict(), **measured})
+    manifest = replace(manifest, quality={**measured, "verify": report.to_dict()})
     (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest = replace(manifest, files=manifest.files | files_of([folder / CARD], {}))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

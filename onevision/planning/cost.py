@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
+from onevision.models.shapes import PublishedSize, backbone_info, published_config, video_info, vision_info
 from onevision.runtime.anyres import AnyRes
 from onevision.runtime.budget import Budget, cut
 
@@ -209,39 +210,7 @@ def machine_rate() -> float:
     return EFFICIENCY * repeats * 2 * side**3 / (time.perf_counter() - started)
 
 
-def published(size: str) -> Shape:
-    """Shape of a published model, for planning before anything is downloaded.
-
-    Args:
-        size: A key of :data:`PUBLISHED`.
-    """
-    return Shape(_SO400M, PUBLISHED[size], VideoInfo(frames=32, pooled_side=14))
-
-
-_SO400M = VisionInfo(
-    image_size=384,
-    patch_size=14,
-    hidden=1152,
-    intermediate=4304,
-    layers=26,
-    grid_pinpoints=tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
-    aspect_ratio="anyres_max_9",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
-
-
-def _qwen2(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int
-) -> BackboneInfo:
-    return BackboneInfo(
-        hidden, intermediate, layers, heads, kv_heads, 32768, vocab, (151645,), bits_per_weight=16.0
-    )
-
-
-#: Backbones of the published sizes (Qwen2 configurations, with the rows of the llava-hf files).
-PUBLISHED = {
-    "0.5b": _qwen2(896, 4864, 24, 14, 2, 152000),
-    "7b": _qwen2(3584, 18944, 28, 28, 4, 152128),
-    "72b": _qwen2(8192, 29568, 80, 64, 8, 152128),
-}
+def published(size: PublishedSize) -> Shape:
+    """Shape of a published model, for planning before anything is downloaded."""
+    config = published_config(size)
+    return Shape(vision_info(config), backbone_info(config, bits_per_weight=16.0), video_info(config))

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
@@ -31,6 +30,7 @@ from onevision.runtime.anyres import (
     split,
     squash,
 )
+from tests.reference import PillowProcessor
 from tests.runtime.media import noise, photograph
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def oracle_model(spec: AnyRes) -> SimpleNamespace:
 
 
 def oracle_pixels(images: list[list[Image.Image]], spec: AnyRes, mean=HALF, std=HALF) -> np.ndarray:
-    processor = LlavaOnevisionImageProcessor(
+    processor = PillowProcessor(
         size={"height": spec.tile, "width": spec.tile},
         image_grid_pinpoints=[list(grid) for grid in spec.pinpoints],
         image_mean=list(mean),

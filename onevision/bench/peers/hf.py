@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onevision.bench.peers import Setup
     from onevision.bench.scenarios import Inputs, Scenario
     from onevision.bundle import Bundle
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig
     from onevision.runtime.answer import Stage, StageClock
     from onevision.runtime.prompt import Segment, Template
 
