@@ -11,7 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx", "gguf", "safetensors", "huggingface_hub", "filelock"),
     "proof": ("torch", "transformers"),
     "video": ("av",),
-    "bench": ("matplotlib",),
+    "bench": ("matplotlib", "onnx"),
 }
 
 

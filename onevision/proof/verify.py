@@ -15,7 +15,7 @@ from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.metrics import relative_error
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
 from onevision.runtime.answer import StageClock
-from onevision.runtime.options import Options, Sampling
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
     files = model.bundle.manifest.files
     vision, backbone = files[VISION].precision or "", files[BACKBONE].precision or ""
     frames = None if case.video is None else len(case.video)
-    options = Options(template="training", frames=frames)
+    options = AnswerOptions(template="training", frames=frames)
     messages = conversation_of(case.prompt, case.images, case.video, None)
     prepared = model.preparer.prepare(messages, options, StageClock())
     yield _ids("prompt", prompt_ids(prepared), case.prompt_ids)
@@ -167,7 +167,7 @@ def prompt_ids(prepared: PreparedPrompt) -> list[int]:
 def greedy_tokens(model: OneVision, count: int) -> list[int]:
     """The next ``count`` greedy tokens after the backbone's current position, fewer if the answer ends."""
     tokens: list[int] = []
-    with model.sampler(Sampling()) as sampler:
+    with model.sampler(AnswerOptions()) as sampler:
         while len(tokens) < count:
             token = sampler.sample(model.backbone)
             if model.backbone.vocabulary.ends(token):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from onevision.errors import ImageError, QuantError
-from onevision.runtime.anyres import AnyRes, normalise, split
+from onevision.runtime.anyres import AnyRes, normalize, split
 from onevision.runtime.images import read_image
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def calibration_tiles(
     # Every image's base view comes before a second tile of any.
     ordered = [tiles[turn] for turn in range(_TILES_PER_IMAGE) for tiles in per_image if turn < len(tiles)]
     return CalibrationTiles(
-        normalise(np.stack(ordered[:limit]), vision.mean, vision.std),
+        normalize(np.stack(ordered[:limit]), vision.mean, vision.std),
         len(per_image),
         "built-in images" if folder is None else folder.name,
         tuple(warnings),

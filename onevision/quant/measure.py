@@ -26,7 +26,7 @@ from onevision.quant.gates import (
     worst_features,
 )
 from onevision.runtime.answer import StageClock
-from onevision.runtime.options import Options
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def prepare(model: OneVision, sample: Sample) -> PreparedPrompt:
     """
     frames = len(sample.video) if isinstance(sample.video, np.ndarray) else None
     messages = conversation_of(sample.prompt, sample.images, sample.video, None)
-    return model.preparer.prepare(messages, Options(frames=frames), StageClock())
+    return model.preparer.prepare(messages, AnswerOptions(frames=frames), StageClock())
 
 
 def _record(

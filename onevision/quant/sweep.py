@@ -275,7 +275,7 @@ def _tile_ms(model: OneVision) -> float:
     vision, encoder = model.bundle.manifest.vision, model.vision_encoder()
     side = vision.image_size
     noise = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
-    pixels = anyres.normalise(noise, vision.mean, vision.std)
+    pixels = anyres.normalize(noise, vision.mean, vision.std)
     encoder.encode(pixels)
     return _fastest(lambda: encoder.encode(pixels), _TIMED_TILES)
 

@@ -11,7 +11,7 @@ import pytest
 from onevision.bundle import VisionInfo
 from onevision.errors import QuantError
 from onevision.quant.calibration import TILES, calibration_tiles
-from onevision.runtime.anyres import AnyRes, normalise, split
+from onevision.runtime.anyres import AnyRes, normalize, split
 from tests.runtime.media import noise, photograph
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SPEC = AnyRes.parse(
 
 def is_of(tile: np.ndarray, image: object) -> bool:
     """Whether a tile is one that the runtime cuts from a picture."""
-    tiles = normalise(split(image, SPEC).pixels, VISION.mean, VISION.std)
+    tiles = normalize(split(image, SPEC).pixels, VISION.mean, VISION.std)
     return bool((tiles == tile).all(axis=(1, 2, 3)).any())
 
 
