@@ -43,8 +43,8 @@ class ReferenceModel:
                 raise CheckpointError(
                     f"{folder} does not fit in memory in fp32", hint="compare with a bundle instead"
                 )
-            self._reference = Reference(checkpoint)
-            self._banned = read_tokenizer(folder, checkpoint.config).never_sampled
+            never_sampled = read_tokenizer(folder, checkpoint.config).never_sampled
+            self._reference = Reference(checkpoint, never_sampled=never_sampled)
             self._frames = checkpoint.config.frames
             self.tile = checkpoint.config.vision.image_size
 
@@ -59,7 +59,6 @@ class ReferenceModel:
             prompt,
             images=[np.asarray(read_image(image)) for image in images],
             video=video,
-            banned=self._banned,
             max_tokens=settings.max_tokens,
         )
         return EvalReply(text)
