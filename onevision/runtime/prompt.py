@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from onevision.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
+    from onevision.runtime.budget import Detail
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 
@@ -35,6 +36,7 @@ class ImagePart:
     """A picture: path, bytes, PIL image or array (H, W, 3) uint8."""
 
     source: ImageSource
+    detail: Detail | None = None  # None: as the options say
 
 
 @dataclass(frozen=True)
