@@ -12,7 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub", "filelock",
     ),
     "video": ("av",),
-    "bench": ("matplotlib",),
+    "bench": ("matplotlib", "onnx"),
 }  # fmt: skip
 
 

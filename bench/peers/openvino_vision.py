@@ -23,7 +23,7 @@ import numpy as np
 
 from onevision.proof.reference import picture
 from onevision.quant.gates import compare_features
-from onevision.runtime.anyres import normalise
+from onevision.runtime.anyres import normalize
 from onevision.runtime.vision import INPUT, VisionEncoder
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ CALIBRATION_TILES = 8
 def pictures(side: int, number: int) -> Array:
     """Pixel values of generated pictures, float32 [number, 3, side, side]."""
     levels = np.stack([picture(side, side, seed=seed) for seed in range(number)])
-    return normalise(levels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return normalize(levels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def openvino_int8(path: Path, tiles: Array, threads: int) -> Encode:

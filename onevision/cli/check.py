@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from onevision.bundle import Bundle, Manifest
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig
     from onevision.proof.golden import ReferenceCase
     from onevision.proof.verify import Report
 

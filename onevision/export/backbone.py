@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.export.checkpoint import Checkpoint
-    from onevision.export.config import ModelConfig, TextConfig
-    from onevision.native.quantize import BackbonePrecision, BackboneReport
+    from onevision.models.shapes import ModelConfig, TextConfig
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]

@@ -38,11 +38,12 @@ from onevision.export.backbone import export_backbone
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.seal import seal, tool_versions
-from onevision.export.shape import backbone_info, qwen_shape, video_info, vision_info
+from onevision.export.shape import qwen_shape
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
 from onevision.graphs.qwen2 import write_prefill
+from onevision.models.shapes import backbone_info, video_info, vision_info
 from onevision.proof.golden import save_golden
 from onevision.proof.reference import Reference, fits_in_memory, golden_cases
 from onevision.proof.verify import Report, verify
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.vision import VisionPrecision
     from onevision.graphs.qwen2 import PrefillPrecision
-    from onevision.native.quantize import BackbonePrecision, BackboneReport
+    from onevision.native.quantize import BackboneReport
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Progress
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onevision.export.config import IMAGE_TOKEN, SIGLIP_TOWERS, VIDEO_TOKEN
+from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.tokenizer import END_OF_TEXT, IM_END
+from onevision.models.shapes import SIGLIP_TOWERS
 
 if TYPE_CHECKING:
     from onevision.export.synth import SynthSpec

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onevision.export.config import ModelConfig, TextConfig, VisionConfig
+    from onevision.models.shapes import ModelConfig, TextConfig, VisionConfig
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -25,6 +25,7 @@ _PREFIXES = (
     ("model.vision_tower.vision_model.", _VISION),  # transformers 4.52
     ("model.vision_tower.", _VISION),  # transformers 5
     ("vision_tower.vision_model.", _VISION),  # llava-hf
+    ("vision_tower.", _VISION),  # files of transformers 5
     ("model.mm_projector.0.", f"{_PROJECTOR}linear_1."),  # lmms-lab: a Sequential of Linear, GELU, Linear
     ("model.mm_projector.2.", f"{_PROJECTOR}linear_2."),
     ("multi_modal_projector.", _PROJECTOR),  # llava-hf

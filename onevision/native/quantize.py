@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from onevision.errors import ExportError
 from onevision.files import whole_file
@@ -27,14 +27,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.native.gguf import TensorInfo
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Advance
-
-#: Names of :data:`RECIPES`.
-BackbonePrecision = Literal[
-    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl",
-    "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k",
-    "q4_0-pure", "iq4_nl-pure", "q4_0-attn-q8_0", "iq4_nl-attn-q8_0",
-]  # fmt: skip
 
 #: llama.cpp's mixes of types: their ``llama_ftype``, which is also written to a file's metadata.
 FILE_TYPES: dict[str, int] = {

@@ -14,7 +14,7 @@ import numpy as np
 from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
 from onevision.runtime.answer import StageClock
-from onevision.runtime.options import Options, Sampling
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
     files = model.bundle.manifest.files
     vision, backbone = files[VISION].precision or "", files[BACKBONE].precision or ""
     frames = None if case.video is None else len(case.video)
-    options = Options(template="training", frames=frames)
+    options = AnswerOptions(template="training", frames=frames)
     messages = conversation_of(case.prompt, case.images, case.video, None)
     prepared = model.preparer.prepare(messages, options, StageClock())
     yield _ids("prompt", prompt_ids(prepared), case.prompt_ids)
@@ -157,7 +157,7 @@ def prompt_ids(prepared: PreparedPrompt) -> list[int]:
 def greedy_tokens(model: OneVision, count: int) -> list[int]:
     """The next ``count`` greedy tokens after what the backbone has read, fewer if the answer ends."""
     tokens: list[int] = []
-    with model.sampler(Sampling()) as sampler:
+    with model.sampler(AnswerOptions()) as sampler:
         while len(tokens) < count:
             token = sampler.sample(model.backbone)
             if model.backbone.vocabulary.ends(token):

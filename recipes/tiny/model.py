@@ -105,8 +105,8 @@ def export_checkpoint(model: Any, vocabulary: Vocabulary, folder: Path) -> Path:
         LlavaOnevisionImageProcessor,
     )
 
-    from onevision.export.config import MEAN, STD
     from onevision.export.synth_vocab import write_json
+    from onevision.models.shapes import MEAN, STD
 
     folder.mkdir(parents=True, exist_ok=True)
     copy = build_model(vocabulary, seed=0).to(torch.bfloat16)

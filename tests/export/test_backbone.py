@@ -24,7 +24,8 @@ from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tokenizer import CHAT_TEMPLATE
 from onevision.native.gguf import GgufFile
 from onevision.native.llama import last_llama_error
-from onevision.native.quantize import FILE_TYPES, RECIPES, BackbonePrecision, quantize_gguf, report
+from onevision.native.quantize import FILE_TYPES, RECIPES, quantize_gguf, report
+from onevision.precisions import BackbonePrecision
 from tests.export.llama import last_logits
 
 SMALL = SynthSpec(vocab=600, vision_layers=1)

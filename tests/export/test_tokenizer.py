@@ -166,7 +166,7 @@ def test_added_words_are_user_defined(folder):
 
 
 def test_byte_alphabet_is_gpt2s():
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     assert dict(enumerate(byte_alphabet())) == bytes_to_unicode()
 
