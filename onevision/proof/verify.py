@@ -14,8 +14,8 @@ import numpy as np
 from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
 from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

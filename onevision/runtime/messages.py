@@ -1,6 +1,6 @@
 """Messages, in the forms that clients have: those of OpenAI, of Ollama and of transformers.
 
-In: parsed JSON or Python objects. Out: :class:`~onevision.runtime.prompt.Message` objects whose images and
+In: parsed JSON or Python objects. Out: :class:`Message` objects whose images and
 videos are paths, bytes or Python objects. A part or key that is not known is refused, never dropped.
 """
 
@@ -12,19 +12,47 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.budget import Detail
-from onevision.runtime.prompt import ImagePart, Message, Part, Role, VideoPart
+from onevision.runtime.options import Detail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image: path, bytes, file object, PIL image or array uint8; ``detail`` overrides the options'."""
+
+    source: ImageSource
+    detail: Detail | None = None
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """A video: a path, or frames as an array (N, H, W, 3) uint8."""
+
+    source: VideoSource
+
+
+Part = str | ImagePart | VideoPart
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: tuple[Part, ...]
+
 
 #: Keys of a chat request that are options of an answer, with the option's name.
 _REQUEST_OPTIONS = {
@@ -144,8 +172,6 @@ def parse_messages(
         raise PromptError("messages is empty")
     if parsed[-1].role != "user":
         raise PromptError(f"the last message must be the user's, not the {parsed[-1].role}'s")
-    if not parsed[-1].content:
-        raise PromptError("the last message has no content")
     for index, message in enumerate(parsed):
         if message.role == "system" and index > 0:
             raise PromptError(f"messages[{index}] is a system message: only the first can be")
@@ -199,7 +225,7 @@ def _message(item: object, where: str, reading: Reading) -> Message:
             f"{where} has the role {item.get('role')!r}", hint=f"one of {', '.join(get_args(Role))}"
         )
     _only(item, ("role", "content", "images"), where)
-    if "content" not in item:
+    if item.get("content") is None and (role == "user" or "content" not in item):
         raise PromptError(f"{where} has no content", hint="content is a text or a list of parts")
     content, images = item["content"], item.get("images")
     if content is None:
@@ -209,7 +235,9 @@ def _message(item: object, where: str, reading: Reading) -> Message:
     elif isinstance(content, Sequence) and not isinstance(content, bytes):
         parts = [_part(part, f"{where}.content[{at}]", reading) for at, part in enumerate(content)]
     else:
-        raise PromptError(f"{where}.content is a {type(content).__name__}, not a text or a list of parts")
+        raise PromptError(
+            f"{where} has no content: a {type(content).__name__} is not a text or a list of parts"
+        )
     if images is not None:
         if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
             raise PromptError(f"{where}.images is not a list")
@@ -229,7 +257,9 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         raise PromptError(f"{where} has the type {kind!r}", hint=f"one of {', '.join(_KINDS)}")
     if kind in _TEXT_KEYS:
         _only(part, ("type", "text", "annotations"), where)
-        if not isinstance(part.get("text"), str):
+        if part.get("text") is None:
+            raise PromptError(f"{where} has no 'text'")
+        if not isinstance(part["text"], str):
             raise PromptError(f"{where}: text must be a string")
         return str(part["text"])
     is_image = kind in _IMAGE_KEYS
@@ -283,6 +313,8 @@ def _referenced(value: Any, where: str, reading: Reading) -> Any:  # noqa: ANN40
         return Path(url2pathname(unquote(split.path)))
     if scheme:
         raise PromptError(f"{where} has an address of the scheme {scheme!r}", hint="file:// or a path")
+    if reading.base is None and not value.startswith("~"):
+        return value
     path = Path(value).expanduser()
     return path if reading.base is None or path.is_absolute() else reading.base / path
 
