@@ -305,7 +305,10 @@ PROMPTS = (
         make=file("m.json", "[" * 100_000),
     ),
     Bad(
-        "messages an object", "run --messages m.json -m {bundle}", "must be a list", make=file("m.json", "{}")
+        "messages an object",
+        "run --messages m.json -m {bundle}",
+        "has no messages",
+        make=file("m.json", "{}"),
     ),
     Bad("messages empty", "run --messages m.json -m {bundle}", "messages is empty", make=messages()),
     Bad("message a string", "run --messages m.json -m {bundle}", "is not an object", make=messages("Hello")),

@@ -106,7 +106,7 @@ def evaluate(
         typer.Option(
             metavar="OTHER",
             help="Compare with another bundle, whose prompts llama.cpp reads, with the answers file of "
-            "another run, or with a checkpoint in transformers, which needs onevision[export].",
+            "another run, or with a checkpoint in transformers, which needs onevision[proof].",
         ),
     ] = None,
     prefill: Prefill = "auto",

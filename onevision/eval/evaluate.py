@@ -137,7 +137,7 @@ def _other(
                 "a checkpoint in transformers takes no --max-tiles, --detail or --dedup",
                 hint="compare with a bundle, or with the answers file of another run",
             )
-        require("proof", "comparing with a checkpoint")
+        require("proof", "a checkpoint in transformers")
         return partial(_reference, against, progress)
     return partial(load, open_bundle(against, check=check))
 
