@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from onevision.planning.cost import Input, Shape
     from onevision.planning.speed import Calibration
     from onevision.runtime.options import AnswerOptions
-    from onevision.runtime.prefill.policy import Prefill as PrefillName
+    from onevision.runtime.options import Prefill as PrefillName
     from onevision.runtime.prefill.policy import Reader
 
 HELP = examples(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onevision.eval.questions import QuestionSet
     from onevision.native.device import Device
     from onevision.progress import Progress
-    from onevision.runtime.prefill.policy import Prefill
+    from onevision.runtime.options import Prefill
 
     #: Context that loads a model: its name, the model, and pixels per side of its tiles.
     Loading = AbstractContextManager[tuple[str, Answerer, int]]

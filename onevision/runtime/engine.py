@@ -35,7 +35,8 @@ from onevision.runtime.cache import Cache
 from onevision.runtime.features import encode_once
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions, make_options
-from onevision.runtime.prefill.policy import Prefill, Prefiller
+from onevision.runtime.options import Prefill
+from onevision.runtime.prefill.policy import Prefiller
 from onevision.runtime.prefill.reuse import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
 from onevision.runtime.text import TextStream
@@ -128,7 +129,7 @@ class OneVision:
             device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
-            prefill: What reads prompts, see :data:`onevision.runtime.prefill.policy.Prefill`.
+            prefill: What reads prompts, see :data:`onevision.runtime.options.Prefill`.
             cache: Keep image features, and keys and values of prompts up to their last picture: a folder, or
                 ``Cache()`` for memory alone. None: nothing is kept. See :mod:`onevision.runtime.cache`.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.errors import GenerationError, UsageError
+from onevision.runtime.options import Prefill
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from onevision.runtime.prefill.graph import PrefillGraph
 
     Part = Sequence[int] | npt.NDArray[np.float32]
-
-#: ``auto``: by the graph where the bundle has one, the backbone runs on the CPU, and the prompt is long.
-Prefill = Literal["auto", "onnx", "llama"]
 
 #: What reads a prompt in the end.
 Reader = Literal["onnx", "llama"]
@@ -48,7 +46,7 @@ def reader(choice: Prefill, tokens: int, *, has_graph: bool, offloaded: bool) ->
     """What reads a prompt of so many tokens; the last one is never the graph's.
 
     Args:
-        choice: See :data:`Prefill`.
+        choice: See :data:`onevision.runtime.options.Prefill`.
         tokens: Of the prompt.
         has_graph: The bundle has the graph, and it can be used.
         offloaded: The backbone runs on a GPU.
@@ -66,7 +64,7 @@ class Prefiller:
     Args:
         bundle: Where the graph is.
         backbone: What reads, and what keeps the keys and values.
-        choice: See :data:`Prefill`.
+        choice: See :data:`onevision.runtime.options.Prefill`.
         threads: CPU threads of the graph; None for all cores.
 
     Raises:
