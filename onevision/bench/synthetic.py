@@ -25,7 +25,8 @@ from onevision.files import disk_space
 
 if TYPE_CHECKING:
     from onevision.export.build import Exported
-    from onevision.export.synth import SynthSize, SynthSpec
+    from onevision.export.synth import SynthSpec
+    from onevision.models.shapes import PublishedSize
     from onevision.native.quantize import BackbonePrecision
     from onevision.progress import Progress
     from onevision.quant.requantise import EncoderPrecision
@@ -40,7 +41,7 @@ _REST = 32 << 20
 class Synthetic:
     """What to make: a published shape, and precisions."""
 
-    size: SynthSize
+    size: PublishedSize
     vision: EncoderPrecision = "int8"
     backbone: BackbonePrecision = "q4_0"
 

@@ -208,13 +208,13 @@ def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int
     """Folder of the bundle with random weights; says where it is."""
     from onevision.bench.synthetic import Synthetic, synthetic_bundle
     from onevision.bundle import open_bundle
-    from onevision.export.synth import SynthSize
     from onevision.files import readable
+    from onevision.models.shapes import PublishedSize
     from onevision.native.quantize import BackbonePrecision
     from onevision.quant.requantise import EncoderPrecision
 
     wanted = Synthetic(
-        one_of(size, get_args(SynthSize), "--synthetic"),
+        one_of(size, get_args(PublishedSize), "--synthetic"),
         one_of(vision or Synthetic.vision, get_args(EncoderPrecision), "--vision"),
         one_of(backbone or Synthetic.backbone, get_args(BackbonePrecision), "--backbone"),
     )

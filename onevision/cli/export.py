@@ -231,7 +231,8 @@ def synth(
 ) -> None:
     """Make a checkpoint with random weights."""
     require("export", "this command")
-    from onevision.export.synth import Naming, SynthDtype, SynthSize, SynthSpec, synthesise
+    from onevision.export.synth import Naming, SynthDtype, SynthSpec, synthesise
+    from onevision.models.shapes import PublishedSize
 
     given = dict(locals())
     scheme = one_of(naming, get_args(Naming), "--naming")
@@ -240,7 +241,7 @@ def synth(
     base = (
         SynthSpec(naming=scheme)
         if size is None
-        else SynthSpec.preset(one_of(size, get_args(SynthSize), "--size"), scheme)
+        else SynthSpec.preset(one_of(size, get_args(PublishedSize), "--size"), scheme)
     )
     chosen = {field.name: given[field.name] for field in fields(base) if given.get(field.name) is not None}
     spec = replace(base, **chosen)
