@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from onevision.errors import UsageError
 from onevision.export.config import ASPECT_RATIO
 from onevision.export.synth.vocabulary import QWEN2_TOKENS, SynthVocabulary
-from onevision.models.shapes import ModelConfig, PublishedSize, published_config
+from onevision.models.shapes import ModelConfig, published_config
 
 if TYPE_CHECKING:
     from onevision.export.tensors import Naming
 
+SynthSize = Literal["0.5b", "7b"]
 SynthDtype = Literal["bf16", "f16", "f32"]
 
 _SPARE_ROWS = 8  # rows of a small embedding beyond its tokenizer
-_SHARDS: dict[PublishedSize, int] = {"0.5b": 1, "7b": 16, "72b": 128}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SynthSpec:
             raise UsageError(f"no model has this shape: {broken[0]}")
 
     @classmethod
-    def preset(cls, size: PublishedSize, naming: Naming = "hf") -> SynthSpec:
+    def preset(cls, size: SynthSize, naming: Naming = "hf") -> SynthSpec:
         """The shape of a published checkpoint; use :func:`dataclasses.replace` to change parts of it."""
         config = published_config(size, "lmms-lab" if naming == "lmms-lab" else "hf")
         text, vision = config.text, config.vision
@@ -83,7 +83,7 @@ class SynthSpec:
             vision_intermediate=vision.intermediate_size,
             image_size=vision.image_size,
             naming=naming,
-            shards=_SHARDS[size],
+            shards=16 if size == "7b" else 1,
         )
 
     @property
