@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -13,8 +13,8 @@ def build(kind: type[T], data: object, key: str = "") -> T:
     """Make dataclass ``kind`` from a JSON object. Keys that it does not have are passed over.
 
     Args:
-        kind: Its fields are numbers, texts, tuples, dictionaries, other such dataclasses, ``Any``, or one of
-            these or None.
+        kind: Its fields are numbers, texts, literals, tuples, dictionaries, other such dataclasses, ``Any``,
+            or one of these or None.
         data: The object.
         key: Its name in the file, for errors.
 
@@ -38,7 +38,7 @@ def _convert(hint: Any, value: object, key: str) -> Any:  # noqa: ANN401
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
-    if hint is Any:
+    if hint is Any or (origin is Literal and value in arguments):
         return value
     if origin in (Union, UnionType):
         return None if value is None else _convert(arguments[0], value, key)

@@ -129,7 +129,7 @@ def evaluate(
         typer.Option(
             metavar="OTHER",
             help="Compare with another bundle, whose prompts llama.cpp reads, with the answers file of "
-            "another run, or with a checkpoint in transformers, which needs onevision[export].",
+            "another run, or with a checkpoint in transformers, which needs onevision[proof].",
         ),
     ] = None,
     prefill: Prefill = "auto",
@@ -228,7 +228,7 @@ def _other(
                 "a checkpoint in transformers takes no --max-tiles, --detail or --dedup",
                 hint="compare with a bundle, or with the answers file of another run",
             )
-        require("export", "this command")
+        require("proof", "a checkpoint in transformers")
         return partial(_reference, against)
     return partial(load, open_bundle(against, check=check))
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onevision.native.device import Device as DeviceName
     from onevision.planning.cost import Input, Shape
     from onevision.planning.speed import Calibration
-    from onevision.runtime.options import Options
+    from onevision.runtime.options import AnswerOptions
     from onevision.runtime.prefill.policy import Prefill as PrefillName
     from onevision.runtime.prefill.policy import Reader
 
@@ -136,11 +136,11 @@ def plan(
     )
     warning = None
     if target is not None:
-        found, fits = forecaster.choose(options.budget, target)
-        options = options.within(found.budget)
+        found, fits = forecaster.choose(options, target)
+        options = found.budget
         warning = None if fits else late(found, target)
     reused = _reused(inputs, options, subject.shape)
-    found = forecaster.forecast(options.budget, reused_frames=reused)
+    found = forecaster.forecast(options, reused_frames=reused)
     reader = subject.reader and subject.reader(found.costs.prompt_tokens)
     table = forecaster.table(frames)
     if warning:
@@ -182,7 +182,7 @@ def _parse_size(text: str) -> Input:
     return Input(text, "image", int(match[1]), int(match[2]))
 
 
-def _reused(inputs: Sequence[Input], options: Options, shape: Shape) -> int:
+def _reused(inputs: Sequence[Input], options: AnswerOptions, shape: Shape) -> int:
     """Frames of the videos that take the features of others."""
     if options.dedup is None:
         return 0

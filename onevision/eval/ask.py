@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from onevision.bundle import Manifest
     from onevision.eval.suite import Sample
-    from onevision.runtime.budget import Detail
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
+    from onevision.runtime.options import Detail
     from onevision.runtime.prefill.policy import Prefill
     from onevision.runtime.video import VideoSource
 
@@ -39,7 +39,7 @@ class Settings:
     see: See = "all"
     max_tokens: int = 64
     frames: int | None = None  # of a video file; None for the bundle's default. Arrays are seen whole.
-    max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.Options`
+    max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.AnswerOptions`
     detail: Detail = "auto"
     dedup: float | None = None
 

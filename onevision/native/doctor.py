@@ -136,6 +136,11 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             advice.append(
                 f"{package} cannot be loaded ({library['error']}): pip install --force-reinstall {package}"
             )
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        advice.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, "
+            "then install one"
+        )
     for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX512")):
         if llama["version"] and flag in facts["cpu_flags"] and name not in llama["build"]:
             advice.append(

@@ -14,8 +14,8 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.models.shapes import PublishedSize, backbone_info, published_config, video_info, vision_info
-from onevision.runtime.anyres import AnyRes
-from onevision.runtime.budget import Budget, cut
+from onevision.runtime.anyres import AnyRes, choose_tiling
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ KV_BYTES = 2
 #: Share of the rate of one large NumPy product that the stages reach; seen on AVX2 and AVX-512 machines.
 EFFICIENCY = 0.8
 #: What the reference spends.
-REFERENCE = Budget()
+REFERENCE = AnswerOptions()
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,7 @@ class Shape:
     @property
     def anyres(self) -> AnyRes:
         """How pictures are cut."""
-        vision = self.vision
-        return AnyRes.parse(
-            vision.aspect_ratio,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            pinpoints=vision.grid_pinpoints,
-        )
+        return AnyRes.of(self.vision)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -151,7 +145,7 @@ def plan(
     inputs: Sequence[Input],
     *,
     text_tokens: int,
-    budget: Budget = REFERENCE,
+    budget: AnswerOptions = REFERENCE,
     flops_per_second: float | None = None,
     reused_frames: int = 0,
 ) -> Plan:
@@ -187,13 +181,13 @@ def plan(
     )
 
 
-def _planned(shape: Shape, item: Input, several: bool, budget: Budget) -> PlannedInput:
+def _planned(shape: Shape, item: Input, several: bool, budget: AnswerOptions) -> PlannedInput:
     grid, used = None, item.frames
     if item.kind == "video":
         used = min(budget.frames or shape.video.frames, item.frames or 1)
         tiles, tokens = used, used * shape.video.pooled_side**2 + 1
     else:
-        chosen = cut(shape.anyres, (item.height, item.width), budget, several=several)
+        chosen = choose_tiling(shape.anyres, (item.height, item.width), budget, several=several)
         grid, tiles, tokens = chosen.grid, chosen.tiles, chosen.tokens
     return PlannedInput(item.path, item.kind, item.width, item.height, used, grid, tiles, tokens)
 

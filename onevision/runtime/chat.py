@@ -63,7 +63,7 @@ class Chat:
         dropped: Turns that the context could not hold any more.
 
     Raises:
-        UsageError: Options that make no sense.
+        UsageError: AnswerOptions that make no sense.
     """
 
     def __init__(self, model: OneVision, **options: Any) -> None:  # noqa: ANN401

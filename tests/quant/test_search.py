@@ -17,11 +17,12 @@ from onevision.eval.questions import tiny_suite
 from onevision.eval.suite import FAMILIES
 from onevision.export.build import ExportOptions
 from onevision.export.hub import FetchedCheckpoint
+from onevision.quant import candidates as candidates_module
 from onevision.quant import imatrix as imatrix_module
-from onevision.quant import trials as trials_module
-from onevision.quant.apply import AUTO, Wanted, apply, export_quantised, has_gate
+from onevision.quant.candidates import Candidate, GateConfig, Quantizer
 from onevision.quant.gates import Thresholds
-from onevision.quant.trials import Candidate, Trials, Yardstick
+from onevision.quant.search import AUTO, Quantized, export_quantized, needs_gate
+from onevision.quant.search import quantize as search
 from onevision.runtime.vision import VisionEncoder
 from tests.conftest import NoProgress, make_bundle, replace_file
 from tests.runtime.media import photograph
@@ -30,19 +31,16 @@ from tests.test_cli import parsed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from onevision.quant.apply import Applied
     from tests.test_cli import Cli
 
 FEW = ("--limit", 4, "--threads", 1)
 LAX = Thresholds(cosine=0.9, relative_error=0.4, mean_kl=9, p99_kl=99, top1=0, accuracy_drop=1, family_drop=1)
 
 
-def quantise(source: Path, target: Path, progress: NoProgress | None = None, **options: Any) -> Applied:
-    """Apply with few questions; ``thresholds`` is of the yardstick, the rest of what is wanted."""
-    thresholds = options.pop("thresholds", Thresholds())
-    yardstick = Yardstick(tiny_suite(limit=4), thresholds=thresholds, threads=1)
-    wanted = Wanted(**{"imatrix": False, **options})
-    return apply(open_bundle(source), target, wanted, yardstick, progress or NoProgress())
+def quantize(source: Path, target: Path, **options: Any) -> Quantized:
+    """Quantize with few questions, and without an importance matrix."""
+    few = {"questions": tiny_suite(limit=4), "imatrix": False, "threads": 1, "progress": NoProgress()}
+    return search(source, target, **few | options)
 
 
 # Named precisions.
@@ -98,7 +96,7 @@ def test_a_bundle_that_fails_is_not_written(cli: Cli, toy_bundle: Path, tmp_path
 
 def test_the_source_is_as_it_was(toy_bundle: Path, tmp_path: Path) -> None:
     before = (toy_bundle / "onevision.json").read_bytes()
-    done = quantise(toy_bundle, tmp_path / "same", vision="fp32", backbone="f32")
+    done = quantize(toy_bundle, tmp_path / "same", vision="fp32", backbone="f32")
     assert done.quality.tokens is not None
     assert done.quality.tokens.mean_kl == 0
     assert (toy_bundle / "onevision.json").read_bytes() == before
@@ -115,16 +113,17 @@ def test_a_bundle_that_verify_refuses(toy_bundle: Path, tmp_path: Path) -> None:
     del reader, tensor  # they map the file
     replace_file(copy, BACKBONE, (copy / BACKBONE).read_bytes())
     with pytest.raises(QuantError, match="fails the quality gate: verify: logits of the image case"):
-        quantise(copy, tmp_path / "small", vision="fp32", backbone="f16")
+        quantize(copy, tmp_path / "small", vision="fp32", backbone="f16")
     assert not (tmp_path / "small").exists()
 
 
 def test_how_many_questions(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(toy_bundle)
-    assert len(Yardstick(tiny_suite(limit=7)).asked(bundle)) == 7
-    assert len(Yardstick().asked(bundle)) == 50 * len(FAMILIES)
-    monkeypatch.setattr(trials_module, "SMALL_BYTES", bundle.bytes - 1)
-    assert len(Yardstick().asked(bundle)) == 4 * len(FAMILIES)
+    assert len(GateConfig(tiny_suite(limit=7)).questions_for(bundle)) == 7
+    assert len(GateConfig(limit=5).questions_for(bundle)) == 5
+    assert len(GateConfig().questions_for(bundle)) == 50 * len(FAMILIES)
+    monkeypatch.setattr(candidates_module, "SMALL_BYTES", bundle.bytes - 1)
+    assert len(GateConfig().questions_for(bundle)) == 4 * len(FAMILIES)
 
 
 def test_an_encoder_sees_each_picture_once(
@@ -138,17 +137,17 @@ def test_an_encoder_sees_each_picture_once(
         return encode(self, pixels, *more)
 
     monkeypatch.setattr(VisionEncoder, "encode", counted)
-    yardstick = Yardstick(tiny_suite(("colour", "same"), limit=4), thresholds=LAX, threads=1)
-    with Trials(open_bundle(toy_bundle), tmp_path, yardstick, NoProgress()) as trials:
-        for number, candidate in enumerate(
-            (Candidate("fp32", "f16"), Candidate("fp16", "f16"), Candidate("fp16", "q8_0"))
-        ):
-            (tmp_path / str(number)).mkdir()
-            quality = trials.measure(trials.make(candidate, tmp_path / str(number)))
-            assert quality.answers is not None
-            tiles = sum(seen)
-            seen.clear()
-            assert bool(tiles) == (number < 2), "the reference's, then those in fp16, then those again"
+    config = GateConfig(tiny_suite(("colour", "same"), limit=4), thresholds=LAX, threads=1)
+    quantizer = Quantizer(open_bundle(toy_bundle), tmp_path, config, NoProgress())
+    for number, candidate in enumerate(
+        (Candidate("fp32", "f16"), Candidate("fp16", "f16"), Candidate("fp16", "q8_0"))
+    ):
+        (tmp_path / str(number)).mkdir()
+        quality = quantizer.measure(quantizer.make(candidate, tmp_path / str(number)))
+        assert quality.answers is not None
+        tiles = sum(seen)
+        seen.clear()
+        assert bool(tiles) == (number < 2), "the reference's, then those in fp16, then those again"
 
 
 # What auto finds.
@@ -156,7 +155,7 @@ def test_an_encoder_sees_each_picture_once(
 
 def test_auto_takes_the_smallest_that_passes(toy_bundle: Path, tmp_path: Path) -> None:
     progress = NoProgress()
-    done = quantise(toy_bundle, tmp_path / "lax", progress, thresholds=LAX)
+    done = quantize(toy_bundle, tmp_path / "lax", progress=progress, thresholds=LAX)
     assert done.candidate == Candidate("int8", "q4_0-pure")
     assert done.rejected == ()
     assert done.bundle.manifest.quality["encoder"]["cosine"] >= 0.999
@@ -184,7 +183,7 @@ def test_auto_says_what_it_rejected_and_why(cli: Cli, toy_bundle: Path, tmp_path
 
 def test_auto_knows_the_sizes_before_it_tries(toy_bundle: Path, tmp_path: Path) -> None:
     """With a gate that nothing passes but the floats themselves, all are tried, the smallest first."""
-    done = quantise(toy_bundle, tmp_path / "out", vision="fp32", thresholds=Thresholds(mean_kl=0))
+    done = quantize(toy_bundle, tmp_path / "out", vision="fp32", thresholds=Thresholds(mean_kl=0))
     assert done.candidate == Candidate("fp32", "f32")
     assert {each.candidate.backbone for each in done.rejected} == {*AUTO, "f16"}
     sizes = [each.bytes for each in done.rejected]
@@ -194,15 +193,15 @@ def test_auto_knows_the_sizes_before_it_tries(toy_bundle: Path, tmp_path: Path) 
 def test_auto_goes_on_where_one_cannot_be_made(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = trials_module.make_encoder
+    make = Quantizer._encoder
 
-    def refuse(source: Any, precision: str, *args: Any, **options: Any) -> Any:
+    def refuse(self: Quantizer, precision: Any) -> Any:
         if precision != "fp32":
             raise ExportError(f"no {precision} today")
-        return make(source, precision, *args, **options)
+        return make(self, precision)
 
-    monkeypatch.setattr(trials_module, "make_encoder", refuse)
-    done = quantise(toy_bundle, tmp_path / "out", backbone="f16")
+    monkeypatch.setattr(Quantizer, "_encoder", refuse)
+    done = quantize(toy_bundle, tmp_path / "out", backbone="f16")
     assert done.candidate == Candidate("fp32", "f16")
     assert [each.reasons for each in done.rejected] == [("no int8 today",), ("no fp16 today",)]
     assert [each.bytes for each in done.rejected] == [None, None]
@@ -211,31 +210,31 @@ def test_auto_goes_on_where_one_cannot_be_made(
 def test_auto_wants_no_int8_that_is_larger_than_fp16(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = trials_module.make_encoder
+    make = Quantizer._encoder
 
-    def keep_all(source: Any, precision: str, *args: Any, **options: Any) -> Any:
-        return make(source, "fp32" if precision == "int8" else precision, *args, **options)
+    def keep_all(self: Quantizer, precision: Any) -> Any:
+        return make(self, "fp32" if precision == "int8" else precision)
 
-    monkeypatch.setattr(trials_module, "make_encoder", keep_all)
-    done = quantise(toy_bundle, tmp_path / "out", backbone="f16", thresholds=LAX)
+    monkeypatch.setattr(Quantizer, "_encoder", keep_all)
+    done = quantize(toy_bundle, tmp_path / "out", backbone="f16", thresholds=LAX)
     assert done.candidate == Candidate("fp16", "f16")
     ((reason,),) = [each.reasons for each in done.rejected]
-    assert reason.startswith("with what has to stay in fp32, its encoder takes ")
-    asked_for = quantise(toy_bundle, tmp_path / "int8", vision="int8", backbone="f16", thresholds=LAX)
+    assert reason.startswith("with the matmuls that have to stay in fp32, its encoder takes ")
+    asked_for = quantize(toy_bundle, tmp_path / "int8", vision="int8", backbone="f16", thresholds=LAX)
     assert asked_for.candidate == Candidate("int8", "f16")
 
 
 def test_an_encoder_that_fails_is_not_tried_with_every_backbone(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = Trials.measure
+    measure = Quantizer.measure
 
-    def worse(self: Trials, draft: Any, **options: Any) -> Any:
-        return replace(measure(self, draft, **options), reasons=("the features are bad",))
+    def worse(self: Quantizer, bundle: Any, **options: Any) -> Any:
+        return replace(measure(self, bundle, **options), reasons=("the features are bad",))
 
-    monkeypatch.setattr(Trials, "measure", worse)
+    monkeypatch.setattr(Quantizer, "measure", worse)
     with pytest.raises(QuantError, match=r"int8 \+ f32 fails the quality gate: the features are bad"):
-        quantise(toy_bundle, tmp_path / "out", vision="int8")
+        quantize(toy_bundle, tmp_path / "out", vision="int8")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,9 +266,9 @@ def test_without_a_word_both_are_tried(
     monkeypatch.setattr(imatrix_module, "POSITIONS", 64)
     options: dict[str, Any] = {"vision": "fp32", "backbone": "q4_0", "imatrix": None, "force": True}
     strict = Thresholds(mean_kl=0)
-    done = quantise(toy_bundle, tmp_path / "strict", thresholds=strict, **options)
+    done = quantize(toy_bundle, tmp_path / "strict", thresholds=strict, **options)
     assert (done.candidate.imatrix, [each.candidate.imatrix for each in done.rejected]) == (False, [True])
-    done = quantise(toy_bundle, tmp_path / "lax", thresholds=LAX, **options)
+    done = quantize(toy_bundle, tmp_path / "lax", thresholds=LAX, **options)
     assert (done.candidate.imatrix, done.rejected) == (True, ())
 
 
@@ -286,13 +285,13 @@ def test_one_unreadable_picture_among_good_ones(cli: Cli, toy_bundle: Path, tmp_
     assert "calibration: skipped: " in err
     assert "bad.png" in err
     encoder = open_bundle(tmp_path / "small").manifest.quality["encoder"]
-    assert (encoder["pictures"], encoder["calibration"]) == (1, "photos")
+    assert (encoder["images"], encoder["calibration"]) == (1, "photos")
 
 
 # What is refused.
 
 
-def quantised(bundle: Path) -> None:
+def quantized(bundle: Path) -> None:
     path = bundle / "onevision.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["files"][BACKBONE]["precision"] = "q8_0"
@@ -325,31 +324,31 @@ def not_finite(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (quantised, r"copy is quantised already \(fp32 \+ q8_0\)"),
+        (quantized, r"copy is quantized already \(fp32 \+ q8_0\)"),
         (blind, "image features of .* are the same for all pictures"),
         (not_finite, "not finite"),
     ],
 )
 @pytest.mark.parametrize("vision", ["int8", "auto"])
-def test_sources_that_cannot_be_quantised(
+def test_sources_that_cannot_be_quantized(
     change: Any, message: str, vision: Any, toy_bundle: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(toy_bundle, tmp_path / "copy")
     change(copy)
     with pytest.raises(QuantError, match=message):
-        quantise(copy, tmp_path / "small", vision=vision)
+        quantize(copy, tmp_path / "small", vision=vision)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 @pytest.mark.parametrize(
     ("words", "status", "error"),
     [
-        ("{toy} new --vision int9", 2, "--vision is 'int9'"),
-        ("{toy} new --backbone q4", 2, "--backbone is 'q4'"),
+        ("{toy} new --vision int9", 2, "'int9' is not one of 'fp32', 'fp16', 'int8', 'auto'"),
+        ("{toy} new --backbone q4", 2, "'q4' is not one of 'f32'"),
         ("{toy} taken", 2, "taken exists"),
         ("{toy} new --calibration absent", 1, "no calibration folder at absent"),
         ("{toy} new --calibration empty", 1, "the calibration folder empty is empty"),
-        ("{toy} new --calibration texts", 1, "none of the 1 files in texts is a picture"),
+        ("{toy} new --calibration texts", 1, "none of the 1 files in texts is an image"),
         ("{toy} new --imatrix absent.gguf", 1, "cannot read absent.gguf"),
         ("{toy} new --imatrix texts/a.txt", 1, "texts/a.txt is damaged, or no GGUF file"),
         ("{toy} new --imatrix texts/a.txt --no-imatrix", 2, "contradict each other"),
@@ -390,22 +389,23 @@ def test_words_that_are_wrong(
     ],
 )
 def test_what_is_measured(vision: str, backbone: str, measured: bool) -> None:
-    assert has_gate(vision, backbone) is measured
+    assert needs_gate(vision, backbone) is measured
 
 
 def test_from_a_checkpoint_it_is_the_same(toy_bundle: Path, toy_checkpoint: Path, tmp_path: Path) -> None:
-    wanted = Wanted("int8", "q4_0", imatrix=False, force=True)
-    yardstick = Yardstick(tiny_suite(limit=4), threads=1)
+    config = GateConfig(tiny_suite(limit=4), imatrix=False, threads=1)
     source = FetchedCheckpoint(toy_checkpoint, None, None)
-    options = ExportOptions(size="toy", threads=1)
-    done = export_quantised(source, tmp_path / "a" / "b", options, wanted, yardstick, NoProgress())
+    options = ExportOptions(size="toy", threads=1, force=True)
+    done = export_quantized(
+        source, tmp_path / "a" / "b", options, config, NoProgress(), vision="int8", backbone="q4_0"
+    )
     bundle = open_bundle(tmp_path / "a" / "b", check=True)
     assert done.bundle.folder == bundle.folder
     assert [path.name for path in bundle.folder.parent.iterdir()] == ["b"]
     manifest = bundle.manifest
     assert (manifest.size, manifest.name, "torch" in manifest.created_by) == ("toy", "checkpoint", True)
     assert (manifest.files[VISION].precision, manifest.files[BACKBONE].precision) == ("int8", "q4_0")
-    other = quantise(toy_bundle, tmp_path / "other", vision="int8", backbone="q4_0", force=True).bundle
+    other = quantize(toy_bundle, tmp_path / "other", vision="int8", backbone="q4_0", force=True).bundle
     for name in (VISION, VISION_DATA):
         assert bundle.path(name).read_bytes() == other.path(name).read_bytes()
 
@@ -421,7 +421,7 @@ def test_export_that_fails_its_gate(cli: Cli, toy_checkpoint: Path, tmp_path: Pa
 def test_export_that_measures_nothing(cli: Cli, toy_checkpoint: Path) -> None:
     status, _, err = cli("export", "--source", toy_checkpoint, "--limit", 4)
     assert status == 2
-    assert "are for what is measured" in err
+    assert "are for the quality gate" in err
 
 
 def test_an_interruption_leaves_nothing(
@@ -430,7 +430,7 @@ def test_an_interruption_leaves_nothing(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trials, "measure", stop)
+    monkeypatch.setattr(Quantizer, "measure", stop)
     status, out, err = cli("quant", "apply", toy_bundle, "new/small", "--vision", "int8", *FEW)
     assert (status, out, err.splitlines()[-1]) == (130, "", "error: interrupted")
     assert list(tmp_path.iterdir()) == []
