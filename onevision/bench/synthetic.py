@@ -138,4 +138,4 @@ def _quantize(exported: Exported, target: Path, threads: int | None, progress: P
     with write_bundle(target) as folder, scratch_folder(folder) as scratch:
         quantizer = Quantizer(exported.bundle, scratch, config, progress)
         bundle = quantizer.make(Candidate("int8", exported.backbone.precision), folder)
-        seal(folder, bundle.manifest, exported.backbone, Report(()), **bundle.manifest.quality)
+        seal(folder, bundle.manifest, Report(()), **bundle.manifest.quality)
