@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -88,7 +88,7 @@ class Benchmark:
         self._result = Result(
             schema_version=SCHEMA_VERSION,
             onevision=__version__,
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
             model=ModelFacts(
                 manifest.name,
                 bundle.bytes,

@@ -127,7 +127,7 @@ def _converse(talk: Chat, read: Callable[[], str], *, typed: bool) -> None:
                 _command(talk, line, last)
             elif line:
                 last = _answer(talk, line)
-        except EOFError:  # noqa: PERF203
+        except EOFError:
             return
         except KeyboardInterrupt:
             if not typed:

@@ -52,7 +52,7 @@ def retried(call: Callable[[], _T], repo: str, revision: str | None) -> _T:
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
-        except OSError as error:  # noqa: PERF203 (all of requests' errors are OSErrors, and the disk's)
+        except OSError as error:
             cause = _root_cause(error)
             wait = _wait(cause, attempt)
             if wait is None or attempt == _TRIES:

@@ -120,7 +120,7 @@ def _of_folder(folder: Path, warnings: list[str]) -> Iterator[Image.Image]:
     for path in files:
         try:
             image = read_image(path)
-        except ImageError as error:  # noqa: PERF203  # the next one may be good
+        except ImageError as error:  # the next one may be good
             warnings.append(f"skipped: {error.message}")
         else:
             yield image

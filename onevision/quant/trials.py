@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 #: model that takes a minute for each, many of one whose answers cost nothing.
 QUESTIONS, QUESTIONS_OF_SMALL = 4, 50
 SMALL_BYTES = 200_000_000  # of a bundle in floats, at most
-#: With an importance matrix or without, the better one first: see docs/quantisation.md for what was measured.
+#: With an importance matrix or without, the better one first: see docs/quantization.md for what was measured.
 IMATRIX = (True, False)
 _FEATURES = "features"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from onevision.eval.suite import FAMILIES
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from recipes.tiny.forward import Learned
 
 FIELDS = ("stage", "step", "seconds", "kind", "family", "loss", "accuracy", "n")
+
+_ACROSS = 5  # charts in a row of the plot
 
 
 @dataclass
@@ -89,7 +92,7 @@ class Log:
 
 
 def plot(log: Path, target: Path) -> None:
-    """Draw loss and held-out accuracy over time, a line per family, as PNG."""
+    """Draw a small chart for each family as PNG: training loss and held-out accuracy over time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -98,19 +101,28 @@ def plot(log: Path, target: Path) -> None:
         for line in csv.DictReader(file):
             hours = float(line["seconds"]) / 3600
             if line["kind"] == "train":
-                curves["loss", line["family"]].append((hours, float(line["loss"])))
+                curves[line["family"], "loss"].append((hours, float(line["loss"])))
             elif line["accuracy"]:
-                curves["accuracy", line["family"]].append((hours, float(line["accuracy"])))
-    figure = Figure(figsize=(12, 9), layout="constrained")
+                curves[line["family"], "accuracy"].append((hours, float(line["accuracy"])))
+    families = sorted({family for family, _ in curves}) or [""]
+    rows = -(-len(families) // _ACROSS)
+    figure = Figure(figsize=(2.6 * _ACROSS, 1.9 * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, quantity in zip(figure.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):
-        for (kind, family), points in sorted(curves.items()):
-            if kind == quantity:
-                axes.plot(*zip(*points, strict=True), label=family, linewidth=1)
-        axes.set_ylabel("training loss" if quantity == "loss" else "held-out accuracy, teacher-forced")
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("hours")
-    if curves:
-        figure.axes[0].set_yscale("log")
-        figure.axes[0].legend(fontsize=6, ncols=4)
-    figure.savefig(target, dpi=110)
+    charts = figure.subplots(rows, _ACROSS, sharex=True, sharey=True, squeeze=False).flat
+    for family, axes in zip_longest(families, charts):
+        if family is None:
+            axes.set_visible(False)
+            continue
+        axes.set_title(family.replace("_", " "), fontsize=10)
+        axes.plot(*zip(*curves[family, "loss"] or [(0, 1)], strict=True), color="0.6")
+        axes.set_yscale("log")
+        accuracy = axes.twinx()
+        accuracy.set_ylim(0, 1.05)
+        accuracy.plot(
+            *zip(*curves[family, "accuracy"] or [(0, 0)], strict=True), color="tab:blue", marker="."
+        )
+        accuracy.tick_params(labelsize=7, colors="tab:blue")
+        axes.tick_params(which="both", labelsize=7)
+    figure.supxlabel("hours", fontsize=10)
+    figure.suptitle("training loss (gray) and held-out accuracy, teacher-forced (blue)", fontsize=11)
+    figure.savefig(target, dpi=100)
