@@ -6,14 +6,15 @@ from importlib.util import find_spec
 
 from onevision.errors import UsageError
 
+_EXPORT = ("onnx", "ml_dtypes", "gguf", "safetensors", "huggingface_hub", "filelock")
+
 #: Modules of each extra of ``pip install 'onevision[…]'`` that the base install lacks.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "export": (
-        "torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub", "filelock",
-    ),
+    "export": _EXPORT,
+    "proof": (*_EXPORT, "torch", "transformers"),
     "video": ("av",),
-    "bench": ("matplotlib",),
-}  # fmt: skip
+    "bench": ("matplotlib", "onnx"),
+}
 
 
 def missing(extra: str) -> list[str]:

@@ -66,10 +66,7 @@ def _section(context: Context) -> str:
     for kind, head in (("argument", "Argument"), ("option", "Option")):
         parameters = [one for one in command.get_params(context) if one.param_type_name == kind]
         records = [one.get_help_record(context) for one in parameters if "help" not in one.name]
-        rows = [
-            f"| `{_cell(names)}` | {_cell(text).replace('<', '&lt;')} |"
-            for names, text in filter(None, records)
-        ]
+        rows = [f"| `{_cell(names)}` | {_escaped(_cell(text))} |" for names, text in filter(None, records)]
         if rows:
             blocks.append("\n".join([f"| {head} | Meaning |", "| --- | --- |", *rows]))
     return "\n\n".join(blocks) + "\n"
@@ -77,6 +74,11 @@ def _section(context: Context) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _escaped(text: str) -> str:
+    """Text in which brackets are brackets: neither links nor tags."""
+    return text.replace("[", "\\[").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

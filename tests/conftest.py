@@ -26,12 +26,14 @@ settings.load_profile("onevision")
 
 
 class NoProgress:
-    """Export advance that nobody watches."""
+    """Progress that keeps the names of steps, and notes."""
 
     def __init__(self) -> None:
+        self.steps: list[str] = []
         self.notes: list[str] = []
 
     def step(self, name: str):
+        self.steps.append(name)
         return nullcontext(lambda fraction: None)
 
     def note(self, text: str) -> None:

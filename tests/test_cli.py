@@ -411,12 +411,30 @@ def test_doctor(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("library", ["llama_cpp", "onnxruntime"])
-def test_doctor_of_a_broken_installation(library: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, library, None)  # as if its import failed
+def test_doctor_of_a_broken_installation(
+    library: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{library}.py").write_text("raise ImportError('its library is broken')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, library, raising=False)
     status, out, _ = cli("doctor")
     assert status == 0
     assert "cannot be loaded\n" in out
-    assert f"! {library.replace('_cpp', '-cpp-python')} cannot be loaded (" in out
+    assert re.search(
+        rf"^! {library.replace('_cpp', '-cpp-python')} cannot be loaded \(.*is broken\)", out, re.MULTILINE
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_doctor_of_a_build_for_another_processor(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)"
+    (tmp_path / "llama_cpp.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status, out, _ = cli("doctor")
+    assert status == 0
+    assert "! llama-cpp-python cannot be loaded (illegal instruction: it was compiled for another" in out
 
 
 def test_verify(cli: Cli, toy_bundle: Path) -> None:

@@ -33,7 +33,20 @@ LAYERS = (
     ("runtime",),
     ("graphs",),
     ("native",),
-    ("errors", "files", "progress", "bundle", "typed", "models", "html", "tiny", "extras", "_version"),
+    (
+        "errors",
+        "files",
+        "progress",
+        "metrics",
+        "bundle",
+        "typed",
+        "precisions",
+        "models",
+        "html",
+        "tiny",
+        "extras",
+        "_version",
+    ),
 )
 HEIGHT = {name: -at for at, names in enumerate(LAYERS) for name in names}
 

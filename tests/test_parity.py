@@ -21,8 +21,8 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from onevision import OneVision
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.runtime.answer import StageClock
-from onevision.runtime.options import Options
-from onevision.runtime.prompt import conversation_of
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 from tests.conftest import make_bundle
 from tests.reference import PillowProcessor, pooled
 from tests.runtime.media import photograph
@@ -257,7 +257,7 @@ def test_every_stage_is_what_transformers_computes(
     expected = pair.oracle(images, video)
     model = pair.model
     prepared = model.preparer.prepare(
-        conversation_of(QUESTION, images, video, None), Options(frames=FRAMES), StageClock()
+        conversation_of(QUESTION, images, video, None), AnswerOptions(frames=FRAMES), StageClock()
     )
 
     placeholders = iter([pair.oracle.model.config.image_token_id] * len(images))
@@ -295,7 +295,7 @@ def test_logits_of_an_f16_backbone_stay_close(
         for names, has_video in INPUTS.values():
             images, video = [pictures[name] for name in names], clip if has_video else None
             prepared = model.preparer.prepare(
-                conversation_of(QUESTION, images, video, None), Options(frames=FRAMES), StageClock()
+                conversation_of(QUESTION, images, video, None), AnswerOptions(frames=FRAMES), StageClock()
             )
             model.prefill(prepared, model.encode(prepared), room=1)
             expected = pair.oracle(images, video)

@@ -19,16 +19,17 @@ from onevision.cli.console import (
     stderr,
 )
 from onevision.cli.gate import (
+    BackboneOption,
     Calibration,
     Force,
     ImatrixFile,
     Limit,
     NoImatrix,
     Questions,
-    print_applied,
+    Vision,
+    imatrix_choice,
+    print_quantized,
     summary,
-    weighed,
-    yardstick,
 )
 from onevision.errors import UsageError
 from onevision.extras import require
@@ -90,17 +91,8 @@ def export(
             "-o", "--output", metavar="FOLDER", help="Where the bundle goes.  [default: the model's name]"
         ),
     ] = None,
-    vision: Annotated[
-        str, typer.Option(metavar="TYPE", help="Precision of the vision encoder: fp32, fp16, int8 or auto.")
-    ] = "fp32",
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="TYPE",
-            help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …, or auto. "
-            "Whatever is coarser than q8_0, int8 and auto are held against the model in floats.",
-        ),
-    ] = "q8_0",
+    vision: Vision = "fp32",
+    backbone: BackboneOption = "q8_0",
     calibration: Calibration = None,
     imatrix: ImatrixFile = None,
     no_imatrix: NoImatrix = False,
@@ -128,19 +120,14 @@ def export(
     from onevision.export import hub
     from onevision.export.build import ExportOptions
     from onevision.export.build import export as build
-    from onevision.native import quantize
-    from onevision.quant.apply import Wanted, export_quantised, has_gate
-    from onevision.quant.requantise import EncoderPrecision
+    from onevision.quant.candidates import GateConfig
+    from onevision.quant.search import export_quantized, needs_gate
 
     if source is None and size is None:
         size = "tiny"
     if variant is not None and source is not None:
         raise UsageError("--variant belongs to a --size, not to a --source")
     resolved = hub.resolve(source, size=size, variant=variant or "ov", revision=revision)
-    precisions: dict[str, Any] = {
-        "vision": one_of(vision, (*get_args(EncoderPrecision), "auto"), "--vision"),
-        "backbone": one_of(backbone, (*get_args(quantize.BackbonePrecision), "auto"), "--backbone"),
-    }
     target = output or _default_target(resolved)
     check_target(target, force=force)
     names: dict[str, Any] = {
@@ -149,23 +136,24 @@ def export(
         "variant": variant or "ov" if size else None,
         "threads": threads,
     }
-    measured = has_gate(vision, backbone)
-    if not measured and (calibration or imatrix or no_imatrix or questions or limit):
+    gated = needs_gate(vision, backbone)
+    if not gated and (calibration or imatrix or no_imatrix or questions or limit):
         raise UsageError(
-            "--calibration, --imatrix, --no-imatrix, --questions and --limit are for what is measured",
+            "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
             hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
         )
-    wanted = Wanted(**precisions, imatrix=weighed(imatrix, no_imatrix), force=force)
-    measure = yardstick(calibration, imatrix, questions, limit, threads)
+    choice = imatrix_choice(imatrix, no_imatrix)
+    config = GateConfig(questions, limit, calibration, imatrix=choice, threads=threads)
+    config.check()
 
     fetched = hub.fetch(resolved, progress=stderr().is_terminal, notify=print_warning)
-    # Imported only now: torch takes seconds, which a wrong option should not cost.
-
     progress = ConsoleProgress()
-    if measured:
-        done = export_quantised(fetched, target, ExportOptions(**names), wanted, measure, progress)
-        print_applied(done, as_json=as_json)
+    if gated:
+        options = ExportOptions(**names, force=force)
+        done = export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
+        print_quantized(done, as_json=as_json)
         return
+    precisions: dict[str, Any] = {"vision": vision, "backbone": backbone}
     exported = build(fetched, target, ExportOptions(**precisions, **names, force=force), progress)
     if as_json:
         print_json(summary(exported.bundle, exported.backbone, exported.report))

@@ -1,4 +1,4 @@
-"""What the commands that quantise share: what to calibrate and measure with, and what came of it."""
+"""Options and output shared by the commands that quantize."""
 
 from __future__ import annotations
 
@@ -9,20 +9,37 @@ import typer
 
 from onevision.cli.console import print_json, print_warning
 from onevision.errors import UsageError
+from onevision.precisions import BackboneChoice, EncoderChoice
 
 if TYPE_CHECKING:
     from onevision.bundle import Bundle
     from onevision.native.quantize import BackboneReport
     from onevision.proof.verify import Report
-    from onevision.quant.apply import Applied
-    from onevision.quant.trials import Yardstick
+    from onevision.quant.search import Quantized
 
+Vision = Annotated[
+    EncoderChoice,
+    typer.Option(
+        metavar="TYPE",
+        help="Precision of the vision encoder: fp32, fp16, int8, or auto: the smallest that passes the "
+        "quality gate.",
+    ),
+]
+BackboneOption = Annotated[
+    BackboneChoice,
+    typer.Option(
+        "--backbone",
+        metavar="TYPE",
+        help="Precision of the language model: f32, f16, bf16, q8_0, q4_0, iq4_nl, q4_k_m, …, or auto: the "
+        "smallest that passes the quality gate.",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Pictures to calibrate int8 with; files that are none are skipped, with a warning.  "
-        "[default: built-in ones]",
+        help="Images to calibrate int8 with; other files are skipped with a warning.  [default: a built-in "
+        "set]",
     ),
 ]
 ImatrixFile = Annotated[
@@ -30,16 +47,16 @@ ImatrixFile = Annotated[
     typer.Option(
         "--imatrix",
         metavar="FILE",
-        help="Use this importance matrix, of `onevision quant imatrix` or llama-imatrix.  [default: both "
-        "none, and one that is collected, are tried]",
+        help="Importance matrix from `onevision quant imatrix` or llama-imatrix.  [default: try one that is "
+        "collected, and none]",
     ),
 ]
-NoImatrix = Annotated[bool, typer.Option("--no-imatrix", help="Use none.")]
+NoImatrix = Annotated[bool, typer.Option("--no-imatrix", help="Quantize without an importance matrix only.")]
 Questions = Annotated[
     Path | None,
     typer.Option(
         metavar="PLACE",
-        help="Questions to measure quality with, as in `onevision eval`.  [default: the tiny suite's]",
+        help="Questions to measure quality with, as for `onevision eval`.  [default: the tiny suite's]",
     ),
 ]
 Limit = Annotated[
@@ -47,59 +64,29 @@ Limit = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Most questions.  [default: 4 of each of the suite's families, 50 of a small model; all "
-        "of yours]",
+        help="Maximum number of questions.  [default: all of PLACE; of the tiny suite 4 per family, 50 for "
+        "a small model]",
     ),
 ]
 Force = Annotated[
     bool,
-    typer.Option(
-        "--force", help="Replace a bundle that is there, and write one even if it fails the quality gate."
-    ),
+    typer.Option("--force", help="Replace an existing bundle, and write one that fails the quality gate."),
 ]
 
 
-def weighed(imatrix: Path | None, no_imatrix: bool) -> bool | None:
-    """Whether an importance matrix is used; None: it is to be found out.
+def imatrix_choice(imatrix: Path | None, no_imatrix: bool) -> Path | bool | None:
+    """The importance matrix to use: a file; False for none; None for both ways.
 
     Raises:
         UsageError: Both options are given.
     """
     if imatrix is not None and no_imatrix:
         raise UsageError("--imatrix and --no-imatrix contradict each other")
-    return True if imatrix is not None else False if no_imatrix else None
-
-
-def yardstick(
-    calibration: Path | None,
-    imatrix: Path | None,
-    questions: Path | None,
-    limit: int | None,
-    threads: int | None,
-) -> Yardstick:
-    """What to measure with, read and checked before any work is done.
-
-    Raises:
-        InputError: Questions, or an importance matrix, that cannot be used.
-        QuantError: A calibration folder with nothing in it.
-    """
-    from onevision.eval.questions import read_questions, tiny_suite
-    from onevision.quant.calibration import files_in
-    from onevision.quant.imatrix import read_imatrix
-    from onevision.quant.trials import Yardstick
-
-    if calibration is not None:
-        files_in(calibration)
-    return Yardstick(
-        read_questions(questions, limit=limit) if questions else tiny_suite(limit=limit) if limit else None,
-        calibration=calibration,
-        imatrix=None if imatrix is None else read_imatrix(imatrix),
-        threads=threads,
-    )
+    return False if no_imatrix else imatrix
 
 
 def summary(bundle: Bundle, backbone: BackboneReport, report: Report) -> dict[str, Any]:
-    """A bundle just written, for ``--json``."""
+    """A written bundle, for ``--json``."""
     return {
         "bundle": str(bundle.folder),
         "bytes": bundle.bytes,
@@ -113,8 +100,8 @@ def summary(bundle: Bundle, backbone: BackboneReport, report: Report) -> dict[st
     }
 
 
-def print_applied(done: Applied, *, as_json: bool) -> None:
-    """A bundle that was measured, with what was rejected on the way to it."""
+def print_quantized(done: Quantized, *, as_json: bool) -> None:
+    """Print a quantized bundle, and a warning if it fails the gate."""
     bundle = done.bundle
     if as_json:
         print_json(summary(bundle, done.backbone, done.report) | {"gate": done.to_dict()})

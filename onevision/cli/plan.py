@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onevision.native.device import Device as DeviceName
     from onevision.planning.cost import Input, Shape
     from onevision.planning.speed import Calibration
-    from onevision.runtime.options import Options
+    from onevision.runtime.options import AnswerOptions
     from onevision.runtime.prefill.policy import Prefill as PrefillName
     from onevision.runtime.prefill.policy import Reader
 
@@ -136,11 +136,11 @@ def plan(
     )
     warning = None
     if target is not None:
-        found, fits = forecaster.choose(options.budget, target)
-        options = options.within(found.budget)
+        found, fits = forecaster.choose(options, target)
+        options = found.budget
         warning = None if fits else late(found, target)
     reused = _reused(inputs, options, subject.shape)
-    found = forecaster.forecast(options.budget, reused_frames=reused)
+    found = forecaster.forecast(options, reused_frames=reused)
     reader = subject.reader and subject.reader(found.costs.prompt_tokens)
     table = forecaster.table(frames)
     if warning:
@@ -182,7 +182,7 @@ def _parse_size(text: str) -> Input:
     return Input(text, "image", int(match[1]), int(match[2]))
 
 
-def _reused(inputs: Sequence[Input], options: Options, shape: Shape) -> int:
+def _reused(inputs: Sequence[Input], options: AnswerOptions, shape: Shape) -> int:
     """Frames of the videos that take the features of others."""
     if options.dedup is None:
         return 0
@@ -200,9 +200,10 @@ def _reused(inputs: Sequence[Input], options: Options, shape: Shape) -> int:
 
 def _published(size: str, prompt: str) -> _Subject:
     """A published model, or the tiny one, without a bundle of it."""
-    from onevision.planning.cost import PUBLISHED, published
+    from onevision.models.shapes import PublishedSize
+    from onevision.planning.cost import published
 
-    name = one_of(size, ("tiny", *PUBLISHED), "--size")
+    name = one_of(size, ("tiny", *get_args(PublishedSize)), "--size")
     tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
     return _Subject(name, _shipped() if name == "tiny" else published(name), tokens)
 
@@ -210,8 +211,8 @@ def _published(size: str, prompt: str) -> _Subject:
 def _shipped() -> Shape:
     """Shape of the tiny model, read from its checkpoint: planning makes no bundle."""
     from onevision.export.config import read_config
-    from onevision.export.shape import backbone_info, video_info, vision_info
     from onevision.models import SHIPPED
+    from onevision.models.shapes import backbone_info, video_info, vision_info
     from onevision.planning.cost import KV_BYTES, Shape
 
     config = read_config(SHIPPED["tiny", "ov"])
@@ -235,8 +236,9 @@ def _bundle(
     from onevision.planning.cost import Shape
     from onevision.planning.speed import calibration_path, needed_calibration, read_calibration
     from onevision.runtime.backbone import count_tokens
+    from onevision.runtime.messages import ImagePart, Message
     from onevision.runtime.prefill import policy as prefiller
-    from onevision.runtime.prompt import Control, ImagePart, Message, render
+    from onevision.runtime.prompt import Control, render
 
     bundle = open_bundle(folder)
     manifest = bundle.manifest

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig
 
 StoredType = Literal["F32", "F16", "BF16"]
 

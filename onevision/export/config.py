@@ -1,199 +1,111 @@
-"""The shape of a LLaVA-OneVision checkpoint, read from either config format.
+"""Shape of a checkpoint, read from its config in either format.
 
 In: ``config.json`` of a ``llava-hf/…-hf`` (``model_type: llava_onevision``) or an ``lmms-lab/…`` checkpoint
-(``model_type: llava``). Out: one :class:`ModelConfig`, whichever it was.
+(``model_type: llava``). Out: a :class:`~onevision.models.shapes.ModelConfig`.
+
+transformers 4 and 5 save other keys: ``torch_dtype`` and ``dtype``, ``rope_theta`` and ``rope_parameters``,
+``preprocessor_config.json`` with ``video_preprocessor_config.json`` and one ``processor_config.json``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_json, show
+from onevision.models.shapes import (
+    DEFAULT_FRAMES,
+    MEAN,
+    SIGLIP_TOWERS,
+    STD,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    published_config,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CheckpointFormat = Literal["hf", "lmms-lab"]
-
 IMAGE_TOKEN = "<image>"  # noqa: S105
 VIDEO_TOKEN = "<video>"  # noqa: S105
-
-#: Frames sampled from a video by default (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
-DEFAULT_FRAMES = 32
-#: Pixels are scaled to [-1, 1] (reference: ``siglip_encoder.py``).
-MEAN = STD = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """SigLIP tower. ``layers`` counts those that run: the output of the last one is the feature."""
-
-    image_size: int  # S, pixels per side of a tile
-    patch_size: int
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    layer_norm_eps: float
-
-    @property
-    def side(self) -> int:
-        """Patches per side of a tile ("valid" convolution: pixels left over are never seen)."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        """P, image features per tile."""
-        return self.side**2
-
-
-def siglip_config(vision: VisionConfig) -> dict[str, object]:
-    """The tower as transformers' ``SiglipVisionConfig`` describes it."""
-    return {
-        "model_type": "siglip_vision_model",
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.intermediate_size,
-        "num_hidden_layers": vision.layers,
-        "num_attention_heads": vision.heads,
-        "layer_norm_eps": vision.layer_norm_eps,
-        "hidden_act": "gelu_pytorch_tanh",
-        "vision_use_head": False,
-    }
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Qwen2 backbone."""
-
-    hidden_size: int  # H
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab_size: int  # rows of the embedding, at least as many as the tokenizer has tokens
-    context_length: int
-    rope_theta: float
-    rms_norm_eps: float
-    tied: bool  # the head is the embedding
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.heads
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """All that the export needs to know of a checkpoint's shape."""
-
-    format: CheckpointFormat
-    vision: VisionConfig
-    text: TextConfig
-    aspect_ratio: str  # "anyres_max_9", "anyres", …
-    grid_pinpoints: tuple[tuple[int, int], ...]  # (height, width) in pixels
-    image_token_id: int | None  # None: the checkpoint's tokenizer has no such token
-    video_token_id: int | None
-    dtype: str | None  # as the config says; the tensors decide
-    frames: int = DEFAULT_FRAMES  # sampled from a video by default
-
 
 # <|im_end|> of every Qwen2 tokenizer: the training format closes each turn with it.
 IM_END_ID = 151645
 
-#: The ways to cut a picture that are exported.
+#: AnyRes modes that can be exported.
 ASPECT_RATIO = re.compile(r"anyres(_max_[1-9]\d{0,3})?")
 
-_MOST_LAYERS = 1000
-_MOST_PINPOINTS = 4096
-
-
-def _siglip(image_size: int, patch_size: int, size: Literal["base", "large", "so400m"]) -> VisionConfig:
-    hidden, intermediate, layers, heads = {
-        "base": (768, 3072, 12, 12),
-        "large": (1024, 4096, 24, 16),
-        "so400m": (1152, 4304, 27, 16),
-    }[size]
-    return VisionConfig(image_size, patch_size, hidden, intermediate, layers, heads, layer_norm_eps=1e-6)
-
-
-# The towers that an lmms-lab config can name, as published: all their layers counted.
-SIGLIP_TOWERS = {
-    "google/siglip-so400m-patch14-384": _siglip(384, 14, "so400m"),
-    "google/siglip-so400m-patch14-224": _siglip(224, 14, "so400m"),
-    "google/siglip-base-patch16-224": _siglip(224, 16, "base"),
-    "google/siglip-base-patch16-256": _siglip(256, 16, "base"),
-    "google/siglip-base-patch16-384": _siglip(384, 16, "base"),
-    "google/siglip-base-patch16-512": _siglip(512, 16, "base"),
-    "google/siglip-large-patch16-256": _siglip(256, 16, "large"),
-    "google/siglip-large-patch16-384": _siglip(384, 16, "large"),
-}
+_MAX_LAYERS = 1000
+_MAX_PINPOINTS = 4096
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read the shape of a checkpoint from ``config.json`` and, when it is there, ``generation_config.json``.
+    """Read the shape of a checkpoint from ``config.json`` and, if present, ``generation_config.json``.
 
-    Of ``preprocessor_config.json`` only the normalisation is looked at: it has to be SigLIP's. Of
-    ``video_preprocessor_config.json`` only the number of frames.
-
-    A key that is left out has the value that the reference implementation gives it (transformers 4.57 for
-    ``llava_onevision``, LLaVA-NeXT for ``llava``).
+    The processor's files give the default number of video frames; their normalization has to be SigLIP's.
+    A missing key has the default of the reference implementation (transformers for ``llava_onevision``,
+    LLaVA-NeXT for ``llava``).
 
     Args:
         folder: The checkpoint's folder.
 
-    Returns:
-        One description, whichever the format.
-
     Raises:
-        UnsupportedCheckpointError: Another architecture, or something in it that is not exported.
+        UnsupportedCheckpointError: Another architecture, or a variant that cannot be exported.
         CheckpointError: A file is missing or not JSON, a key is missing, or a value makes no sense.
     """
     root = Section(read_json(folder / "config.json"), "config.json: ")
     if root.get("quantization_config") is not None:
         raise UnsupportedCheckpointError(
-            "config.json: quantization_config is set, and a quantised checkpoint cannot be exported",
+            "config.json: quantization_config is set, and a quantized checkpoint cannot be exported",
             hint="export the original checkpoint and choose the precision of the bundle",
         )
     generation = folder / "generation_config.json"
     stops = [Section(read_json(generation), f"{generation.name}: ")] if generation.is_file() else []
     model_type = root.get("model_type")
     if model_type == "llava_onevision":
-        config = _read_hf(root, stops)
-        _check_processor(folder / "preprocessor_config.json")
-        return replace(config, frames=_frames(folder / "video_preprocessor_config.json"))
+        return replace(_read_hf(root, stops), frames=_read_processors(folder))
     if model_type in ("llava", "llava_qwen"):
         return _read_lmms_lab(root, stops, folder)
     raise UnsupportedCheckpointError(f"config.json: model_type is {show(model_type)}", hint=SCOPE_HINT)
 
 
+def _read_processors(folder: Path) -> int:
+    """Default number of video frames; refuses image processors that make other pixels than the published."""
+    files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+    image, video, both = (
+        Section(read_json(folder / name) if (folder / name).is_file() else {}, f"{name}: ") for name in files
+    )
+    for processor in (image, both.section("image_processor")):
+        processor.expect("image_mean", list(MEAN))
+        processor.expect("image_std", list(STD))
+        processor.expect("resample", 3)  # PIL's bicubic
+    frames = video.integer("num_frames", DEFAULT_FRAMES)
+    return both.section("video_processor").integer("num_frames", frames)
+
+
 def _read_hf(root: Section, stops: list[Section]) -> ModelConfig:
-    """``LlavaOnevisionConfig``, its defaults included."""
+    """Read a ``LlavaOnevisionConfig``."""
     root.expect("architectures", ["LlavaOnevisionForConditionalGeneration"])
     root.expect("projector_hidden_act", "gelu")
     root.expect("multimodal_projector_bias", True)
     root.expect("vision_feature_layer", -1)
     root.expect("vision_feature_select_strategy", "full")
     root.expect("use_image_newline_parameter", True)
-    so400m = SIGLIP_TOWERS["google/siglip-so400m-patch14-384"]
+    default = published_config("7b")
     no_tower = root.get("vision_config") is None
-    vision = replace(so400m, layers=26) if no_tower else _read_vision(root.section("vision_config"))
+    vision = default.vision if no_tower else _read_vision(root.section("vision_config"))
     text_section = root.section("text_config")
     text_section.expect("model_type", "qwen2")
-    # transformers 4 obeys the flag of the text section, 5 that of the top level, and each saves the other
-    # as it comes. A head of its own beside a set flag is found out when the tensors are checked.
+    # transformers 4 obeys the flag of the text section, 5 either of the two. If a checkpoint has a separate
+    # head in spite of the flag, the check of the tensors reports it.
     flags = [section.flag("tie_word_embeddings") for section in (text_section, root)]
     text = _read_text(text_section, [*stops, text_section, root], tied=any(flags))
-    sides = [so400m.image_size * n for n in range(1, 7)]
-    pinpoints = root.get("image_grid_pinpoints", [[height, width] for height in sides for width in sides])
+    pinpoints = root.get("image_grid_pinpoints", [list(pair) for pair in default.grid_pinpoints])
     return ModelConfig(
         format="hf",
         vision=vision,
@@ -206,27 +118,11 @@ def _read_hf(root: Section, stops: list[Section]) -> ModelConfig:
     )
 
 
-def _check_processor(path: Path) -> None:
-    """Refuse a picture processor that makes other pixels than the published ones."""
-    if path.is_file():
-        processor = Section(read_json(path), f"{path.name}: ")
-        processor.expect("image_mean", list(MEAN))
-        processor.expect("image_std", list(STD))
-        processor.expect("resample", 3)  # PIL's bicubic
-
-
-def _frames(path: Path) -> int:
-    """How many frames the checkpoint's video processor takes by default."""
-    if not path.is_file():
-        return DEFAULT_FRAMES
-    return Section(read_json(path), f"{path.name}: ").integer("num_frames", DEFAULT_FRAMES)
-
-
 def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelConfig:
-    """``LlavaQwenConfig`` of LLaVA-NeXT; what is left out is what the ``getattr`` calls there fall back to.
+    """Read a ``LlavaQwenConfig`` of LLaVA-NeXT; defaults are those of the ``getattr`` calls there.
 
-    ``mm_vision_select_layer`` is not looked at, as it is not there: the original's SigLIP class always drops
-    the tower's last layer and takes the output of the one before.
+    ``mm_vision_select_layer`` is ignored, as it is there: the original's SigLIP class always drops the
+    tower's last layer and takes the output of the one before.
     """
     root.expect("architectures", ["LlavaQwenForCausalLM"])
     root.expect("mm_projector_type", "mlp2x_gelu", absent="linear")
@@ -240,7 +136,7 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
     root.expect("mm_hidden_size", tower.hidden_size)
     if tower.layers < 2:
         raise CheckpointError(
-            "the vision tower has one layer, and lmms-lab runs one less than there are", hint=DAMAGED_HINT
+            "the vision tower has one layer, and lmms-lab checkpoints run all but the last", hint=DAMAGED_HINT
         )
     pinpoints = _pinpoints(_listed(root.get("image_grid_pinpoints"), tower.image_size), tower.image_size)
     return ModelConfig(
@@ -256,7 +152,7 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
 
 
 def _read_tower(root: Section, folder: Path) -> VisionConfig:
-    """The tower by its published name, or by a folder inside the checkpoint with a SigLIP ``config.json``."""
+    """Find the tower by its published name, or by a folder of the checkpoint with its ``config.json``."""
     name = root.get("mm_vision_tower")
     if not isinstance(name, str) or not name:
         raise root.bad("mm_vision_tower", "the name of a SigLIP tower")
@@ -266,8 +162,8 @@ def _read_tower(root: Section, folder: Path) -> VisionConfig:
     inside = not posix.is_absolute() and not windows.anchor and ".." not in windows.parts
     if not inside or not (folder / name / "config.json").is_file():
         raise UnsupportedCheckpointError(
-            f"config.json: mm_vision_tower is {show(name)}, no SigLIP tower that is known here",
-            hint=f"known are {', '.join(SIGLIP_TOWERS)}, or a folder inside the checkpoint",
+            f"config.json: mm_vision_tower is {show(name)}, not a known SigLIP tower",
+            hint=f"known towers: {', '.join(SIGLIP_TOWERS)}, or a folder inside the checkpoint",
         )
     section = Section(read_json(folder / name / "config.json"), f"{name}/config.json: ")
     return _read_vision(
@@ -276,7 +172,7 @@ def _read_tower(root: Section, folder: Path) -> VisionConfig:
 
 
 def _read_vision(section: Section) -> VisionConfig:
-    """``SiglipVisionConfig``, its defaults included."""
+    """Read a ``SiglipVisionConfig``."""
     section.expect("model_type", "siglip_vision_model")
     section.expect("hidden_act", "gelu_pytorch_tanh")
     section.expect("num_channels", 3)
@@ -288,20 +184,20 @@ def _read_vision(section: Section) -> VisionConfig:
         patch_size=section.integer("patch_size", 16, most=image_size),
         hidden_size=hidden,
         intermediate_size=section.integer("intermediate_size", 3072),
-        layers=section.integer("num_hidden_layers", 12, most=_MOST_LAYERS),
+        layers=section.integer("num_hidden_layers", 12, most=_MAX_LAYERS),
         heads=heads,
         layer_norm_eps=section.number("layer_norm_eps", 1e-6),
     )
 
 
 def _read_text(section: Section, stops: list[Section], *, tied: bool) -> TextConfig:
-    """``Qwen2Config``, its defaults included; ``stops`` are asked for bos and eos in their order."""
+    """Read a ``Qwen2Config``; ``stops`` are the sections that may name bos and eos, first one first."""
     section.expect("hidden_act", "silu")
     section.expect("use_sliding_window", False)
-    layers = section.integer("num_hidden_layers", 32, most=_MOST_LAYERS)
+    layers = section.integer("num_hidden_layers", 32, most=_MAX_LAYERS)
     section.expect("layer_types", ["full_attention"] * layers)
     hidden, heads = section.integer("hidden_size", 4096), section.integer("num_attention_heads", 32)
-    # Qwen2Config: left out means 32, null means as many as there are heads.
+    # Qwen2Config: a missing key means 32, null means as many as heads.
     kv_heads = heads if section.is_null("num_key_value_heads") else section.integer("num_key_value_heads", 32)
     _check_heads(section, "hidden_size", hidden, "num_attention_heads", heads)
     _check_heads(section, "num_attention_heads", heads, "num_key_value_heads", kv_heads)
@@ -335,7 +231,7 @@ def _check_heads(section: Section, key: str, value: int, by_key: str, by: int) -
 
 
 def _rope_theta(section: Section) -> float:
-    """The base: in ``rope_theta`` from transformers 4, in ``rope_parameters`` from 5; never scaled."""
+    """Rotary base: ``rope_theta`` in transformers 4, in ``rope_parameters`` in 5. Scaled RoPE is refused."""
     scaling, parameters = section.section("rope_scaling"), section.section("rope_parameters")
     for rope in (scaling, parameters):
         rope.expect("rope_type", "default")
@@ -353,10 +249,9 @@ def _aspect_ratio(root: Section, key: str, *, absent: str) -> str:
 
 
 def _listed(value: object, image_size: int) -> object:
-    """The two written forms that LLaVA-NeXT's ``process_anyres_image`` takes, as a list of pairs.
+    """Parse the two string forms that LLaVA-NeXT's ``process_anyres_image`` takes into a list of pairs.
 
-    ``"(1x1),...,(6x6)"`` is every grid from the first to the last, counted in tiles; anything else is a list
-    or tuple of Python's.
+    ``"(1x1),...,(6x6)"`` means all grids from the first to the last, in tiles; others are Python lists.
     """
     if not isinstance(value, str):
         return value
@@ -368,14 +263,14 @@ def _listed(value: object, image_size: int) -> object:
             return value
     (width_from, height_from), (width_to, height_to) = corners[0], corners[-1]
     widths, heights = range(width_from, width_to + 1), range(height_from, height_to + 1)
-    if len(widths) * len(heights) > _MOST_PINPOINTS:
+    if len(widths) * len(heights) > _MAX_PINPOINTS:
         return value
     return [[width * image_size, height * image_size] for width in widths for height in heights]
 
 
 def _pinpoints(value: object, image_size: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of pixels in the order in which they are written, each a multiple of the tile's side."""
-    if not isinstance(value, list) or not 0 < len(value) <= _MOST_PINPOINTS:
+    """Check pairs of pixels, each a multiple of the tile's side; their order is kept."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MAX_PINPOINTS:
         message = f"config.json: image_grid_pinpoints is {show(value)}, must be a list of pairs"
         raise CheckpointError(message, hint=DAMAGED_HINT)
     for pair in value:
@@ -387,7 +282,7 @@ def _pinpoints(value: object, image_size: int) -> tuple[tuple[int, int], ...]:
 
 
 def _token_id(root: Section, name: str, absent: int, vocab_size: int) -> int:
-    """An id that transformers 4 writes as ``image_token_index`` and 5 as ``image_token_id``."""
+    """A token id, under ``image_token_id`` or ``image_token_index``."""
     key = f"{name}_id" if root.get(f"{name}_id") is not None else f"{name}_index"
     return root.integer(key, absent, least=0, most=vocab_size - 1)
 

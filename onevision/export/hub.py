@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-    from onevision.export.config import CheckpointFormat
+    from onevision.models.shapes import CheckpointFormat
 
 Size = Literal["tiny", "0.5b", "7b", "72b"]
 Variant = Literal["ov", "si"]

@@ -22,7 +22,7 @@ from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_jso
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"

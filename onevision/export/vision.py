@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.errors import ExportError
-from onevision.export.config import siglip_config
 from onevision.files import disk_space, scratch_folder
 from onevision.graphs.names import FEATURES, PIXELS
+from onevision.proof.reference import siglip_config
 from onevision.runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from onevision.export.checkpoint import Checkpoint
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig
     from onevision.progress import Advance
 
 VisionPrecision = Literal["fp32", "fp16"]  # those of floats

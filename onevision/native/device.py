@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,78 @@ _CPU_FLAGS = (
 
 
 def default_threads() -> int:
-    """Number of cores that this process may use: its affinity mask where the system has one, else all."""
+    """Number of threads for heavy work: cores in the affinity mask, within the container's CPU quota."""
+    quota = cpu_quota()
+    return affinity() if quota is None else max(1, min(affinity(), int(quota)))
+
+
+def affinity() -> int:
+    """Number of cores that this process may be scheduled on; all where the system has no affinity mask."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that Linux control groups allow, the least of all ancestors; None: no limit.
+
+    Args:
+        root: Folder in which ``proc`` and ``sys`` are looked for.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in groups:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            names = ("", "unified")  # version 2, alone or beside version 1
+        elif "cpu" in controllers.split(","):
+            names = (controllers, "cpu")
+        else:
+            continue
+        for name in names:
+            mount = root / "sys/fs/cgroup" / name
+            group = mount / path.lstrip("/")
+            # In a container the path may be the host's: then only the mount itself is there.
+            for folder in (group, *group.parents):
+                if (limit := _quota_of(folder)) is not None:
+                    limits.append(limit)
+                if folder == mount:
+                    break
+    return min(limits, default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    """Quota of one control group over its period, in cores: ``cpu.max`` or ``cpu.cfs_quota_us``."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = (
+                (group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8").strip()
+                for name in ("quota", "period")
+            )
+        limit = float(quota) / float(period)  # "max" in version 2
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return limit if limit > 0 else None  # -1 in version 1
+
+
+def l2_cache_bytes() -> int | None:
+    """Size of the L2 cache as the C library gives it; 0 where it does not know; None on other systems.
+
+    ONNX Runtime asks the same function on Linux, and without an answer does without its flash attention
+    (onnxruntime issues 29613 and 33196): glibc has none on aarch64, nor in some containers.
+    """
+    if not sys.platform.startswith("linux") or "SC_LEVEL2_CACHE_SIZE" not in os.sysconf_names:
+        return None
+    try:
+        return max(0, os.sysconf("SC_LEVEL2_CACHE_SIZE"))
+    except (OSError, ValueError):
+        return 0
 
 
 def cpu_name() -> str:

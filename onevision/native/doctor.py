@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +15,17 @@ import psutil
 
 from onevision._version import __version__
 from onevision.extras import EXTRAS, missing
-from onevision.native.device import cpu_flags, cpu_name, default_threads
+from onevision.native.device import (
+    affinity,
+    cpu_flags,
+    cpu_name,
+    cpu_quota,
+    default_threads,
+    l2_cache_bytes,
+)
+
+#: Exit statuses of a process that met one: -SIGILL, and Windows' STATUS_ILLEGAL_INSTRUCTION.
+_ILLEGAL_INSTRUCTION = (-4, 0xC000001D)
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,8 @@ class Health:
             "python": facts["python"],
             "processor": facts["cpu"],
             "CPU flags": ", ".join(facts["cpu_flags"]) or "unknown",
-            "cores": f"{cores['physical']} physical, {cores['logical']} logical, {cores['used']} used",
+            "cores": f"{cores['physical']} physical, {cores['logical']} logical, "
+            f"{cores['affinity']} by affinity, quota {cores['quota'] or 'none'}; {cores['used']} used",
             "memory": f"{memory['total'] / 2**30:.1f} GiB, {memory['available'] / 2**30:.1f} GiB available",
             "ONNX Runtime": _described(session, ", ".join(session["providers"])),
             "llama.cpp": _described(llama, f"{gpu} GPU offload; {', '.join(llama['build'])}"),
@@ -61,8 +74,11 @@ def examine() -> Health:
         "cores": {
             "physical": psutil.cpu_count(logical=False),
             "logical": os.cpu_count(),
+            "affinity": affinity(),
+            "quota": cpu_quota(),
             "used": default_threads(),
         },
+        "l2_cache_bytes": l2_cache_bytes(),
         "memory_bytes": {"total": memory.total, "available": memory.available},
         "onnxruntime": _onnxruntime(),
         "llama_cpp": _llama_cpp(),
@@ -80,23 +96,36 @@ def _onnxruntime() -> dict[str, Any]:
     return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
 
 
+#: Run in a child: a build for another processor ends its process with an illegal instruction.
+_ASK_LLAMA = """
+import json
+from onevision.native.llama import can_offload
+offload = can_offload()
+import llama_cpp
+build = llama_cpp.llama_print_system_info().decode(errors="replace")
+print(json.dumps({"version": llama_cpp.__version__, "build": build, "gpu_offload": offload}))
+"""
+
+
 def _llama_cpp() -> dict[str, Any]:
     """Version and build; version None if the library cannot be loaded."""
-    try:
-        import llama_cpp
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: its library cannot be loaded
-        return {"version": None, "build": [], "gpu_offload": False, "error": str(error)}
-
-    from onevision.native.llama import can_offload
-
-    offload = can_offload()
-    build = llama_cpp.llama_print_system_info().decode(errors="replace")
-    flags = (part.strip() for part in build.replace(":", "|").split("|"))
-    return {
-        "version": llama_cpp.__version__,
-        "build": [flag.removesuffix(" = 1") for flag in flags if flag],
-        "gpu_offload": offload,
-    }
+    # The child finds what this process would import.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_LLAMA],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    if asked.returncode != 0:
+        error = asked.stderr.strip().rpartition("\n")[2]
+        if asked.returncode in _ILLEGAL_INSTRUCTION:
+            error = "illegal instruction: it was compiled for another processor"
+        return {"version": None, "build": [], "gpu_offload": False, "error": error}
+    facts: dict[str, Any] = json.loads(asked.stdout.splitlines()[-1])
+    flags = (part.strip() for part in facts["build"].replace(":", "|").split("|"))
+    return {**facts, "build": [flag.removesuffix(" = 1") for flag in flags if flag]}
 
 
 def _advice(facts: dict[str, Any]) -> list[str]:
@@ -107,11 +136,21 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             advice.append(
                 f"{package} cannot be loaded ({library['error']}): pip install --force-reinstall {package}"
             )
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        advice.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, "
+            "then install one"
+        )
     for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX512")):
         if llama["version"] and flag in facts["cpu_flags"] and name not in llama["build"]:
             advice.append(
                 f"llama.cpp was built without {name}, which this processor has: reinstall llama-cpp-python"
             )
+    if facts["l2_cache_bytes"] == 0:
+        advice.append(
+            "the C library does not know the size of the L2 cache, so ONNX Runtime does without its flash "
+            "attention: a prefill graph takes more time and memory here"
+        )
     if facts["memory_bytes"]["available"] < 4 * 2**30:
         advice.append("less than 4 GiB of memory are free: use a quantized backbone and fewer tiles")
     advice += [

@@ -1,8 +1,10 @@
-"""Sessions of ONNX Runtime: one way to open a graph of a bundle, on the device that was asked for."""
+"""ONNX Runtime sessions: the one way to open a graph of a bundle on a device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from onevision.errors import BundleError, DeviceError
 
@@ -24,13 +26,13 @@ def open_session(
     """Open a graph.
 
     Args:
-        path: The ONNX file; its weights lie beside it in ``<name>.data``.
+        path: The ONNX file; its weights are beside it in ``<name>.data``.
         device: ``cuda`` needs onnxruntime's CUDA provider, ``auto`` takes it where it works, else the CPU.
         threads: CPU threads.
-        what: What the graph is, for the notes.
+        what: Name of the graph for the notes: ``the vision encoder``.
 
     Returns:
-        The session, the device it runs on, and notes on that choice.
+        The session, the device it runs on, and notes for the user on that choice.
 
     Raises:
         BundleError: A file is missing or damaged.
@@ -47,18 +49,18 @@ def open_session(
         problem = "onnxruntime could not start its CUDA provider"
         hint = "check the NVIDIA driver, and the CUDA and cuDNN versions that onnxruntime-gpu needs"
         try:
-            # TF32 would round the factors of an fp32 bundle to 10 bits.
+            # TF32 would round the operands of an fp32 bundle's matmuls to 10 bits.
             session = _session(path, [(_CUDA, {"use_tf32": "0"}), _CPU], threads)
         except (BundleError, RuntimeError, ValueError) as error:
             problem += f": {first_line(error.__cause__ or error)}"
         else:
-            # A provider whose libraries are missing is passed over without an error.
+            # A provider whose libraries are missing is skipped without an error.
             if _CUDA in session.get_providers():
                 return session, "cuda", ()
     else:
         problem = f"onnxruntime {onnxruntime.__version__} has no CUDA provider"
         hint = f"{CUDA_HINT}; or use --device cpu"
-    # Before CUDA is blamed: a damaged file fails here as well.
+    # Before CUDA is named as the fault: a damaged file fails here as well.
     session = _session(path, [_CPU], threads)
     if device == "cuda":
         raise DeviceError(problem, hint=hint)
@@ -93,22 +95,30 @@ def _session(path: Path, providers: list[Any], threads: int) -> Any:  # noqa: AN
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    data = path.with_name(f"{path.name}.data")
+    linked = data.is_file() and data.resolve().parent != path.resolve().parent
+    if linked and data.stat().st_size:
+        # Weights behind a link to another folder are refused by path, and are taken from memory (copied).
+        weights = np.memmap(data, np.uint8, "r")
+        options.add_external_initializers_from_files_in_memory([data.name], [weights], [weights.nbytes])
     try:
         # Without fallback: it would print to stdout and take another provider.
         return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except ort_errors() as error:
-        data = path.with_name(f"{path.name}.data")
-        reason = "is damaged, or not an ONNX model" if data.is_file() else f"lacks its weights, {data.name}"
-        raise BundleError(f"{path} {reason}", hint=EXPORT_HINT) from error
+        if not data.is_file():
+            raise BundleError(f"{path} lacks its weights, {data.name}", hint=EXPORT_HINT) from error
+        raise BundleError(
+            f"{path} is damaged, or not an ONNX model: {_reason(error)}", hint=EXPORT_HINT
+        ) from error
 
 
 def _is_int8(path: Path) -> bool:
-    """Whether a graph has products in int8: the names of its operators stand in the file as they are."""
+    """Whether a graph has int8 matmuls: operator names are plain text in the file."""
     return b"MatMulInteger" in path.read_bytes()
 
 
 def ort_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises; its exceptions have no base of their own."""
+    """ONNX Runtime's exceptions, which have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (
@@ -122,9 +132,15 @@ def ort_errors() -> tuple[type[Exception], ...]:
         state.NoSuchFile,
         state.NotImplemented,
         state.RuntimeException,
+        UnicodeDecodeError,  # of its binding: a name in a damaged file that is not UTF-8
     )
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, without the rest of its lines."""
+    """First line of an exception's message."""
     return str(error).split("\n", 1)[0].strip()
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's own reason, without its codes: ``[ONNXRuntimeError] : 1 : FAIL : …``."""
+    return first_line(error).rpartition(" : ")[2].rpartition(" failed:")[2].rstrip(".")

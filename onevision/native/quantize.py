@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from onevision.errors import ExportError
 from onevision.files import whole_file
@@ -20,21 +20,15 @@ from onevision.native.gguf import GgufFile
 from onevision.native.llama import call_apart, last_llama_error, llama_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
 
     from onevision.native.gguf import TensorInfo
+    from onevision.precisions import BackbonePrecision
     from onevision.progress import Advance
-
-#: Names of :data:`RECIPES`.
-BackbonePrecision = Literal[
-    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl",
-    "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k",
-    "q4_0-pure", "iq4_nl-pure", "q4_0-attn-q8_0", "iq4_nl-attn-q8_0",
-]  # fmt: skip
 
 #: llama.cpp's mixes of types: their ``llama_ftype``, which is also written to a file's metadata.
 FILE_TYPES: dict[str, int] = {
@@ -170,7 +164,11 @@ class BackboneReport:
 
 def report(path: Path, recipe: Recipe) -> BackboneReport:
     """Types and bits per weight of a written file, and its deviations from a recipe."""
-    tensors = GgufFile(path).tensors.values()
+    return report_of(tuple(GgufFile(path).tensors.values()), recipe, path.stat().st_size)
+
+
+def report_of(tensors: Sequence[TensorInfo], recipe: Recipe, size: int) -> BackboneReport:
+    """:func:`report` of a file of ``size`` bytes with these tensors."""
     fallbacks: dict[str, set[str]] = {}
     for tensor in tensors:
         if len(tensor.shape) > 1 and not recipe.chooses(tensor.type, tensor.name):
@@ -178,7 +176,7 @@ def report(path: Path, recipe: Recipe) -> BackboneReport:
     return BackboneReport(
         precision=recipe.name,
         bits_per_weight=8 * sum(t.bytes for t in tensors) / sum(prod(t.shape) for t in tensors),
-        bytes=path.stat().st_size,
+        bytes=size,
         tensor_types=dict(Counter(tensor.type for tensor in tensors)),
         fallbacks={name: tuple(sorted(kinds)) for name, kinds in sorted(fallbacks.items())},
     )

@@ -6,7 +6,7 @@ Budgets are tried from what the user allows downwards; the largest is the one wi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ import numpy as np
 from onevision.errors import UsageError
 from onevision.planning.cost import Input, Plan, Shape, plan
 from onevision.runtime.answer import Spent
-from onevision.runtime.budget import Budget, cut
+from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import ImagePart, Message, VideoPart
+from onevision.runtime.messages import ImagePart, Message, VideoPart
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.video import probe_video
 
 if TYPE_CHECKING:
@@ -27,17 +28,16 @@ if TYPE_CHECKING:
     from onevision.bundle import Manifest
     from onevision.planning.speed import Calibration
     from onevision.runtime.answer import StageClock
-    from onevision.runtime.options import Options
+    from onevision.runtime.messages import Part
     from onevision.runtime.prefill.policy import Reader
     from onevision.runtime.prepare import Preparer
-    from onevision.runtime.prompt import Part
 
 
 @dataclass(frozen=True)
 class Forecast:
     """A budget, what it costs, and the seconds to the first token with it, if they can be told."""
 
-    budget: Budget
+    budget: AnswerOptions
     costs: Plan
     ttft: float | None
 
@@ -48,7 +48,11 @@ class Forecast:
             name: getattr(costs, name) for name in ("tiles", "image_tokens", "prompt_tokens", "seconds")
         }
         ttft = None if self.ttft is None else round(self.ttft * 1e3, 3)
-        return {**asdict(self.budget), **counts, "predicted_ttft_ms": ttft}
+        return {
+            **{name: getattr(self.budget, name) for name in ("max_tiles", "detail", "frames")},
+            **counts,
+            "predicted_ttft_ms": ttft,
+        }
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Fitted:
     """A prompt with the budget that was chosen for it; without a target, as it was."""
 
     messages: tuple[Message, ...]
-    options: Options
+    options: AnswerOptions
     predicted: float | None = None  # seconds to the first token
     warnings: tuple[str, ...] = ()
 
@@ -102,7 +106,7 @@ class Forecaster:
             ),
         }
 
-    def forecast(self, budget: Budget, *, reused_frames: int = 0) -> Forecast:
+    def forecast(self, budget: AnswerOptions, *, reused_frames: int = 0) -> Forecast:
         """What a budget costs, where so many frames of the videos take the features of others."""
         costs = self._plan(budget=budget, reused_frames=reused_frames)
         if self._calibration is None:
@@ -117,7 +121,7 @@ class Forecaster:
         ttft = sum(seconds.values()) + self._calibration.rest(**self._pixels)
         return Forecast(budget, replace(costs, seconds=seconds), ttft)
 
-    def levels(self, budget: Budget) -> tuple[Forecast, ...]:
+    def levels(self, budget: AnswerOptions) -> tuple[Forecast, ...]:
         """What may be chosen from: a budget, and each smaller one that differs, from the largest down."""
         by_size: dict[tuple[int, int], Forecast] = {}
         for max_tiles, frames in product(self._tiles(budget), self._frames(budget)):
@@ -135,16 +139,16 @@ class Forecaster:
         """
         kinds = [item.kind for item in self._inputs]
         if kinds == ["image"]:
-            rows = self.levels(Budget(frames=frames))
-            high = self.forecast(Budget(detail="high", frames=frames))
+            rows = self.levels(AnswerOptions(frames=frames))
+            high = self.forecast(AnswerOptions(detail="high", frames=frames))
             return rows if high.costs == rows[0].costs else (high, *rows)
         if kinds == ["video"]:
-            counts: list[int | None] = self._frames(Budget(frames=frames))
+            counts: list[int | None] = self._frames(AnswerOptions(frames=frames))
             halves = [2**power for power in range(10, -1, -1) if 2**power in counts]
-            return tuple(self.forecast(Budget(frames=count)) for count in (frames, *halves))
+            return tuple(self.forecast(AnswerOptions(frames=count)) for count in (frames, *halves))
         return ()
 
-    def choose(self, budget: Budget, target: float) -> tuple[Forecast, bool]:
+    def choose(self, budget: AnswerOptions, target: float) -> tuple[Forecast, bool]:
         """The largest budget, at most ``budget``, that keeps to ``target`` seconds and to the context.
 
         Returns:
@@ -165,17 +169,19 @@ class Forecaster:
                 return found, True
         return min(levels, key=_time), False
 
-    def _tiles(self, budget: Budget) -> list[int | None]:
+    def _tiles(self, budget: AnswerOptions) -> list[int | None]:
         """Limits of tiles that make a difference to a single picture, after None for the budget's own."""
         pictures = [item for item in self._inputs if item.kind == "image"]
         if len(pictures) != 1:
             return [None]
         spec, size = self._shape.anyres, (pictures[0].height, pictures[0].width)
-        most = cut(spec, size, budget).tiles
-        smaller = {cut(spec, size, Budget(max_tiles=limit)).tiles for limit in range(1, most)}
+        most = choose_tiling(spec, size, budget).tiles
+        smaller = {
+            choose_tiling(spec, size, AnswerOptions(max_tiles=limit)).tiles for limit in range(1, most)
+        }
         return [None, *sorted(smaller, reverse=True)]
 
-    def _frames(self, budget: Budget) -> list[int | None]:
+    def _frames(self, budget: AnswerOptions) -> list[int | None]:
         """Counts of frames less than the budget's, after None for its own."""
         videos = [item.frames or 1 for item in self._inputs if item.kind == "video"]
         if not videos:
@@ -194,7 +200,7 @@ def fit(
     reader: Callable[[int], Reader],
     calibration: Calibration,
     messages: Sequence[Message],
-    options: Options,
+    options: AnswerOptions,
     clock: StageClock,
 ) -> Fitted:
     """Choose the budget of a prompt whose options have a target.
@@ -209,8 +215,8 @@ def fit(
     with clock.stage("tokenise"):
         tokens = preparer.text_tokens(read, options)
     forecaster = Forecaster(Shape.of(manifest), inputs, tokens, reader, calibration)
-    found, fits = forecaster.choose(options.budget, target)
-    chosen = options.within(found.budget)
+    found, fits = forecaster.choose(options, target)
+    chosen = found.budget
     return Fitted(read, chosen, found.ttft, () if fits else (late(found, target),))
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
-from onevision.runtime.anyres import AnyRes
-from onevision.runtime.budget import Budget, cut
+from onevision.models.shapes import PublishedSize, backbone_info, published_config, video_info, vision_info
+from onevision.runtime.anyres import AnyRes, choose_tiling
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,7 @@ KV_BYTES = 2
 #: Share of the rate of one large NumPy product that the stages reach; seen on AVX2 and AVX-512 machines.
 EFFICIENCY = 0.8
 #: What the reference spends.
-REFERENCE = Budget()
+REFERENCE = AnswerOptions()
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ class Shape:
     @property
     def anyres(self) -> AnyRes:
         """How pictures are cut."""
-        vision = self.vision
-        return AnyRes.parse(
-            vision.aspect_ratio,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            pinpoints=vision.grid_pinpoints,
-        )
+        return AnyRes.of(self.vision)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -150,7 +145,7 @@ def plan(
     inputs: Sequence[Input],
     *,
     text_tokens: int,
-    budget: Budget = REFERENCE,
+    budget: AnswerOptions = REFERENCE,
     flops_per_second: float | None = None,
     reused_frames: int = 0,
 ) -> Plan:
@@ -186,13 +181,13 @@ def plan(
     )
 
 
-def _planned(shape: Shape, item: Input, several: bool, budget: Budget) -> PlannedInput:
+def _planned(shape: Shape, item: Input, several: bool, budget: AnswerOptions) -> PlannedInput:
     grid, used = None, item.frames
     if item.kind == "video":
         used = min(budget.frames or shape.video.frames, item.frames or 1)
         tiles, tokens = used, used * shape.video.pooled_side**2 + 1
     else:
-        chosen = cut(shape.anyres, (item.height, item.width), budget, several=several)
+        chosen = choose_tiling(shape.anyres, (item.height, item.width), budget, several=several)
         grid, tiles, tokens = chosen.grid, chosen.tiles, chosen.tokens
     return PlannedInput(item.path, item.kind, item.width, item.height, used, grid, tiles, tokens)
 
@@ -209,39 +204,7 @@ def machine_rate() -> float:
     return EFFICIENCY * repeats * 2 * side**3 / (time.perf_counter() - started)
 
 
-def published(size: str) -> Shape:
-    """Shape of a published model, for planning before anything is downloaded.
-
-    Args:
-        size: A key of :data:`PUBLISHED`.
-    """
-    return Shape(_SO400M, PUBLISHED[size], VideoInfo(frames=32, pooled_side=14))
-
-
-_SO400M = VisionInfo(
-    image_size=384,
-    patch_size=14,
-    hidden=1152,
-    intermediate=4304,
-    layers=26,
-    grid_pinpoints=tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
-    aspect_ratio="anyres_max_9",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
-
-
-def _qwen2(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int
-) -> BackboneInfo:
-    return BackboneInfo(
-        hidden, intermediate, layers, heads, kv_heads, 32768, vocab, (151645,), bits_per_weight=16.0
-    )
-
-
-#: Backbones of the published sizes (Qwen2 configurations, with the rows of the llava-hf files).
-PUBLISHED = {
-    "0.5b": _qwen2(896, 4864, 24, 14, 2, 152000),
-    "7b": _qwen2(3584, 18944, 28, 28, 4, 152128),
-    "72b": _qwen2(8192, 29568, 80, 64, 8, 152128),
-}
+def published(size: PublishedSize) -> Shape:
+    """Shape of a published model, for planning before anything is downloaded."""
+    config = published_config(size)
+    return Shape(vision_info(config), backbone_info(config, bits_per_weight=16.0), video_info(config))

@@ -2,21 +2,19 @@
 
 In: an open checkpoint. Out: a :class:`~onevision.proof.golden.ReferenceCase` with the output of each stage.
 Nothing here comes from the runtime: prompts, tiles, token ids and packing are the reference's own, so
-that a mistake cannot hide by being made twice.
+that a mistake cannot hide by being made twice. Runs in transformers 4.57 and 5; where the two differ, a
+comment says so. Needs the extra ``proof``.
 """
 
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import psutil
 
 from onevision.errors import ExportError
-from onevision.export.config import siglip_config
-from onevision.export.tensors import canonical_name
-from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.proof.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
 if TYPE_CHECKING:
@@ -27,8 +25,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from onevision.export.checkpoint import Checkpoint
-    from onevision.export.config import ModelConfig
+    from onevision.models.shapes import ModelConfig, VisionConfig
 
 #: The training format, reference for `<image>` and for `<video>` alike (LLaVA-NeXT, conv "qwen_1_5").
 PROMPT = (
@@ -36,23 +33,54 @@ PROMPT = (
     "<|im_start|>user\n{visuals}{question}<|im_end|>\n<|im_start|>assistant\n"
 )
 
+#: Qwen2's chat model ends a turn with the first, its base model a text with the second.
+_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+#: Parameters of the language model, and those of the vision tower that no answer depends on.
+_BACKBONE = ("model.language_model.", "lm_head.")
+_UNUSED = ("model.vision_tower.post_layernorm", "model.vision_tower.head")
+
+
+class Weights(Protocol):
+    """A checkpoint: :class:`onevision.export.checkpoint.Checkpoint` is one."""
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors as in transformers 4.52 to 4.57."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+
+    def tensor(self, name: str) -> npt.NDArray[Any]:
+        """A tensor in its stored type."""
+
 
 class Reference:
     """transformers' model, filled from a checkpoint.
 
     Args:
-        checkpoint: Open for as long as this is made.
+        checkpoint: Needed only while this is constructed.
         backbone: Load the language model too; without it cases end at the visual tokens.
+        never_sampled: Tokens that are never decoded: rows beyond the tokenizer, placeholders.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, backbone: bool = True) -> None:
+    def __init__(
+        self, checkpoint: Weights, *, backbone: bool = True, never_sampled: Sequence[int] = ()
+    ) -> None:
         self.config = config = checkpoint.config
         self.has_backbone = backbone
+        self._never_sampled = list(never_sampled) or None
         self._model = _load(checkpoint, backbone=backbone)
         self._tokenizer = _tokenizer(checkpoint.folder)
-        # Qwen2's base model ends with the second, and a chat model may say it too.
-        stops = map(self._tokenizer.token_to_id, (IM_END, END_OF_TEXT))
-        self._ends = {*config.text.eos_ids, *stops}
+        self._ends = sorted({*config.text.eos_ids, *map(self._tokenizer.token_to_id, _ENDS)})
         side = config.vision.image_size
         self._processor = _image_processor()(
             size={"height": side, "width": side},
@@ -68,18 +96,16 @@ class Reference:
         *,
         images: Sequence[npt.NDArray[np.uint8]] = (),
         video: npt.NDArray[np.uint8] | None = None,
-        banned: Sequence[int] = (),
         keep: int | None = None,
     ) -> ReferenceCase:
         """Run one input through all stages.
 
         Args:
             name: Name of the case.
-            question: Text after the pictures.
+            question: Text after the images.
             images: uint8 [h, w, 3] each.
             video: Frames uint8 [N, h, w, 3]; all are used.
-            banned: Token ids that greedy decoding never chooses (rows beyond the tokenizer, placeholders).
-            keep: Rows kept of features and embeddings; None for all.
+            keep: Number of rows to keep of features and embeddings; None for all.
         """
         import torch
 
@@ -88,7 +114,7 @@ class Reference:
             tiles, features, packed = self._visuals(images, video)
             logits, tokens = (None, None)
             if self.has_backbone:
-                logits, tokens = self._decode(ids, packed, banned)
+                logits, tokens = self._decode(ids, packed)
         return ReferenceCase(
             name=name,
             prompt=question,
@@ -108,7 +134,6 @@ class Reference:
         *,
         images: Sequence[npt.NDArray[np.uint8]] = (),
         video: npt.NDArray[np.uint8] | None = None,
-        banned: Sequence[int] = (),
         max_tokens: int = GREEDY_STEPS,
     ) -> str:
         """The greedy answer; arguments as of :meth:`case`."""
@@ -116,12 +141,12 @@ class Reference:
 
         with torch.inference_mode():
             ids = self._prompt_ids(question, len(images), has_video=video is not None)
-            _, tokens = self._decode(ids, self._visuals(images, video)[2], banned, max_tokens)
+            _, tokens = self._decode(ids, self._visuals(images, video)[2], max_tokens)
         text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return text.strip()
 
     def _prompt_ids(self, question: str, images: int, *, has_video: bool) -> list[int]:
-        """Text around each picture is tokenised on its own (LLaVA-NeXT's tokenizer_image_token)."""
+        """Token ids; text around images is tokenized separately (LLaVA-NeXT's tokenizer_image_token)."""
         visuals = images + has_video
         before, after = PROMPT.split("{visuals}")
         chunks = [before, *[" "] * (visuals - 1), "\n" + after] if visuals else [before + after]
@@ -148,7 +173,7 @@ class Reference:
         )
         try:
             if images:
-                # One nested list is one sample: several pictures in it are padded, a single one is tiled.
+                # A nested list is one sample: several images in it are padded, a single one is tiled.
                 batch = self._processor([list(images)], return_tensors="pt")
                 pixels += batch["pixel_values"]
                 found = model.get_image_features(
@@ -166,7 +191,7 @@ class Reference:
                 )
                 clip = getattr(found, "pooler_output", found)[0]
                 frame_tokens = (-(-self.config.vision.side // 2)) ** 2
-                # Some versions have put the newline behind it already.
+                # Some releases of transformers 5 have appended the newline already.
                 packed.append(torch.cat([clip[: len(frames) * frame_tokens], model.image_newline[None]]))
         finally:
             hook.remove()
@@ -178,7 +203,6 @@ class Reference:
         self,
         ids: Sequence[int],
         packed: Sequence[torch.Tensor],
-        banned: Sequence[int],
         max_tokens: int = GREEDY_STEPS,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits of the last prompt position [vocabulary], and the greedy continuation."""
@@ -187,15 +211,14 @@ class Reference:
         embed = self._model.get_input_embeddings()
         visuals = iter(packed)
         parts = [next(visuals) if token == VISUAL_ID else embed(torch.tensor([token])) for token in ids]
-        ends = sorted(self._ends)
         out = self._model.generate(
             inputs_embeds=torch.cat(parts)[None],
             attention_mask=torch.ones(1, sum(map(len, parts)), dtype=torch.long),
             do_sample=False,
             max_new_tokens=max_tokens,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
-            suppress_tokens=list(banned) or None,
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0],
+            suppress_tokens=self._never_sampled,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -204,11 +227,11 @@ class Reference:
 
 
 def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.Tensor:  # noqa: ANN401
-    """Each frame resized to the tile, aspect ratio distorted: pixel values [N, 3, S, S].
+    """Resize each frame to the tile, ignoring its aspect ratio: pixel values [N, 3, S, S].
 
     Args:
         video: uint8 [N, h, w, 3].
-        processor: The image processor: says how to normalise.
+        processor: The image processor, for its normalization.
         side: S.
     """
     import torch
@@ -223,23 +246,24 @@ def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.T
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
 
 
-def fits_in_memory(checkpoint: Checkpoint, weight: int = 4) -> bool:
-    """Whether the checkpoint, at so many bytes a weight, fits in the free memory with a tenth to spare."""
+def fits_in_memory(checkpoint: Weights, weight: int = 4) -> bool:
+    """Whether the checkpoint fits in free memory with a tenth to spare, at ``weight`` bytes per weight."""
     weights = sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
     return weight * weights * 1.1 < psutil.virtual_memory().available
 
 
-def golden_cases(
-    reference: Reference, banned: Sequence[int], on_case: Callable[[str], None] | None = None
-) -> list[ReferenceCase]:
-    """The four cases of a bundle: a tiled picture, two pictures, a video, and text alone.
+def golden_cases(reference: Reference, on_case: Callable[[str], None] | None = None) -> list[ReferenceCase]:
+    """The four cases of a bundle: a tiled image, two images, a video, and text alone.
 
-    The tiled picture is half as wide again as a tile: three passes, and columns of padding to remove.
+    The tiled image is 1.5 times as wide as a tile: three tiles, and columns of padding to remove.
     """
     side = reference.config.vision.image_size
-    one = [picture(side * 3 // 2, side, seed=1)]
-    two = [picture(side, side * 2 // 3, seed=2), picture(side // 2, side * 3 // 4, seed=3)]
-    clip = np.stack([picture(side * 4 // 3, side, seed=4), picture(side * 4 // 3, side, seed=5)])
+    one = [synthetic_image(side * 3 // 2, side, seed=1)]
+    two = [
+        synthetic_image(side, side * 2 // 3, seed=2),
+        synthetic_image(side // 2, side * 3 // 4, seed=3),
+    ]
+    clip = np.stack([synthetic_image(side * 4 // 3, side, seed=seed) for seed in (4, 5)])
     inputs: dict[str, tuple[str, dict[str, Any]]] = {
         "image": ("What is in this picture?", {"images": one}),
         "images": ("What is different between the two pictures?", {"images": two}),
@@ -250,28 +274,24 @@ def golden_cases(
     for name, (question, visuals) in inputs.items():
         if on_case:
             on_case(name)
-        cases.append(reference.case(name, question, **visuals, banned=banned, keep=KEPT_ROWS))
+        cases.append(reference.case(name, question, **visuals, keep=KEPT_ROWS))
     return cases
 
 
-def picture(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
-    """A picture with smooth areas, edges and grain, uint8 [height, width, 3], the same for the same seed."""
+def synthetic_image(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
+    """A generated image, uint8 [height, width, 3], with smooth areas, edges and grain."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     y, x = y / height, x / width
     waves = random.uniform(1, 9, (3, 2))
     scene = np.stack([np.sin(a * x + b * y + a * b) for a, b in waves], axis=-1) * 70 + 120
     for _ in range(6):
-        centre_x, centre_y, radius = (
-            random.uniform(0.1, 0.9),
-            random.uniform(0.1, 0.9),
-            random.uniform(0.05, 0.2),
-        )
-        scene[(x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
+        middle_x, middle_y, radius = (random.uniform(*ends) for ends in ((0.1, 0.9), (0.1, 0.9), (0.05, 0.2)))
+        scene[(x - middle_x) ** 2 + (y - middle_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
     return np.clip(scene + random.normal(0, 6, scene.shape), 0, 255).astype(np.uint8)
 
 
-def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
+def _load(checkpoint: Weights, *, backbone: bool) -> Any:  # noqa: ANN401
     """Transformers' model in fp32, each parameter taken from the checkpoint."""
     import torch
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
@@ -279,24 +299,28 @@ def _load(checkpoint: Checkpoint, *, backbone: bool) -> Any:  # noqa: ANN401
     config_class: Any = LlavaOnevisionConfig
     model_class: Any = LlavaOnevisionForConditionalGeneration
     config = config_class(**_transformers_config(checkpoint.config, backbone=backbone))
-    # Parameters stay unwritten, and so take no memory, until the checkpoint's take their place.
+    # Uninitialized parameters take no memory until the checkpoint's replace them.
     with _no_init_weights():
         model = model_class(config).eval()
     model.tie_weights()  # before the loop: a tied head is then no parameter of its own
-    names = set(checkpoint.names)
+    # transformers 5 has no "vision_model." in the names of the tower's parameters.
+    stored = {name.replace(".vision_model.", "."): name for name in checkpoint.names}
     for own_name, parameter in model.named_parameters():
-        name = canonical_name(own_name)
+        name = own_name.replace(".vision_model.", ".")
         if not backbone and name.startswith(_BACKBONE):
             continue
-        if name in names:
-            parameter.data = torch.from_numpy(checkpoint.tensor(name).astype(np.float32))
+        if name in stored:
+            parameter.data = torch.from_numpy(checkpoint.tensor(stored[name]).astype(np.float32))
         elif not name.startswith(_UNUSED):
             raise ExportError(f"the reference needs {name}, which the checkpoint does not have")
     return model
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of ``tokenizer.json`` as it stands, else transformers' Qwen2 of ``vocab.json``."""
+    """The tokenizer from ``tokenizer.json`` alone, or else transformers' own from ``vocab.json``.
+
+    Not ``AutoTokenizer``: transformers 4 fails on a ``tokenizer_config.json`` that transformers 5 saved.
+    """
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -308,7 +332,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _image_processor() -> Any:  # noqa: ANN401
-    """The class of the Pillow image processor: transformers 5 gave its name to the one of torchvision."""
+    """The image processor that uses Pillow; in transformers 5 the plain name is torchvision's."""
     import transformers
 
     pillow = getattr(transformers, "LlavaOnevisionImageProcessorPil", None)
@@ -316,16 +340,27 @@ def _image_processor() -> Any:  # noqa: ANN401
 
 
 def _no_init_weights() -> Any:  # noqa: ANN401
-    """Context in which transformers leaves new parameters unwritten."""
+    """Context in which transformers does not initialize new parameters."""
     from transformers import modeling_utils
 
     home: Any = getattr(modeling_utils, "init", modeling_utils)  # transformers 5, 4
     return home.no_init_weights()
 
 
-_BACKBONE = ("model.language_model.", "lm_head.")
-#: Parameters of transformers' model that no answer depends on.
-_UNUSED = ("model.vision_tower.vision_model.post_layernorm", "model.vision_tower.vision_model.head")
+def siglip_config(vision: VisionConfig) -> dict[str, object]:
+    """The tower as transformers' ``SiglipVisionConfig`` describes it."""
+    return {
+        "model_type": "siglip_vision_model",
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "layer_norm_eps": vision.layer_norm_eps,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": False,
+    }
 
 
 def _transformers_config(config: ModelConfig, *, backbone: bool) -> dict[str, Any]:
@@ -355,11 +390,11 @@ def _transformers_config(config: ModelConfig, *, backbone: bool) -> dict[str, An
 
 
 def _bounded(aspect_ratio: str) -> str:
-    """Transformers reads the bound off the name and knows no plain ``anyres``: one that never binds."""
+    """The aspect ratio with the bound that transformers requires; plain ``anyres`` gets a huge one."""
     return "anyres_max_1000000" if aspect_ratio == "anyres" else aspect_ratio
 
 
 def _levels(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Pixel values [T, 3, S, S] back to the levels they were made of, uint8 [T, S, S, 3]."""
+    """Undo the normalization: pixel values [T, 3, S, S] to uint8 [T, S, S, 3]."""
     levels = (pixels * 127.5 + 127.5).round().permute(0, 2, 3, 1)
     return levels.numpy().astype(np.uint8)

@@ -1,7 +1,7 @@
-"""What a quantised bundle has to keep of the reference bundle, which is the same model in floats.
+"""The quality gate: a quantized bundle against the same model in floats, its reference.
 
-In: image features, next-token logits and answers of both. Out: figures, and a :class:`Quality` that says
-whether they pass and, if not, why. Formulas alone: :mod:`onevision.quant.measure` runs the engines.
+In: image features, next-token logits and answers of both. Out: figures, and a :class:`GateResult` with the
+reasons if they do not pass. Formulas only; :mod:`onevision.quant.measure` runs the engines.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
 
     Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # candidate's, reference's
 
-_TINY = 1e-300  # instead of a division by zero
+_TINY = 1e-300  # avoids a division by zero
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the gates stand. Accuracies and agreements are shares, divergences are in nats."""
+    """Limits of the gate. Accuracies and agreements are shares, divergences are in nats."""
 
-    #: Cosine of a tile's image features with the reference's, at least, for the worst tile.
+    #: Minimum cosine similarity of a tile's image features with the reference's.
     cosine: float = 0.999
-    #: Norm of the difference over that of the reference, at most, for the worst tile: the same as the
-    #: cosine if the error has no direction of its own, √(2 - 2 · 0.999).
+    #: Maximum relative error of a tile's image features. It is as strict as the cosine if the error has no
+    #: direction of its own: √(2 - 2 · 0.999).
     relative_error: float = 0.045
-    #: Kullback-Leibler divergence of the next token's distribution from the reference's, at most, on average.
+    #: Maximum mean Kullback-Leibler divergence of the next token's distribution from the reference's.
     mean_kl: float = 0.02
-    #: The same for the 99th percentile of all positions: few answers may hang on a coarse rounding.
+    #: Maximum 99th percentile of the same: a few answers may depend on coarse rounding.
     p99_kl: float = 0.2
-    #: Share of positions whose likeliest token is the reference's, at least.
+    #: Minimum top-1 agreement: share of positions with the same most likely token.
     top1: float = 0.97
-    #: What the accuracy may fall by, as the mean of all families. A single question more that is answered
-    #: wrongly never fails this gate: of few it is many points, and chance.
+    #: Maximum drop of the accuracy, as the mean of all families. One more wrong answer never fails: among few
+    #: questions it is many points, and chance.
     accuracy_drop: float = 0.01
-    #: What the accuracy of one family may fall by, and by more only if it may be chance.
+    #: Maximum drop of one family's accuracy; a larger one fails only if chance does not explain it.
     family_drop: float = 0.02
-    #: How seldom it is chance that a family is found to fall, if none does: a sign test of the questions that
-    #: only one of both answers rightly, at this level by the number of families (Bonferroni).
+    #: Probability of a false alarm in any family. A family's drop is tested at this level divided by the
+    #: number of families (Bonferroni), by a sign test of the questions that only one of both got right.
     chance: float = 0.05
 
 
 @dataclass(frozen=True)
 class FeatureQuality:
-    """Image features against the reference's. None: they are not finite."""
+    """Image features against the reference's. None: not finite."""
 
     tiles: int
     cosine: float | None  # of the worst tile
     relative_error: float | None  # of the worst tile
-    constant: bool  # every tile has the same features, and not so in the reference
+    constant: bool  # all tiles have the same features, unlike the reference's
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class TokenQuality:
 
 
 @dataclass(frozen=True)
-class FamilyQuality:
-    """Accuracy of one family, less the reference's: of n questions, wins alone are right, losses wrong."""
+class FamilyChange:
+    """Answers of a family: of ``n``, ``wins`` are right here only, ``losses`` in the reference only."""
 
     n: int
     wins: int
@@ -83,26 +83,26 @@ class FamilyQuality:
 
     @property
     def difference(self) -> float:
-        """Ours less the reference's."""
+        """Change of the accuracy."""
         return (self.wins - self.losses) / self.n
 
 
 @dataclass(frozen=True)
 class AnswerQuality:
-    """Answers against the reference's, and against what is right. Accuracies are means of the families."""
+    """Answers against the reference's and against the true ones. Accuracies are means of the families."""
 
     n: int
     accuracy: float
     reference_accuracy: float
-    agreement: float  # share of answers that say the same
-    families: dict[str, FamilyQuality]
+    agreement: float  # share of equal answers
+    families: dict[str, FamilyChange]
 
 
 @dataclass(frozen=True)
-class Quality:
-    """What was measured, and why it does not pass. None: not measured."""
+class GateResult:
+    """Figures of a candidate, and the reasons why it does not pass. None: not measured."""
 
-    reference: str  # precisions of the bundle that it was held against
+    reference: str  # precisions of the reference: ``fp32 + f32``
     features: FeatureQuality | None
     tokens: TokenQuality | None
     answers: AnswerQuality | None
@@ -110,11 +110,11 @@ class Quality:
 
     @property
     def passed(self) -> bool:
-        """Nothing speaks against it."""
+        """Whether there is no reason against it."""
         return not self.reasons
 
     def to_dict(self) -> dict[str, Any]:
-        """For a manifest's ``quality``."""
+        """The manifest's ``quality.gate``."""
         data = asdict(self) | {"passed": self.passed, "reasons": list(self.reasons)}
         return {key: value for key, value in data.items() if value is not None}
 
@@ -128,15 +128,15 @@ def compare_features(
         a, b = ours.ravel().astype(np.float64), theirs.ravel().astype(np.float64)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             return FeatureQuality(len(candidate), None, None, constant=False)
-        scale = float(np.linalg.norm(b))
-        errors.append(float(np.linalg.norm(a - b)) / max(scale, _TINY))
-        cosines.append(float(a @ b) / max(float(np.linalg.norm(a)) * scale, _TINY))
+        norm = float(np.linalg.norm(b))
+        errors.append(float(np.linalg.norm(a - b)) / max(norm, _TINY))
+        cosines.append(float(a @ b) / max(float(np.linalg.norm(a)) * norm, _TINY))
     constant = _is_constant(candidate) and not _is_constant(reference)
     return FeatureQuality(len(candidate), min(cosines), max(errors), constant)
 
 
 def worst_features(parts: Sequence[FeatureQuality]) -> FeatureQuality:
-    """Comparisons of several pictures as one: the worst tile of all, of which there is at least one."""
+    """The worst tile of at least one comparison."""
     cosines = [part.cosine for part in parts if part.cosine is not None]
     errors = [part.relative_error for part in parts if part.relative_error is not None]
     finite = len(cosines) == len(errors) == len(parts)
@@ -152,8 +152,8 @@ def compare_logits(pairs: Iterable[Logits], samples: int) -> TokenQuality:
     """Compare next-token logits position by position.
 
     Args:
-        pairs: The candidate's and the reference's logits of each position, float32 [vocabulary] each.
-        samples: Number of answers that they are of.
+        pairs: The candidate's and the reference's logits of each position, float32 [tokens] each.
+        samples: Number of answers that the positions belong to.
     """
     divergences: list[float] = []
     same: list[bool] = []
@@ -172,16 +172,16 @@ def compare_logits(pairs: Iterable[Logits], samples: int) -> TokenQuality:
 
 
 def kl_divergence(candidate: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
-    """Kullback-Leibler divergence Σ p · log(p / q) in nats, of the reference's p from the candidate's q.
+    """Kullback-Leibler divergence Σ p · log(p / q) in nats: reference p, candidate q.
 
-    Both are the softmax of finite logits [vocabulary], in float64. It is 0 for equal ones, to the last bit.
+    Both are the softmax, in float64, of finite logits [tokens]. Equal logits give exactly 0.
     """
     log_p, log_q = (_log_softmax(logits.astype(np.float64)) for logits in (reference, candidate))
     return max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q))))
 
 
 def compare_answers(ours: Sequence[Record], theirs: Sequence[Record]) -> AnswerQuality:
-    """Compare two runs over the same questions, of which there is at least one."""
+    """Compare two runs over the same questions, at least one."""
     comparison = compare(ours, theirs)
     families = comparison.other.families
     accuracy = comparison.other.overall.accuracy
@@ -191,7 +191,7 @@ def compare_answers(ours: Sequence[Record], theirs: Sequence[Record]) -> AnswerQ
         reference_accuracy=accuracy,
         agreement=comparison.overall.agreement,
         families={
-            family: FamilyQuality(families[family].n, difference.wins, difference.losses)
+            family: FamilyChange(families[family].n, difference.wins, difference.losses)
             for family, difference in comparison.families.items()
         },
     )
@@ -204,61 +204,63 @@ def judge(
     features: FeatureQuality | None = None,
     tokens: TokenQuality | None = None,
     answers: AnswerQuality | None = None,
-) -> Quality:
-    """Hold what was measured against the thresholds; ``reference``: see :class:`Quality`."""
-    reasons = [
-        *(_features_fail(thresholds, features) if features else ()),
-        *(_tokens_fail(thresholds, tokens) if tokens else ()),
-        *(_answers_fail(thresholds, answers) if answers else ()),
-    ]
-    return Quality(reference, features, tokens, answers, tuple(reasons))
+) -> GateResult:
+    """Compare figures with the thresholds; arguments as in :class:`GateResult`."""
+    reasons = (
+        *(_feature_reasons(thresholds, features) if features else ()),
+        *(_token_reasons(thresholds, tokens) if tokens else ()),
+        *(_answer_reasons(thresholds, answers) if answers else ()),
+    )
+    return GateResult(reference, features, tokens, answers, reasons)
 
 
-def _features_fail(thresholds: Thresholds, seen: FeatureQuality) -> Iterator[str]:
-    if seen.cosine is None or seen.relative_error is None:
+def _feature_reasons(limits: Thresholds, found: FeatureQuality) -> Iterator[str]:
+    if found.cosine is None or found.relative_error is None:
         yield "image features are not finite"
         return
-    if seen.constant:
-        yield "image features are the same whatever the picture"
-    if seen.cosine < thresholds.cosine:
-        yield f"image features: cosine {seen.cosine:.4f} of the worst tile, below {thresholds.cosine}"
-    if seen.relative_error > thresholds.relative_error:
+    if found.constant:
+        yield "image features are the same for every image"
+    if found.cosine < limits.cosine:
+        yield f"image features: cosine {found.cosine:.4f} of the worst tile, below {limits.cosine}"
+    if found.relative_error > limits.relative_error:
         yield (
-            f"image features: relative error {seen.relative_error:.3g} of the worst tile, "
-            f"above {thresholds.relative_error}"
+            f"image features: relative error {found.relative_error:.3g} of the worst tile, "
+            f"above {limits.relative_error}"
         )
 
 
-def _tokens_fail(thresholds: Thresholds, seen: TokenQuality) -> Iterator[str]:
-    if seen.mean_kl is None or seen.p99_kl is None or seen.top1 is None:
+def _token_reasons(limits: Thresholds, found: TokenQuality) -> Iterator[str]:
+    if found.mean_kl is None or found.p99_kl is None or found.top1 is None:
         yield "logits are not finite"
         return
-    if seen.mean_kl > thresholds.mean_kl:
-        yield f"mean KL divergence {seen.mean_kl:.3g}, above {thresholds.mean_kl}"
-    if seen.p99_kl > thresholds.p99_kl:
-        yield f"99th percentile of the KL divergence {seen.p99_kl:.3g}, above {thresholds.p99_kl}"
-    if seen.top1 < thresholds.top1:
-        yield f"the likeliest token is the same at {seen.top1:.2%} of positions, below {thresholds.top1:.0%}"
+    if found.mean_kl > limits.mean_kl:
+        yield f"mean KL divergence {found.mean_kl:.3g}, above {limits.mean_kl}"
+    if found.p99_kl > limits.p99_kl:
+        yield f"99th percentile of the KL divergence {found.p99_kl:.3g}, above {limits.p99_kl}"
+    if found.top1 < limits.top1:
+        yield f"top-1 agreement {found.top1:.2%}, below {limits.top1:.0%}"
 
 
-def _answers_fail(thresholds: Thresholds, seen: AnswerQuality) -> Iterator[str]:
-    if seen.reference_accuracy - seen.accuracy > max(thresholds.accuracy_drop, 1 / seen.n) + _ROUNDING:
-        yield f"accuracy {seen.accuracy:.1%}, the reference's is {seen.reference_accuracy:.1%}"
-    for family, part in seen.families.items():
-        falls = -part.difference > thresholds.family_drop + _ROUNDING
-        if falls and sign_test(part.wins, part.losses) <= thresholds.chance / len(seen.families):
+def _answer_reasons(limits: Thresholds, found: AnswerQuality) -> Iterator[str]:
+    if found.reference_accuracy - found.accuracy > max(limits.accuracy_drop, 1 / found.n) + _ROUNDING:
+        yield f"accuracy {found.accuracy:.1%}, the reference's is {found.reference_accuracy:.1%}"
+    for family, change in found.families.items():
+        drop = -change.difference
+        if drop <= limits.family_drop + _ROUNDING:
+            continue
+        if sign_test(change.wins, change.losses) <= limits.chance / len(found.families):
             yield (
-                f"accuracy in {family} falls by {-part.difference * 100:.1f} points: of {part.n} answers "
-                f"{part.losses} become wrong, {part.wins} right"
+                f"accuracy in {family} falls by {drop * 100:.1f} points: of {change.n} answers "
+                f"{change.losses} become wrong, {change.wins} right"
             )
 
 
 def _is_constant(features: npt.NDArray[np.float32]) -> bool:
-    """Whether all of several tiles have the same features."""
+    """Whether several tiles all have the same features."""
     return len(features) > 1 and bool((features == features[0]).all())
 
 
 def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     shifted = logits - logits.max()
-    normalised: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return normalised
+    log_probabilities: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return log_probabilities

@@ -1,8 +1,8 @@
-"""The importance matrix: how large the inputs of each weight matrix are, column by column.
+"""The importance matrix: mean squares of the inputs of each weight matrix, column by column.
 
-In: questions about pictures and videos, with their answers, put to a bundle of floats. Out: for each matrix,
-the sum of the squares of each input. The quantiser weighs the errors of a column by it: what is multiplied
-with larger numbers is rounded with more care. The file is that of llama.cpp's ``llama-imatrix``.
+In: a bundle in floats, and questions about images and videos with their answers. Out: the sum of squares of
+each input. The quantizer weighs rounding errors by it: columns that meet larger inputs are rounded with more
+care. The file format is that of llama.cpp's ``llama-imatrix``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onevision.eval.suite import FAMILIES, iter_samples
 from onevision.files import whole_file
 from onevision.native.ggml import matmul_callback
 from onevision.native.quantize import FLOAT_BYTES
-from onevision.quant.prompts import prepare
+from onevision.quant.measure import prepare
 from onevision.runtime.backbone import CHUNK
 
 if TYPE_CHECKING:
@@ -32,19 +32,17 @@ if TYPE_CHECKING:
     from onevision.progress import Advance
     from onevision.runtime.engine import OneVision
 
-#: Positions that the built-in prompts fill at least: some 30 chunks, as is usual for an importance matrix.
+#: Minimum number of positions in the built-in prompts: some 30 chunks, as is usual for an importance matrix.
 POSITIONS = 16_384
 SEED = 4  # of the built-in prompts
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_DATASETS = "imatrix.datasets"
-_CHUNK_COUNT = "imatrix.chunk_count"
-_CHUNK_SIZE = "imatrix.chunk_size"
+_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """The inputs of one weight matrix: sum of their squares, float32 [columns], over ``rows`` of them."""
+class InputSquares:
+    """Sum of squares, float32 [columns], of a weight matrix's inputs over a number of rows."""
 
     sums: npt.NDArray[np.float32]
     rows: int
@@ -54,13 +52,18 @@ class Inputs:
 class Imatrix:
     """An importance matrix.
 
+    Attributes:
+        inputs: By name of the weight matrix.
+        datasets: Names of the prompt collections.
+        chunk_size: Positions that were computed together.
+
     Raises:
-        InputError: Values that no importance matrix has.
+        InputError: Impossible values.
     """
 
-    inputs: Mapping[str, Inputs]  # by name of the weight matrix
-    datasets: tuple[str, ...]  # what the prompts were
-    chunk_size: int = CHUNK  # positions that were computed together
+    inputs: Mapping[str, InputSquares]
+    datasets: tuple[str, ...]
+    chunk_size: int = CHUNK
 
     def __post_init__(self) -> None:
         for name, seen in self.inputs.items():
@@ -68,23 +71,23 @@ class Imatrix:
                 raise InputError(f"the importance matrix has impossible values for {name}")
 
     def means(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Mean square of each input, float32 [columns], by name of the matrix; ones where none was seen."""
+        """Mean square of each input, float32 [columns], by name of the matrix; ones for a matrix unused."""
         return {
             name: seen.sums / np.float32(seen.rows) if seen.rows else np.ones_like(seen.sums)
             for name, seen in self.inputs.items()
         }
 
     def check(self, tensors: Iterable[TensorInfo]) -> None:
-        """Compare names and sizes with those of a model. A head may be missing, as llama-imatrix leaves it.
+        """Compare names and sizes with a model's. The head may be missing, as llama-imatrix leaves it out.
 
         Raises:
             InputError: It was made for another model.
         """
         hint = "make one from this bundle, or from another precision of the same model"
         matrices = {tensor.name: tensor.shape for tensor in tensors if len(tensor.shape) > 1}
-        if foreign := self.inputs.keys() - matrices.keys():
+        if unknown := self.inputs.keys() - matrices.keys():
             raise InputError(
-                f"the importance matrix has {min(foreign)}, the model has no such matrix", hint=hint
+                f"the importance matrix has {min(unknown)}, the model has no such matrix", hint=hint
             )
         for name, shape in matrices.items():
             seen = self.inputs.get(name)
@@ -104,21 +107,20 @@ def collect_imatrix(
     dataset: str = "onevision suite",
     advance: Advance | None = None,
 ) -> Imatrix:
-    """Put questions to a loaded bundle, with their first answers, and add up what the matrices are given.
+    """Run questions and their first answers through a bundle, and sum the squares of all matmul inputs.
 
-    As in use, the last layer's FFN and the head see the positions that a token is predicted at, and no other.
+    As in use, the last layer's FFN and the head see only the positions at which a token is predicted.
 
     Args:
         model: A bundle whose backbone is f32, f16 or bf16.
-        samples: The questions; None: those of the suite's train split, all families in turn, until they fill
-            :data:`POSITIONS`.
-        dataset: What the samples are called in the file.
-        advance: Told the fraction that is done.
+        samples: The questions; None: the suite's train split, families in turn, up to :data:`POSITIONS`.
+        dataset: Name of the samples in the file.
+        advance: Receiver of the fraction done.
 
     Raises:
-        UsageError: A quantised backbone, or no samples.
-        InputError: A picture, video or text that cannot be used.
-        GenerationError: llama.cpp refused the work, or computed values that are not finite.
+        UsageError: A quantized backbone, or no samples.
+        InputError: An unusable image, video or text.
+        GenerationError: llama.cpp refused the work, or values are not finite.
     """
     precision = model.bundle.manifest.files[BACKBONE].precision
     if precision not in FLOAT_BYTES:
@@ -136,7 +138,7 @@ def collect_imatrix(
 
     model.backbone.observe(matmul_callback(add))
     try:
-        for fraction in _fractions(model, samples):
+        for fraction in _run(model, samples):
             if wrong := [name for name, values in sums.items() if not np.isfinite(values).all()]:
                 raise GenerationError(
                     f"the inputs of {wrong[0]} are not finite",
@@ -148,7 +150,7 @@ def collect_imatrix(
         model.backbone.observe(None)
     if not sums:
         raise UsageError("there are no questions to make an importance matrix from")
-    inputs = {name: Inputs(sums[name].astype(np.float32), rows[name]) for name in sorted(sums)}
+    inputs = {name: InputSquares(sums[name].astype(np.float32), rows[name]) for name in sorted(sums)}
     return Imatrix(inputs, (dataset,))
 
 
@@ -162,7 +164,7 @@ def write_imatrix(imatrix: Imatrix, path: Path) -> None:
 
     class Writer(gguf.GGUFWriter):
         def add_architecture(self) -> None:
-            """Left out: an importance matrix has none."""
+            """Write none: an importance matrix has no architecture."""
 
     size = sum(seen.sums.nbytes for seen in imatrix.inputs.values())
     with whole_file(path, size) as part:
@@ -187,7 +189,7 @@ def read_imatrix(path: Path) -> Imatrix:
     """Read an importance matrix in llama.cpp's GGUF format.
 
     Raises:
-        InputError: The file cannot be read, is damaged, or is something else.
+        InputError: The file is unreadable, damaged, or no importance matrix.
     """
     import gguf
 
@@ -201,9 +203,7 @@ def read_imatrix(path: Path) -> Imatrix:
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path} is damaged, or no GGUF file") from error
     if fields.get("general.type") != "imatrix":
-        raise InputError(
-            f"{path} is no importance matrix", hint="make one with llama.cpp's llama-imatrix, or leave it out"
-        )
+        raise InputError(f"{path} is no importance matrix", hint="make one with `onevision quant imatrix`")
     inputs = {
         name.removesuffix(_SUMS): _inputs(sums, tensors.get(name.removesuffix(_SUMS) + _COUNTS), path)
         for name, sums in tensors.items()
@@ -214,14 +214,16 @@ def read_imatrix(path: Path) -> Imatrix:
     return Imatrix(inputs, tuple(fields.get(_DATASETS, ())), int(fields.get(_CHUNK_SIZE, CHUNK)))
 
 
-def _inputs(sums: npt.NDArray[np.float32], counts: npt.NDArray[np.float32] | None, path: Path) -> Inputs:
+def _inputs(
+    sums: npt.NDArray[np.float32], counts: npt.NDArray[np.float32] | None, path: Path
+) -> InputSquares:
     if counts is None or len(counts) != 1 or not np.isfinite(counts).all():
         raise InputError(f"{path} is an importance matrix without counts, or of a mixture of experts")
-    return Inputs(sums, round(float(counts[0])))
+    return InputSquares(sums, round(float(counts[0])))
 
 
-def _fractions(model: OneVision, samples: Iterable[Sample] | None) -> Iterator[float]:
-    """Read samples with their answers; the fraction of all that is done, after each."""
+def _run(model: OneVision, samples: Iterable[Sample] | None) -> Iterator[float]:
+    """Read samples with their answers; yield the fraction done after each."""
     if samples is not None:
         chosen = list(samples)
         for done, sample in enumerate(chosen, start=1):
@@ -238,7 +240,7 @@ def _fractions(model: OneVision, samples: Iterable[Sample] | None) -> Iterator[f
 
 
 def _read(model: OneVision, sample: Sample) -> int:
-    """Prefill a question, then its answer token by token; the number of positions."""
+    """Prefill a question, then append its answer token by token; return the number of positions."""
     prepared = prepare(model, sample)
     answer = model.backbone.vocabulary.encode(sample.answers[0])
     model.prefill(prepared, model.encode(prepared), room=len(answer))

@@ -1,26 +1,23 @@
-"""The gates' figures, from real engines: a reference is recorded, and candidates are held against it.
+"""Measuring a candidate for the gate: the reference runs first, then each candidate follows it.
 
-In: a bundle in floats, questions, and then candidates. Out: a :class:`~onevision.quant.gates.Quality` each.
-One engine is loaded at a time: what the reference computed waits in a temporary folder, as float32 image
-features and logits (4 bytes times the vocabulary for a position: 0.6 MB for Qwen2's).
+In: a bundle in floats and questions; then candidates. Out: a :class:`~onevision.quant.gates.GateResult` each.
+Only one model is loaded at a time; what the reference computed waits in a folder: float32 image features, and
+float32 logits, 0.6 MB per position for Qwen2.
 """
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA
 from onevision.errors import GenerationError, UsageError
-from onevision.eval.ask import Settings, ask, of_bundle
+from onevision.eval.ask import EvalSettings, ask, of_bundle
 from onevision.files import disk_space
 from onevision.quant.gates import (
-    Quality,
+    GateResult,
     Thresholds,
     compare_answers,
     compare_features,
@@ -28,36 +25,33 @@ from onevision.quant.gates import (
     judge,
     worst_features,
 )
-from onevision.quant.prompts import prepare
-from onevision.runtime.engine import OneVision
+from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
 
-    from onevision.bundle import Bundle, Manifest
+    from onevision.bundle import Manifest
     from onevision.eval.records import Record
     from onevision.eval.suite import Sample
-    from onevision.native.device import Device
     from onevision.progress import Advance
-    from onevision.quant.gates import AnswerQuality, FeatureQuality, Logits, TokenQuality
-    from onevision.runtime.cache import Cache
+    from onevision.quant.gates import FeatureQuality, Logits, TokenQuality
+    from onevision.runtime.engine import OneVision
     from onevision.runtime.prepare import PreparedPrompt
 
-    Features = npt.NDArray[np.float32]  # [T, P, H]
-
-#: Positions whose logits are kept at most: 1.2 GB for Qwen2's vocabulary. Further samples are left out.
+#: Maximum number of positions whose logits are kept, 1.2 GB for Qwen2; further samples are left out.
 MAX_POSITIONS = 2_000
-#: Tokens of a reference answer at most.
+#: Maximum length of a reference answer.
 MAX_TOKENS = 32
-
-_LOGITS = "logits.f32"
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceAnswer:
-    """What the reference says to a sample. ``positions`` count the end of the answer, if it ended."""
+    """The reference's answer to a sample. ``positions`` includes that of the end token, if it ended."""
 
     sample: Sample
     tokens: tuple[int, ...]
@@ -65,253 +59,223 @@ class ReferenceAnswer:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """What candidates are held against, see :func:`record_reference`."""
+class GateReference:
+    """What the reference computed, see :func:`record_reference`.
+
+    Attributes:
+        manifest: The reference bundle's.
+        answers: Greedy answers that candidates follow token by token.
+        questions: Questions whose answers are scored.
+        records: The reference's answers to these.
+        folder: Logits and image features of ``answers``.
+    """
 
     manifest: Manifest
     answers: tuple[ReferenceAnswer, ...]
     questions: tuple[Sample, ...]
-    records: tuple[Record, ...]  # of the questions
-    folder: Path  # of logits and image features
+    records: tuple[Record, ...]
+    folder: Path
 
     @property
     def precision(self) -> str:
-        """Of vision encoder and backbone: ``fp32 + f32``."""
+        """Precisions of vision encoder and backbone: ``fp32 + f32``."""
         return " + ".join(str(self.manifest.files[name].precision) for name in (VISION, BACKBONE))
 
 
-@contextmanager
 def record_reference(
-    bundle: Bundle,
+    model: OneVision,
     samples: Iterable[Sample],
+    folder: Path,
     *,
     questions: Iterable[Sample] = (),
-    device: Device = "auto",
-    threads: int | None = None,
-    folder: Path | None = None,
-    features: Cache | None = None,
     advance: Advance | None = None,
-) -> Iterator[Reference]:
-    """Run the bundle that others are held against, and keep what it computes while the body runs.
+) -> GateReference:
+    """Run the reference and keep what it computes.
 
     Args:
-        bundle: The model in floats.
-        samples: Questions whose greedy answers are followed token by token.
-        questions: Questions whose answers are scored, with answers that are known.
-        device: See :meth:`OneVision.load`.
-        threads: CPU threads; None for all cores.
-        folder: Where the temporary folder goes; None: the system's place.
-        features: Where image features are kept, for what is measured by the same encoder.
-        advance: Told the fraction that is done.
+        model: The model in floats, loaded.
+        samples: Questions whose greedy answers candidates follow token by token.
+        folder: Folder for logits and image features.
+        questions: Questions whose answers are scored.
+        advance: Receiver of the fraction done.
 
     Raises:
         UsageError: No samples.
-        InputError: A sample's picture, video or text that cannot be used.
-        GenerationError: The reference itself computes values that are not finite.
-        ExportError: No disk space, or the temporary folder cannot be written.
+        InputError: An unusable image, video or text.
+        GenerationError: The reference computes values that are not finite.
+        ExportError: No disk space, or the folder cannot be written.
     """
     followed, scored = tuple(samples), tuple(questions)
     if not followed:
         raise UsageError("there are no questions to measure quality with")
-    step = _steps(advance, len(followed) + len(scored))
-    place = folder or Path(tempfile.gettempdir())
+    count = _counter(advance, len(followed) + len(scored))
+    manifest = model.bundle.manifest
     positions = min(MAX_POSITIONS + MAX_TOKENS, MAX_TOKENS * len(followed))
-    with ExitStack() as stack:
-        with disk_space(place, 4 * positions * bundle.manifest.backbone.vocab_size):
-            scratch = Path(stack.enter_context(_scratch_folder(place)))
-            with OneVision(bundle, device=device, threads=threads, features=features) as model:
-                answers = _record(model, followed, scratch, step)
-                records = _ask(model, scored, step)
-        yield Reference(bundle.manifest, answers, scored, records, scratch)
+    with disk_space(folder, 4 * positions * manifest.backbone.vocab_size):
+        answers = _record(model, followed, folder, count)
+    return GateReference(manifest, answers, scored, _ask(model, scored, count), folder)
 
 
 def measure(
-    bundle: Bundle,
-    reference: Reference,
+    model: OneVision,
+    reference: GateReference,
     thresholds: Thresholds | None = None,
     *,
     to_the_end: bool = True,
-    device: Device = "auto",
-    threads: int | None = None,
-    features: Cache | None = None,
     advance: Advance | None = None,
-) -> Quality:
-    """Hold a candidate against the reference: image features, next tokens, and answers if there are any.
+) -> GateResult:
+    """Compare a candidate's image features, next tokens, and answers if questions were recorded.
 
-    What a broken bundle refuses to compute is a reason not to pass, and no exception. Unless ``to_the_end``,
-    a bundle that has failed already is not asked for answers. ``features``: see :func:`record_reference`.
-
-    Raises:
-        UsageError: The bundle is of another model.
-        BundleError: It cannot be loaded.
-    """
-    limits = thresholds or Thresholds()
-    step = _steps(advance, len(reference.answers) + len(reference.questions))
-    with OneVision(bundle, device=device, threads=threads, features=features) as model:
-        try:
-            pictures, tokens = measure_tokens(model, reference, step)
-            quality = judge(limits, reference.precision, features=pictures, tokens=tokens)
-            done = tokens.mean_kl is None or not (quality.passed or to_the_end)
-            if done or not reference.records:
-                return quality
-            answers = measure_answers(model, reference, step)
-        except GenerationError as error:
-            return Quality(reference.precision, None, None, None, (error.message,))
-    return judge(limits, reference.precision, features=pictures, tokens=tokens, answers=answers)
-
-
-def measure_tokens(
-    model: OneVision, reference: Reference, step: Callable[[], None] = lambda: None
-) -> tuple[FeatureQuality | None, TokenQuality]:
-    """Follow the reference's answers: features of their pictures, next-token distributions at each position.
-
-    Features are None if there are no pictures, or the encoder is the reference's own file.
+    If a broken model refuses to compute, that is a reason not to pass, and no exception.
 
     Args:
         model: The candidate, loaded.
-        reference: What it is held against.
-        step: Called after each sample.
+        reference: The same model in floats.
+        thresholds: Limits; None for the defaults.
+        to_the_end: Ask the questions even if features or tokens have failed already.
+        advance: Receiver of the fraction done.
 
     Raises:
-        UsageError: The bundle is of another model.
-        GenerationError: The encoder's features are not finite, or a native library refused the work.
+        UsageError: The candidate is another model.
     """
     _check_same_model(model.bundle.manifest, reference.manifest)
-    same_encoder = _encoder(model.bundle.manifest) == _encoder(reference.manifest)
+    limits = thresholds or Thresholds()
+    count = _counter(advance, len(reference.answers) + len(reference.questions))
+    try:
+        features, tokens = _follow(model, reference, count)
+        result = judge(limits, reference.precision, features=features, tokens=tokens)
+        unusable = tokens.mean_kl is None or not (result.passed or to_the_end)
+        if unusable or not reference.records:
+            return result
+        answers = compare_answers(_ask(model, reference.questions, count), reference.records)
+    except GenerationError as error:
+        return GateResult(reference.precision, None, None, None, (error.message,))
+    return judge(limits, reference.precision, features=features, tokens=tokens, answers=answers)
+
+
+def prepare(model: OneVision, sample: Sample) -> PreparedPrompt:
+    """A sample as a prompt. A video given as an array keeps all its frames.
+
+    Raises:
+        InputError: An unusable image, video or text.
+    """
+    frames = len(sample.video) if isinstance(sample.video, np.ndarray) else None
+    messages = conversation_of(sample.prompt, sample.images, sample.video, None)
+    return model.preparer.prepare(messages, AnswerOptions(frames=frames), StageClock())
+
+
+def _record(
+    model: OneVision, samples: Sequence[Sample], folder: Path, count: Callable[[], None]
+) -> tuple[ReferenceAnswer, ...]:
+    """Answer samples greedily; write image features and logits to ``folder``."""
+    answers: list[ReferenceAnswer] = []
+    for number, sample in enumerate(samples):
+        features, logits, tokens = _trace(model, sample)
+        if not np.isfinite(logits).all():
+            raise GenerationError(
+                "the reference's logits are not finite", hint="check it with `onevision verify`"
+            )
+        np.savez(_file(folder, number), features=features, logits=logits)
+        answers.append(ReferenceAnswer(sample, tokens, len(logits)))
+        count()
+        if sum(answer.positions for answer in answers) >= MAX_POSITIONS:
+            break
+    return tuple(answers)
+
+
+def _follow(
+    model: OneVision, reference: GateReference, count: Callable[[], None]
+) -> tuple[FeatureQuality | None, TokenQuality]:
+    """Follow the reference's answers: compare image features, and logits at each position.
+
+    Features are None without images, and if the encoder is the reference's own file.
+    """
+    same_encoder = _encoder_sums(model.bundle.manifest) == _encoder_sums(reference.manifest)
     compared: list[FeatureQuality] = []
-    allowed = _allowed(model)
 
     def pairs() -> Iterator[Logits]:
-        with (reference.folder / _LOGITS).open("rb") as file:
-            for number, answer in enumerate(reference.answers):
-                prepared = prepare(model, answer.sample)
-                features = None
-                if prepared.visuals:
-                    kept = np.load(_features_file(reference.folder, number))
-                    features = kept if same_encoder else _encode(model, prepared)
-                    if not same_encoder:
-                        compared.append(compare_features(features, kept))
-                _prefill(model, prepared, features, room=len(answer.tokens))
-                for position in range(answer.positions):
-                    if position:
-                        model.backbone.append(answer.tokens[position - 1])
-                    row = np.frombuffer(file.read(4 * len(allowed)), dtype=np.float32)
-                    yield model.backbone.logits()[allowed], row
-                step()
+        for number, answer in enumerate(reference.answers):
+            features, logits, _ = _trace(model, answer.sample, answer)
+            with np.load(_file(reference.folder, number)) as expected:
+                if len(features) and not same_encoder:
+                    compared.append(compare_features(features, expected["features"]))
+                yield from zip(logits, expected["logits"], strict=True)
+            count()
 
     tokens = compare_logits(pairs(), len(reference.answers))
     return worst_features(compared) if compared else None, tokens
 
 
-def measure_answers(
-    model: OneVision, reference: Reference, step: Callable[[], None] = lambda: None
-) -> AnswerQuality:
-    """Ask the reference's questions, of which there is at least one, and compare what is said.
+def _trace(
+    model: OneVision, sample: Sample, answer: ReferenceAnswer | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], tuple[int, ...]]:
+    """Answer a sample greedily, or follow a given answer.
 
-    Raises:
-        GenerationError: A native library refused the work.
+    Returns:
+        Image features [T, P, H] of all its tiles, empty without images; logits [positions, tokens] over the
+        tokens that can be sampled; and the answer's tokens.
     """
-    return compare_answers(_ask(model, reference.questions, step), reference.records)
-
-
-def _record(
-    model: OneVision, samples: Sequence[Sample], folder: Path, step: Callable[[], None]
-) -> tuple[ReferenceAnswer, ...]:
-    answers: list[ReferenceAnswer] = []
-    allowed = _allowed(model)
-    with (folder / _LOGITS).open("wb") as file:
-        for number, sample in enumerate(samples):
-            prepared = prepare(model, sample)
-            features = _encode(model, prepared) if prepared.visuals else None
-            if features is not None:
-                np.save(_features_file(folder, number), features, allow_pickle=False)
-            _prefill(model, prepared, features, room=MAX_TOKENS)
-            tokens, ended = _follow(model, file, allowed)
-            answers.append(ReferenceAnswer(sample, tokens, len(tokens) + ended))
-            step()
-            if sum(answer.positions for answer in answers) >= MAX_POSITIONS:
+    prepared = prepare(model, sample)
+    features = [model.image_features(visual.tiles) for visual in prepared.visuals]
+    embeddings = [visual.pack(part) for visual, part in zip(prepared.visuals, features, strict=True)]
+    model.prefill(prepared, embeddings, room=MAX_TOKENS)
+    allowed = np.setdiff1d(np.arange(model.backbone.vocabulary.size), model.banned_tokens)
+    tokens = list(answer.tokens) if answer else []
+    logits = []
+    for position in range(answer.positions if answer else MAX_TOKENS):
+        if position:
+            model.backbone.append(tokens[position - 1])
+        logits.append(model.backbone.logits()[allowed])
+        if answer is None:
+            token = int(allowed[logits[-1].argmax()])
+            if model.backbone.vocabulary.ends(token):
                 break
-    return tuple(answers)
+            tokens.append(token)
+    every = np.concatenate(features) if features else np.empty((0, 0, 0), np.float32)
+    return every, np.stack(logits), tuple(tokens)
 
 
-def _follow(model: OneVision, file: BinaryIO, allowed: npt.NDArray[np.intp]) -> tuple[tuple[int, ...], bool]:
-    """Greedy tokens after what the backbone has read, and whether the answer ended; logits go to a file."""
-    tokens: list[int] = []
-    while len(tokens) < MAX_TOKENS:
-        if tokens:
-            model.backbone.append(tokens[-1])
-        logits = model.backbone.logits()[allowed]
-        if not np.isfinite(logits).all():
-            raise GenerationError(
-                "the reference's logits are not finite", hint="check it with `onevision verify`"
-            )
-        file.write(logits.tobytes())
-        token = int(allowed[logits.argmax()])
-        if model.backbone.vocabulary.ends(token):
-            return tuple(tokens), True
-        tokens.append(token)
-    return tuple(tokens), False
-
-
-def _ask(model: OneVision, questions: Sequence[Sample], step: Callable[[], None]) -> tuple[Record, ...]:
+def _ask(model: OneVision, questions: Sequence[Sample], count: Callable[[], None]) -> tuple[Record, ...]:
     tile = model.bundle.manifest.vision.image_size
     records = []
-    for record in ask(of_bundle(model), questions, Settings(), tile=tile, run="quality"):
+    for record in ask(of_bundle(model), questions, EvalSettings(), tile=tile, run="quality"):
         records.append(record)
-        step()
+        count()
     return tuple(records)
 
 
-def _encode(model: OneVision, prepared: PreparedPrompt) -> Features:
-    """Image features of all pictures and frames of a prompt, of which there is at least one."""
-    return np.concatenate([model.image_features(visual.tiles) for visual in prepared.visuals])
+def _file(folder: Path, number: int) -> Path:
+    """Image features and logits of a reference answer."""
+    return folder / f"answer-{number}.npz"
 
 
-def _prefill(model: OneVision, prepared: PreparedPrompt, features: Features | None, *, room: int) -> None:
-    """Read a prompt with the features of its tiles."""
-    embeddings = []
-    if features is not None:
-        ends = np.cumsum([len(visual.tiles) for visual in prepared.visuals])
-        parts = np.split(features, ends[:-1])
-        embeddings = [visual.pack(part) for visual, part in zip(prepared.visuals, parts, strict=True)]
-    model.prefill(prepared, embeddings, room=room)
-
-
-def _allowed(model: OneVision) -> npt.NDArray[np.intp]:
-    """Tokens that can be sampled: distributions are over these."""
-    return np.setdiff1d(np.arange(model.backbone.vocabulary.size), model.banned_tokens)
-
-
-def _scratch_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="onevision-", dir=parent, ignore_cleanup_errors=True)
-
-
-def _features_file(folder: Path, number: int) -> Path:
-    return folder / f"features-{number}.npy"
-
-
-def _encoder(manifest: Manifest) -> list[str]:
+def _encoder_sums(manifest: Manifest) -> list[str]:
     return [manifest.files[name].sha256 for name in (VISION, VISION_DATA)]
 
 
 def _check_same_model(ours: Manifest, theirs: Manifest) -> None:
+    """Compare shapes and prompts.
+
+    Raises:
+        UsageError: They differ.
+    """
     shapes = [
         (manifest.vision, replace(manifest.backbone, bits_per_weight=0), manifest.prompt, manifest.video)
         for manifest in (ours, theirs)
     ]
     if shapes[0] != shapes[1]:
         raise UsageError(
-            f"{ours.name} and {theirs.name} are not of the same model: their shapes or prompts differ",
+            f"{ours.name} and {theirs.name} are different models: their shapes or prompts differ",
             hint="compare bundles that were exported from the same checkpoint",
         )
 
 
-def _steps(advance: Advance | None, total: int) -> Callable[[], None]:
-    """What counts one of ``total`` steps."""
+def _counter(advance: Advance | None, total: int) -> Callable[[], None]:
+    """A function that reports one more of ``total`` as done."""
     done = iter(range(1, total + 1))
 
-    def step() -> None:
+    def count() -> None:
         if advance:
             advance(next(done) / total)
 
-    return step
+    return count

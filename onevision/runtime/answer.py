@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from onevision.runtime.budget import Detail
+    from onevision.runtime.options import Detail
 
 Stage = Literal[
     "tokenise", "read", "preprocess", "encode", "pack", "prefill", "first_token", "decode", "detokenise"

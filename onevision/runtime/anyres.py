@@ -1,19 +1,20 @@
-"""Pictures to tiles before the vision encoder, and its features to visual tokens after it.
+"""An image to tiles, before the vision encoder.
 
-In: an RGB picture. Out of the first half: uint8 tiles [T, S, S, 3] and, normalised, float32 [T, 3, S, S].
-In: image features float32 [T, P, H]. Out of the second half: visual tokens float32 [n, H].
+In: an RGB image. Out: tiles uint8 [T, S, S, 3] and, normalized, pixel values float32 [T, 3, S, S].
 
-A single picture is tiled by AnyRes (arXiv 2408.03326, section 3.1): a base view and a grid of tiles. Several
-pictures are one padded square each; a frame of a video is squashed to one tile and its features are pooled.
-Sizes are (height, width) throughout. The arithmetic is that of transformers' ``llava_onevision`` (its slow
-image processor and ``pack_image_features``), in double precision unless said otherwise.
+A single image is tiled by AnyRes (arXiv 2408.03326, section 3.1): a base view and a grid of tiles. Several
+images are one padded square each; a frame of a video is squashed to one tile. A smaller budget chooses
+another of the model's grids, or the padded square: the input stays one that the model was trained on.
+
+Sizes are (height, width) in pixels throughout. The arithmetic is that of transformers' ``llava_onevision``
+(its slow image processor), in double precision unless said otherwise.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,30 +27,43 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from onevision.bundle import VisionInfo
+    from onevision.runtime.options import AnswerOptions
+
 RESAMPLE_ABOVE = 1.1  # a grid is shrunk to max_tiles only when its side is more than this factor too long
 BAND_PIXELS = 1 << 22  # pixels of a padded square that are in memory at once
 
 
 @dataclass(frozen=True)
 class AnyRes:
-    """How a checkpoint cuts a picture: the shape of a tile, the grids to choose from, the cap on tokens."""
+    """How a checkpoint tiles an image: the shape of a tile, the grids to choose from, the cap on tokens."""
 
     tile: int  # S, pixels per side of a tile
     side: int  # patches per side of a tile; side**2 is P
-    pinpoints: tuple[tuple[int, int], ...]  # (height, width) in pixels, multiples of S
+    pinpoints: tuple[tuple[int, int], ...]  # (height, width) of the grids, multiples of S
     max_tiles: int | None  # N of "anyres_max_N"; None for plain "anyres", which has no cap
+
+    @classmethod
+    def of(cls, vision: VisionInfo) -> AnyRes:
+        """The tiling of a bundle, from its manifest; see :meth:`parse`."""
+        return cls.parse(
+            vision.aspect_ratio,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            pinpoints=vision.grid_pinpoints,
+        )
 
     @classmethod
     def parse(
         cls, aspect_ratio: str, *, image_size: int, patch_size: int, pinpoints: Sequence[Sequence[int]]
     ) -> AnyRes:
-        """Reads the fields of a manifest.
+        """Read the fields of a manifest.
 
         Args:
             aspect_ratio: ``"anyres"`` or ``"anyres_max_N"``.
             image_size: S in pixels.
             patch_size: Pixels per side of a patch. Pixels left over at the right and the bottom are not seen.
-            pinpoints: Sizes (height, width) that a picture may be fitted into.
+            pinpoints: Sizes (height, width) that an image may be fitted into.
 
         Raises:
             BundleError: Another aspect ratio, or a grid that is not made of whole tiles.
@@ -73,12 +87,12 @@ class AnyRes:
         )
 
     def grid_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of tiles for a picture of ``size`` (height, width)."""
+        """Rows and columns of tiles for an image of ``size``."""
         height, width = select_best_resolution(size, self.pinpoints)
         return height // self.tile, width // self.tile
 
     def unpadded(self, size: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of the grid's features that show the picture and not its black border.
+        """Rows and columns of the grid's features that show the image and not its black border.
 
         As ``unpad_image``: the cut is the same on both sides, so that one more row than needed may stay.
         """
@@ -92,7 +106,7 @@ class AnyRes:
 
     def packed_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the grid's features after unpadding and resampling, without the newlines."""
-        rows, cols = (kept.stop - kept.start for kept in self.unpadded(size))
+        rows, cols = (part.stop - part.start for part in self.unpadded(size))
         if self.max_tiles is None:
             return rows, cols
         ratio = math.sqrt(rows * cols / (self.max_tiles * self.side**2))
@@ -101,22 +115,85 @@ class AnyRes:
         return rows, cols
 
     def token_count(self, size: tuple[int, int]) -> int:
-        """Visual tokens of one picture: the base view, the grid, and a newline after each of its rows."""
+        """Visual tokens of one image: the base view, the grid, and a newline after each of its rows."""
         rows, cols = self.packed_shape(size)
         return self.side**2 + rows * (cols + 1)
+
+    def within(self, max_tiles: int | None) -> AnyRes | None:
+        """The grids that have at most ``max_tiles`` tiles with the base view; None if none has."""
+        if max_tiles is None:
+            return self
+        fitting = tuple(
+            (height, width)
+            for height, width in self.pinpoints
+            if 1 + (height // self.tile) * (width // self.tile) <= max_tiles
+        )
+        return replace(self, pinpoints=fitting) if fitting else None
+
+    def enlarged(self, size: tuple[int, int]) -> tuple[int, int]:
+        """``size`` with as many pixels as the checkpoint's most tiles have, if it has fewer.
+
+        Those are the N of ``anyres_max_N``, or the tiles of the largest grid where there is no N.
+        """
+        height, width = size
+        largest = max(rows * columns for rows, columns in self.pinpoints)
+        most = self.max_tiles * self.tile**2 if self.max_tiles else largest
+        # A line of pixels would become longer than any grid: no side needs to exceed the longest one.
+        longest = max(max(pinpoint) for pinpoint in self.pinpoints)
+        factor = min(math.sqrt(most / (height * width)), longest / max(size))
+        return (round(height * factor), round(width * factor)) if factor > 1 else size
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one image is cut into tiles.
+
+    Attributes:
+        size: (height, width) that it is enlarged to first; its own if it is not.
+        spec: The grids to choose from; None for a padded square.
+        grid: (rows, columns) of tiles; None for a padded square.
+        tiles: Tiles for the encoder: base view and grid.
+        tokens: Visual tokens.
+    """
+
+    size: tuple[int, int]
+    spec: AnyRes | None
+    grid: tuple[int, int] | None
+    tiles: int
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """What the vision encoder sees of one picture."""
+    """What the vision encoder sees of one image."""
 
     pixels: NDArray[np.uint8]  # [T, S, S, 3]: the base view, then the grid row by row
-    size: tuple[int, int]  # (height, width) of the picture, in pixels
+    size: tuple[int, int]  # (height, width) of the image, in pixels
     grid: tuple[int, int] | None  # (rows, columns) of tiles; None for a padded square
 
 
+def choose_tiling(
+    spec: AnyRes, size: tuple[int, int], options: AnswerOptions, *, several: bool = False
+) -> Tiling:
+    """Tiling of an image, before it is opened.
+
+    Args:
+        spec: Tiling of the checkpoint.
+        size: (height, width) of the image.
+        options: Its budget: ``max_tiles`` and ``detail``.
+        several: It is one of several images: a padded square, whatever the budget.
+    """
+    allowed = None if several or options.detail == "low" else spec.within(options.max_tiles)
+    if allowed is None:
+        return Tiling(size, None, None, 1, spec.side**2 + 1)
+    if options.detail == "high":
+        size = spec.enlarged(size)
+    rows, columns = grid = allowed.grid_shape(size)
+    return Tiling(size, allowed, grid, 1 + rows * columns, allowed.token_count(size))
+
+
 def select_best_resolution(size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) of ``pinpoints`` that keeps most of the picture's pixels, then wastes fewest.
+    """The (height, width) of ``pinpoints`` that keeps most of the image's pixels, then wastes fewest.
 
     The first of equals is taken, as ``transformers.image_processing_utils.select_best_resolution`` does.
     """
@@ -142,10 +219,10 @@ def fit_within(size: tuple[int, int], resolution: tuple[int, int]) -> tuple[int,
 
 
 def split(image: Image.Image, spec: AnyRes) -> Tiles:
-    """Cuts one RGB picture into a base view and a grid of tiles.
+    """Cut one RGB image into a base view and a grid of tiles.
 
-    The base view is the whole picture squashed to S×S. For the grid the picture is fitted into the best
-    resolution with its proportions kept, and centred on black (an odd pixel goes to the right or the bottom).
+    The base view is the whole image squashed to S×S. For the grid the image is fitted into the best
+    resolution with its proportions kept, and centered on black (an odd pixel goes right or down).
     """
     size = image.height, image.width
     height, width = select_best_resolution(size, spec.pinpoints)
@@ -164,32 +241,32 @@ def split(image: Image.Image, spec: AnyRes) -> Tiles:
 
 
 def pad_square(image: Image.Image, tile: int, mean: Sequence[float] = (0.5, 0.5, 0.5)) -> Tiles:
-    """Pads one RGB picture of several to a square in the mean colour, and resizes it to one tile.
+    """Pad one RGB image to a square in the mean color, and resize it to one tile.
 
-    Equal to ``pad_to_square`` and a bicubic resize. Pillow resizes the rows first and the columns after, each
-    to whole levels; padding in bands of rows and resizing those first gives the same levels without ever
-    holding the square, which for a 10000×50 picture has 100 million pixels.
+    Equal to ``pad_to_square`` and a bicubic resize. Pillow resizes rows first and columns after, each to
+    whole levels: resizing the rows in bands gives the same levels without ever holding the square, which for
+    an image of 10,000×50 has 100 million pixels.
     """
     width, height = image.size
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
     red, green, blue = (int(level * 255) for level in mean)
     columns = Image.new("RGB", (tile, side), (red, green, blue))
-    step = max(1, BAND_PIXELS // side)
-    for y in range(0, height, step):
-        band = Image.new("RGB", (side, min(step, height - y)), (red, green, blue))
+    rows = max(1, BAND_PIXELS // side)
+    for y in range(0, height, rows):
+        band = Image.new("RGB", (side, min(rows, height - y)), (red, green, blue))
         band.paste(image.crop((0, y, width, y + band.height)), (left, 0))
         columns.paste(band.resize((tile, band.height), Image.Resampling.BICUBIC), (0, top + y))
     return Tiles(squash(columns, tile)[None], (height, width), None)
 
 
 def squash(image: Image.Image, tile: int) -> NDArray[np.uint8]:
-    """Resizes an RGB picture to uint8 [S, S, 3], whatever its proportions."""
+    """Resize an RGB image to uint8 [S, S, 3], whatever its proportions."""
     return np.asarray(image.resize((tile, tile), Image.Resampling.BICUBIC))
 
 
-def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """Scales uint8 [T, S, S, 3] to the encoder's input, float32 [T, 3, S, S].
+def normalize(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """Scale tiles uint8 [T, S, S, 3] to the encoder's input, float32 [T, 3, S, S].
 
     Bit for bit the slow image processor's: a level times 1/255 in double precision, rounded to float32, then
     minus mean, by std. There are only 256 levels, so that each is computed once.
@@ -201,92 +278,3 @@ def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[fl
         for channel, table in enumerate(tables):
             planes[channel] = table[tile[:, :, channel]]
     return out
-
-
-def pack_image(
-    features: NDArray[np.float32], size: tuple[int, int], spec: AnyRes, newline: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Joins the features of a tiled picture to its visual tokens.
-
-    Args:
-        features: Image features [1 + rows·columns, P, H] of ``split``'s tiles.
-        size: (height, width) of the picture.
-        spec: What the picture was split by.
-        newline: The learned ``image_newline`` [H].
-
-    Returns:
-        [n, H] with n = ``spec.token_count(size)``: the base view's P features, then the grid's row by row,
-        each row ended by a newline.
-    """
-    grid_rows, grid_cols = spec.grid_shape(size)
-    side, hidden = spec.side, features.shape[-1]
-    rows, cols = spec.packed_shape(size)
-    plane = (
-        features[1:]
-        .reshape(grid_rows, grid_cols, side, side, hidden)
-        .swapaxes(1, 2)
-        .reshape(grid_rows * side, grid_cols * side, hidden)[spec.unpadded(size)]
-    )
-    out = np.empty((side**2 + rows * (cols + 1), hidden), np.float32)
-    out[: side**2] = features[0]
-    lines = out[side**2 :].reshape(rows, cols + 1, hidden)
-    lines[:, :cols] = resize_bilinear(plane, (rows, cols))
-    lines[:, cols] = newline
-    return out
-
-
-def pack_square(features: NDArray[np.float32], newline: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Visual tokens [P + 1, H] of a padded square: its features [1, P, H] and one newline."""
-    return np.concatenate([features[0], newline[None]])
-
-
-def pool_frames(features: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Halves the features [F, P, H] of video frames along both axes: [F, ceil(side/2)², H].
-
-    As ``apply_pooling`` of transformers and ``get_2dPool`` (bilinear, stride 2) of LLaVA-NeXT.
-    """
-    frames, _, hidden = features.shape
-    pooled = math.ceil(side / 2)
-    out = np.empty((frames, pooled, pooled, hidden), np.float32)
-    for frame, small in zip(features, out, strict=True):
-        small[:] = resize_bilinear(frame.reshape(side, side, hidden), (pooled, pooled))
-    return out.reshape(frames, pooled**2, hidden)
-
-
-def pack_video(features: NDArray[np.float32], side: int, newline: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Visual tokens [F·ceil(side/2)² + 1, H] of a video: all pooled frames, and one newline at the end."""
-    return np.concatenate([pool_frames(features, side).reshape(-1, features.shape[-1]), newline[None]])
-
-
-def resize_bilinear(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resamples a plane [h, w, C] to [*size, C], as torch's ``interpolate(mode="bilinear")``.
-
-    That is without ``align_corners`` and without antialiasing. Each output row is made from two input rows,
-    which stay in the processor's cache. ``x`` itself is returned if it has the size already.
-    """
-    height, width, channels = x.shape
-    if (height, width) == size:
-        return x
-    left, right, near, far = _neighbours(width, size[1])
-    near, far = near[:, None], far[:, None]
-    out = np.empty((*size, channels), np.float32)
-    for y, (above, below, upper, lower) in enumerate(zip(*_neighbours(height, size[0]), strict=True)):
-        row = x[above] * upper + x[below] * lower
-        np.multiply(row[left], near, out=out[y])
-        out[y] += row[right] * far
-    return out
-
-
-def _neighbours(
-    source: int, target: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
-    """For each of ``target`` positions on an axis: its two neighbours among ``source``, and their weights.
-
-    torch computes the coordinate in float32 with a fused multiply-add, which rounds once; so does this. With
-    plain double precision the weights differ by 1e-5.
-    """
-    scale = np.float32(source) / np.float32(max(target, 1))
-    coordinate = (float(scale) * (np.arange(target) + 0.5) - 0.5).clip(0).astype(np.float32)
-    first = coordinate.astype(np.intp)
-    weight = coordinate - first.astype(np.float32)
-    return first, np.minimum(first + 1, source - 1), 1 - weight, weight

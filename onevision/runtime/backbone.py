@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onevision.runtime.options import Sampling
+    from onevision.runtime.options import AnswerOptions
 
 #: Tokens per call of llama_decode. Larger ones are not faster on a CPU, and Ctrl-C waits for the call's end.
 CHUNK = 512
@@ -105,7 +105,7 @@ class Vocabulary:
 class Sampler:
     """A llama.cpp sampler chain. Use as a context manager, or ``close()`` it."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int, banned: Sequence[int]) -> None:
+    def __init__(self, sampling: AnswerOptions, vocab_size: int, banned: Sequence[int]) -> None:
         self._chain: Any = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         biases = (api.llama_logit_bias * len(banned))()
         for bias, token in zip(biases, banned, strict=True):

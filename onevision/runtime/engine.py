@@ -33,11 +33,11 @@ from onevision.runtime.answer import (
 from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.cache import Cache
 from onevision.runtime.features import encode_once
-from onevision.runtime.options import Options, Sampling, make_options
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions, make_options
 from onevision.runtime.prefill.policy import Prefill, Prefiller
 from onevision.runtime.prefill.reuse import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
-from onevision.runtime.prompt import conversation_of
 from onevision.runtime.text import TextStream
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from onevision.runtime.chat import Chat
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.prompt import Message
+    from onevision.runtime.messages import Message
     from onevision.runtime.video import VideoSource
     from onevision.runtime.vision import VisionEncoder
 
@@ -169,7 +169,7 @@ class OneVision:
                 padded to squares.
             video: A path, or frames as an array (N, H, W, 3) uint8.
             messages: Instead of the three above: a conversation, see
-                :func:`onevision.runtime.prompt.parse_messages`.
+                :func:`onevision.runtime.messages.parse_messages`.
             on_progress: Called as stages go on.
             clock: A new one, to read its laps afterwards.
             **options: Fields of :class:`Options`, and of :class:`Sampling` (``temperature``, ``seed``, …).
@@ -179,7 +179,7 @@ class OneVision:
 
         Raises:
             InputError: A picture, video or prompt that cannot be used.
-            UsageError: Options that make no sense.
+            UsageError: AnswerOptions that make no sense.
             GenerationError: A native library refused the work.
         """
         conversation = conversation_of(prompt, images, video, messages)
@@ -212,7 +212,7 @@ class OneVision:
         return Chat(self, **options)
 
     def go_on(
-        self, messages: tuple[Message, ...], options: Options, on_progress: OnProgress | None = None
+        self, messages: tuple[Message, ...], options: AnswerOptions, on_progress: OnProgress | None = None
     ) -> Generator[str, None, Answer]:
         """Answer in pieces, keeping what the prompt has in common with what was read and answered last."""
         return self._answer(messages, options, on_progress, None, go_on=True)
@@ -254,7 +254,7 @@ class OneVision:
             # What is loaded on the way, at the first picture, is no part of answering.
             clock.exclude(self._load_ms - loaded_before)
             with clock.stage("preprocess"):
-                pixels = anyres.normalise(some, vision.mean, vision.std)
+                pixels = anyres.normalize(some, vision.mean, vision.std)
 
             def on_lap(done: int, total: int) -> None:
                 clock.lap()
@@ -341,7 +341,7 @@ class OneVision:
 
         self.backbone.prefill(_joined(rest, embeddings), on_chunk)
 
-    def sampler(self, sampling: Sampling) -> Sampler:
+    def sampler(self, sampling: AnswerOptions) -> Sampler:
         """A sampler that never chooses an unused row or a placeholder token."""
         return Sampler(sampling, self.backbone.vocabulary.size, self.banned_tokens)
 
@@ -373,7 +373,7 @@ class OneVision:
     def _answer(
         self,
         messages: tuple[Message, ...],
-        options: Options,
+        options: AnswerOptions,
         on_progress: OnProgress | None,
         clock: StageClock | None,
         *,
@@ -419,7 +419,7 @@ class OneVision:
         text = TextStream(options.stop)
         vocabulary = self.backbone.vocabulary
         finish: FinishReason = "length"
-        with self.sampler(options.sampling) as sampler:
+        with self.sampler(options) as sampler:
             with clock.stage("first_token"):
                 token = sampler.sample(self.backbone)
             ttft = clock.elapsed()
@@ -448,7 +448,7 @@ class OneVision:
         warnings = (*asked.warnings, *prepared.warnings, *self.prefiller.warnings)
         return Answer(text.text, tuple(tokens), finish, usage, timings, warnings, asked.spent)
 
-    def _fitted(self, messages: tuple[Message, ...], options: Options, clock: StageClock) -> Fitted:
+    def _fitted(self, messages: tuple[Message, ...], options: AnswerOptions, clock: StageClock) -> Fitted:
         """The prompt with the largest budget whose first token comes in time, if a time is asked for."""
         if options.ttft_target is None:
             return Fitted(messages, options)
@@ -460,7 +460,7 @@ class OneVision:
         calibration = needed_calibration(path, self.bundle.folder)
         return fit(manifest, self.preparer, self.prefiller.reader, calibration, messages, options, clock)
 
-    def _room(self, prepared: PreparedPrompt, options: Options) -> int:
+    def _room(self, prepared: PreparedPrompt, options: AnswerOptions) -> int:
         """Tokens that the answer may have: as asked, or what the context leaves."""
         context = self.backbone.context_length
         if prepared.tokens >= context:

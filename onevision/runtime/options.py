@@ -1,135 +1,205 @@
-"""How to answer: lengths, sampling, stop strings, budgets, prompt format."""
+"""Options of an answer: one dataclass for Python, ``run``, ``chat``, ``eval`` and ``plan``.
+
+A field's metadata hold its valid values and what the command line shows: a new option is one new field.
+"""
+
+# ruff: noqa: RUF009 - _option is a field()
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from math import inf
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from onevision.errors import UsageError
-from onevision.runtime.budget import Budget, Detail
-from onevision.runtime.prompt import TEMPLATES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from onevision.runtime.prompt import Template
+#: ``auto`` is the reference's choice. ``low`` is one tile, as for each of several images. ``high`` enlarges a
+#: small image first, to the pixels of the most tiles whose tokens the model takes.
+Detail = Literal["low", "auto", "high"]
+
+#: Prompt formats, see :func:`onevision.runtime.prompt.render`.
+Template = Literal["training", "hf"]
+TEMPLATES: tuple[Template, ...] = get_args(Template)
 
 DEFAULT_MAX_TOKENS = 512
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The default is greedy.
+def _option(
+    default: Any,  # noqa: ANN401
+    help: str,  # noqa: A002 - typer's word
+    valid: Callable[[Any], bool] = lambda _: True,
+    wanted: str = "",
+    *,
+    metavar: str | None = "N",
+    flags: tuple[str, ...] = (),
+) -> Any:  # noqa: ANN401
+    """Field of an option.
 
-    The order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p.
+    Args:
+        default: None also allows None as a value.
+        help: Text for the command line.
+        valid: Test of a value.
+        wanted: Valid values in words, for the error.
+        metavar: Name of the value on the command line.
+        flags: Flags on the command line, if not ``--name`` alone.
+    """
+    return field(
+        default=default,
+        metadata={"help": help, "valid": valid, "wanted": wanted, "metavar": metavar, "flags": flags},
+    )
+
+
+def _integer(least: int, most: float = inf) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
+    """Test for a number from ``least`` to ``most``; ``above``: more than ``least``."""
+    return lambda value: (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and least <= value <= most
+        and not (above and value == least)
+    )
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How to answer: everything besides the messages. The default is greedy, on the reference's input.
+
+    Tokens are chosen in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
     The penalty counts generated tokens only, as transformers does for a prompt given as embeddings.
+
+    Raises:
+        UsageError: A value is not valid, or two options exclude each other.
     """
 
-    temperature: float = 0.0  # 0: greedy
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None  # None: another one every time
+    max_tokens: int = _option(
+        DEFAULT_MAX_TOKENS,
+        "Maximum number of tokens in the answer.",
+        _integer(1),
+        "1 or more",
+        flags=("-n", "--max-tokens"),
+    )
+    # Beyond these bounds, llama.cpp's float32 would overflow.
+    temperature: float = _option(
+        0.0,
+        "0 is greedy: the same answer every time.",
+        _number(0, 1000),
+        "from 0 (greedy) to 1000",
+        metavar="X",
+    )
+    top_k: int = _option(
+        0, "Sample from the N most likely tokens; 0 is off.", _integer(0, 2**31 - 1), "0 (off) or more"
+    )
+    top_p: float = _option(
+        1.0,
+        "Sample from the most likely tokens that add up to this probability.",
+        _number(0, 1, above=True),
+        "more than 0 and at most 1",
+        metavar="X",
+    )
+    min_p: float = _option(
+        0.0,
+        "Drop tokens below this fraction of the most likely token's probability.",
+        _number(0, 1),
+        "from 0 to 1",
+        metavar="X",
+    )
+    repetition_penalty: float = _option(
+        1.0,
+        "Above 1 discourages repetition.",
+        _number(0.001, 1000),
+        "from 0.001 to 1000 (1 is off)",
+        metavar="X",
+    )
+    seed: int | None = _option(
+        None,
+        "Seed of the sampling.  [default: random]",
+        _integer(0, 2**32 - 1),
+        "a whole number from 0 to 4294967295",
+    )
+    stop: tuple[str, ...] = _option((), "End the answer before this text; repeatable.", metavar="TEXT")
+    frames: int | None = _option(
+        None, "Frames taken from a video.  [default: the model's]", _integer(1), "1 or more"
+    )
+    max_tiles: int | None = _option(
+        None,
+        "Cut a single image into at most N tiles, base view included: fewer are faster and show less. "
+        "`onevision plan` lists the costs.  [default: no limit]",
+        _integer(1),
+        "1 or more",
+    )
+    detail: Detail = _option(
+        "auto",
+        "For a single image: low is one tile, auto is as in training, high enlarges a small image until it "
+        "fills all tiles that the model takes.",
+        metavar="NAME",
+    )
+    dedup: float | None = _option(
+        None,
+        "Encode video frames that differ by at most T of 255 levels on average only once; 0 for identical "
+        "frames.  [default: off]",
+        _number(0, 255),
+        "from 0 to 255",
+        metavar="T",
+    )
+    #: Seconds. Resolved by :mod:`onevision.planning.budget` before the engine is called.
+    ttft_target: float | None = _option(
+        None,
+        "Choose the largest budget whose first token comes within TIME: 5s, 800ms or 1.5. Needs the speed "
+        "profile that `onevision bench --quick` measures.",
+        _number(0, 1e6, above=True),
+        "a number of seconds, more than 0",
+        metavar="TIME",
+    )
+    exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None)
+    template: Template | None = _option(
+        None, "Prompt format: training, or hf (the Hub's).  [default: the bundle's]", metavar="NAME"
+    )
+    system: str | None = _option(None, "System prompt.  [default: the bundle's]", metavar="TEXT")
+    #: Go on after the end of the answer, so that its length is known beforehand.
+    ignore_end: bool = False
 
     def __post_init__(self) -> None:
-        # Far beyond any use, llama.cpp's float32 would overflow.
-        _check(
-            (_real(self.temperature, 0, 1000), "temperature", self.temperature, "from 0 (greedy) to 1000"),
-            (_whole(self.top_k, 0, 2**31 - 1), "top-k", self.top_k, "0 (off) or more"),
-            (_real(self.top_p, 0, 1) and self.top_p > 0, "top-p", self.top_p, "more than 0 and at most 1"),
-            (_real(self.min_p, 0, 1), "min-p", self.min_p, "from 0 to 1"),
-            (
-                _real(self.repetition_penalty, 0.001, 1000),
-                "repetition-penalty",
-                self.repetition_penalty,
-                "from 0.001 to 1000 (1 is off)",
-            ),
-            (
-                self.seed is None or _whole(self.seed, 0, 2**32 - 1),
-                "seed",
-                self.seed,
-                "a whole number from 0 to 4294967295",
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to answer: everything besides the messages."""
-
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    ignore_end: bool = False  # go on after the end of the answer, so that its length is known beforehand
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    frames: int | None = None  # None: the bundle's default
-    max_tiles: int | None = None  # of a single picture, base view included; None: no limit
-    detail: Detail = "auto"
-    dedup: float | None = None  # mean difference, in levels, of frames that count as one; None: off
-    ttft_target: float | None = None  # seconds until the first token: the largest budget that keeps to it
-    exif: bool = True
-    template: Template | None = None  # None: the bundle's default
-    system: str | None = None  # None: the bundle's default
-
-    def __post_init__(self) -> None:
-        _check(
-            (_whole(self.max_tokens, 1), "max-tokens", self.max_tokens, "1 or more"),
-            (self.frames is None or _whole(self.frames, 1), "frames", self.frames, "1 or more"),
-            (self.max_tiles is None or _whole(self.max_tiles, 1), "max-tiles", self.max_tiles, "1 or more"),
-            (self.dedup is None or _real(self.dedup, 0, 255), "dedup", self.dedup, "from 0 to 255"),
-            (
-                self.ttft_target is None or (_real(self.ttft_target, 0, 1e6) and self.ttft_target > 0),
-                "ttft-target",
-                self.ttft_target,
-                "a number of seconds, more than 0",
-            ),
-        )
-        if self.detail not in get_args(Detail):
-            raise UsageError(f"unknown detail {self.detail!r}", hint=f"one of {', '.join(get_args(Detail))}")
+        for name, value, wanted in self._invalid():
+            raise UsageError(f"{name.replace('_', '-')} is {value!r}, it must be {wanted}")
+        for name, value, known in (
+            ("detail", self.detail, get_args(Detail)),
+            ("template", self.template, (None, *TEMPLATES)),
+        ):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}", hint=f"one of {', '.join(filter(None, known))}")
         if self.detail != "auto" and self.max_tiles is not None:
             raise UsageError(
                 f"detail {self.detail} and max-tiles {self.max_tiles} exclude each other",
                 hint="low is the same as max-tiles 1; leave one of them out",
             )
-        if self.template is not None and self.template not in TEMPLATES:
-            raise UsageError(f"unknown template {self.template!r}", hint=f"one of {', '.join(TEMPLATES)}")
         if not all(isinstance(text, str) and text for text in self.stop):
-            raise UsageError("a stop string is empty, or no string")
+            raise UsageError("a stop string is empty, or not a string")
 
-    @property
-    def budget(self) -> Budget:
-        """What may be spent on pictures and videos."""
-        return Budget(self.max_tiles, self.detail, self.frames)
-
-    def within(self, budget: Budget) -> Options:
-        """The same with another budget."""
-        return replace(self, max_tiles=budget.max_tiles, detail=budget.detail, frames=budget.frames)
-
-
-def _whole(value: object, least: int, most: float = inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    def _invalid(self) -> list[tuple[str, Any, str]]:
+        """Name, value and valid values of each option that is not valid."""
+        return [
+            (item.name, value, item.metadata["wanted"])
+            for item in fields(self)
+            if item.metadata
+            and not ((value := getattr(self, item.name)) is None and item.default is None)
+            and not item.metadata["valid"](value)
+        ]
 
 
-def _real(value: object, least: float, most: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+def make_options(options: Mapping[str, Any]) -> AnswerOptions:
+    """Options from keyword arguments. ``stop`` may be one string.
 
-
-def _check(*rules: tuple[bool, str, object, str]) -> None:
-    """Raise for the first rule that does not hold: it, and the option's name, value and wanted values."""
-    for holds, name, value, wanted in rules:
-        if not holds:
-            raise UsageError(f"{name} is {value!r}, it must be {wanted}")
-
-
-def make_options(options: Mapping[str, Any]) -> Options:
-    """Options of keyword arguments, those of :class:`Sampling` included. ``stop`` may be one string."""
-    sampling_names = Sampling.__dataclass_fields__
-    known = set(sampling_names) | set(Options.__dataclass_fields__) - {"sampling"}
-    if unknown := set(options) - known:
+    Raises:
+        UsageError: An unknown name, or a value that is not valid.
+    """
+    known = AnswerOptions.__dataclass_fields__
+    if unknown := set(options) - set(known):
         raise UsageError(f"unknown option {sorted(unknown)[0]!r}", hint=f"known: {', '.join(sorted(known))}")
-    sampling = Sampling(**{name: value for name, value in options.items() if name in sampling_names})
-    rest = {name: value for name, value in options.items() if name not in sampling_names}
-    stop = rest.pop("stop", None)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    return Options(sampling=sampling, stop=stops, **rest)
+    stop = options.get("stop")
+    return AnswerOptions(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})

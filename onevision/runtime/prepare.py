@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -10,13 +10,15 @@ import numpy as np
 from PIL import Image
 
 from onevision.errors import BundleError
-from onevision.runtime import anyres, budget
+from onevision.runtime import anyres, pack
 from onevision.runtime.answer import Usage
-from onevision.runtime.anyres import AnyRes
+from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
 from onevision.runtime.features import share_frames
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import TEMPLATES, Control, ImagePart, render
+from onevision.runtime.messages import ImagePart
+from onevision.runtime.options import TEMPLATES
+from onevision.runtime.prompt import Control, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from onevision.bundle import Manifest
     from onevision.runtime.answer import StageClock
     from onevision.runtime.backbone import Vocabulary
-    from onevision.runtime.options import Options
-    from onevision.runtime.prompt import Message, Segment, Template, VideoPart
+    from onevision.runtime.messages import Message, VideoPart
+    from onevision.runtime.options import AnswerOptions, Template
+    from onevision.runtime.prompt import Segment
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,7 @@ class Preparer:
 
     def __init__(self, manifest: Manifest, vocabulary: Vocabulary, newline: npt.NDArray[np.float32]) -> None:
         vision = manifest.vision
-        self.anyres = AnyRes.parse(
-            vision.aspect_ratio,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            pinpoints=vision.grid_pinpoints,
-        )
+        self.anyres = AnyRes.of(vision)
         if manifest.prompt.template not in TEMPLATES:
             raise BundleError(
                 f"the bundle's prompt format {manifest.prompt.template!r} is unknown",
@@ -159,7 +157,9 @@ class Preparer:
         self._vocabulary = vocabulary
         self._newline = newline
 
-    def prepare(self, messages: Sequence[Message], options: Options, clock: StageClock) -> PreparedPrompt:
+    def prepare(
+        self, messages: Sequence[Message], options: AnswerOptions, clock: StageClock
+    ) -> PreparedPrompt:
         """Lay out the prompt and cut its pictures.
 
         Raises:
@@ -181,7 +181,7 @@ class Preparer:
                 parts.append(self._video(segment.part, options, clock, warnings))
         return PreparedPrompt(tuple(parts), tuple(warnings))
 
-    def text_tokens(self, messages: Sequence[Message], options: Options) -> int:
+    def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
         """Length of the prompt without its pictures and videos."""
         segments = self._segments(messages, options)
         return sum(len(self._tokens(each)) for each in segments if isinstance(each, (str, Control)))
@@ -190,7 +190,7 @@ class Preparer:
         """What is seen of a frame of a video, uint8 [S, S, 3]."""
         return anyres.squash(image, self.anyres.tile)
 
-    def _segments(self, messages: Sequence[Message], options: Options) -> Sequence[Segment]:
+    def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
         prompt = self._manifest.prompt
         template = options.template or cast("Template", prompt.template)
         return render(messages, template, prompt.system if options.system is None else options.system)
@@ -203,31 +203,38 @@ class Preparer:
             raise BundleError(f"the bundle's vocabulary has no token {segment.token}")
         return (token,)
 
-    def _image(self, part: ImagePart, several: bool, options: Options, clock: StageClock) -> VisualInput:
+    def _image(
+        self, part: ImagePart, several: bool, options: AnswerOptions, clock: StageClock
+    ) -> VisualInput:
         newline = self._newline
+        if part.detail is not None and options.detail == "auto" and options.max_tiles is None:
+            options = replace(options, detail=part.detail)  # an image's own wish yields to the options
         with clock.stage("read"):
             image = read_image(part.source, exif=options.exif)
         with clock.stage("preprocess"):
             size = image.height, image.width
-            cut = budget.cut(self.anyres, size, options.budget, several=several)
-            spec = cut.spec
+            tiling = choose_tiling(self.anyres, size, options, several=several)
+            spec = tiling.spec
             if spec is None:
                 tiles = anyres.pad_square(image, self.anyres.tile)
                 return VisualInput(
-                    tiles.pixels, cut.tokens, lambda features: anyres.pack_square(features, newline), "square"
+                    tiles.pixels,
+                    tiling.tokens,
+                    lambda features: pack.pack_square(features, newline),
+                    "square",
                 )
-            if cut.size != size:
-                image = image.resize(cut.size[::-1], Image.Resampling.BICUBIC)
+            if tiling.size != size:
+                image = image.resize(tiling.size[::-1], Image.Resampling.BICUBIC)
             tiles = anyres.split(image, spec)
         return VisualInput(
             tiles.pixels,
-            cut.tokens,
-            lambda features: anyres.pack_image(features, tiles.size, spec, newline),
+            tiling.tokens,
+            lambda features: pack.pack_image(features, tiles.size, spec, newline),
             f"image {tiles.size} {spec}",
         )
 
     def _video(
-        self, part: VideoPart, options: Options, clock: StageClock, warnings: list[str]
+        self, part: VideoPart, options: AnswerOptions, clock: StageClock, warnings: list[str]
     ) -> VisualInput:
         newline, spec, defaults = self._newline, self.anyres, self._manifest.video
         # Frames are cut as they are decoded, so that only the cut ones are kept: both count as reading.
@@ -245,7 +252,7 @@ class Preparer:
         return VisualInput(
             tiles,
             len(tiles) * defaults.pooled_side**2 + 1,
-            lambda features: anyres.pack_video(features, spec.side, newline),
+            lambda features: pack.pack_video(features, spec.side, newline),
             "video",
             reused,
         )

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from onevision.eval.suite.sample import pose
-from onevision.runtime import anyres
-from onevision.runtime.prompt import Control, Visual, conversation_of, render
+from onevision.runtime import anyres, pack
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.prompt import Control, Visual, render
 from recipes.tiny.model import PATCHES, SIDE, SPEC, TILE
 
 if TYPE_CHECKING:
@@ -286,18 +287,18 @@ def _cut(
 def _image_taps(size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     rows, cols = SPEC.grid_shape(size)
     features, newline = _identity(1 + rows * cols)
-    return _taps(anyres.pack_image(features, size, SPEC, newline))
+    return _taps(pack.pack_image(features, size, SPEC, newline))
 
 
 @lru_cache(maxsize=1)
 def _square_taps() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    return _taps(anyres.pack_square(*_identity(1)))
+    return _taps(pack.pack_square(*_identity(1)))
 
 
 @lru_cache(maxsize=16)
 def _video_taps(frames: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     features, newline = _identity(frames)
-    return _taps(anyres.pack_video(features, SIDE, newline))
+    return _taps(pack.pack_video(features, SIDE, newline))
 
 
 def _identity(tiles: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

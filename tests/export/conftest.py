@@ -1,11 +1,11 @@
-"""Small checkpoints with random weights, made by transformers and renamed to the other three schemes."""
+"""Small checkpoints with random weights, made by transformers and renamed to the other schemes."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pytest
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-Scheme = Literal["llava-hf", "lmms-lab", "transformers 4.52", "transformers 5"]
-SCHEMES: tuple[Scheme, ...] = ("llava-hf", "lmms-lab", "transformers 4.52", "transformers 5")
+Scheme = Literal["llava-hf", "lmms-lab", "transformers 4.52", "transformers 5", "transformers 5 files"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 # From what transformers 4 writes: the names of reference.md §6.
 _RENAMES: dict[Scheme, list[tuple[str, str]]] = {
@@ -38,6 +38,7 @@ _RENAMES: dict[Scheme, list[tuple[str, str]]] = {
         (r"^vision_tower\.vision_model\.", "model.vision_tower."),
         (r"^(multi_modal_projector|image_newline)", r"model.\1"),
     ],
+    "transformers 5 files": [(r"^vision_tower\.vision_model\.", "vision_tower.")],
 }
 
 
@@ -96,8 +97,18 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Pa
                 parameter.normal_()
         folder = tmp_path_factory.mktemp("tied" if tied else "untied")
         model.save_pretrained(folder)
-        models[tied] = (folder, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+        edit_tensors(folder, as_transformers_4)
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        as_transformers_4(state)
+        models[tied] = (folder, state)
     return models
+
+
+def as_transformers_4(tensors: dict[str, Any]) -> None:
+    """Put ``vision_model.`` where transformers 5 leaves it out."""
+    for name in list(tensors):
+        longer = re.sub(r"(^|\.)vision_tower\.(?!vision_model\.)", r"\1vision_tower.vision_model.", name)
+        tensors[longer] = tensors.pop(name)
 
 
 @pytest.fixture

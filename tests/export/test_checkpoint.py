@@ -20,6 +20,7 @@ from tests.export.conftest import (
     SCHEMES,
     Scheme,
     as_lmms_lab,
+    as_transformers_4,
     edit_json,
     edit_tensors,
     rename_tensors,
@@ -152,6 +153,7 @@ def test_expected_tensors_are_transformers(
     (tmp_path / "config.json").write_text(reference.to_json_string(), encoding="utf-8")
     config = read_config(tmp_path)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    as_transformers_4(shapes)
     if tied:
         del shapes["lm_head.weight"]
     assert {**expected_tensors(config), **optional_tensors(config)} == shapes

@@ -16,7 +16,8 @@ from onevision.export.checkpoint import Checkpoint
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.native.gguf import GgufFile
 from onevision.native.llama import silence_llama
-from onevision.native.quantize import FILE_TYPES, RECIPES, BackbonePrecision, predicted_bits, quantize_gguf
+from onevision.native.quantize import FILE_TYPES, RECIPES, predicted_bits, quantize_gguf
+from onevision.precisions import BackbonePrecision
 from tests.export.llama import last_logits
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from onevision.planning.speed import (
     read_calibration,
     write_calibration,
 )
-from onevision.runtime.budget import Budget
+from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prefill.policy import reader
 from tests.runtime.media import photograph
 
@@ -53,19 +53,19 @@ def forecaster(*inputs: Input, calibration: Calibration | None = MADE, graph: bo
 
 
 def test_a_prediction_is_the_sum_of_its_parts():
-    found = forecaster(HD).forecast(Budget(max_tiles=5))
+    found = forecaster(HD).forecast(AnswerOptions(max_tiles=5))
     assert found.costs.seconds == {"encode": 5.0, "prefill": pytest.approx(2.409)}
     assert found.ttft == pytest.approx(0.1 + 0.05 * 1920 * 1080 / 1e6 + 5 + 2.409)
-    assert forecaster(HD, graph=True).forecast(Budget(max_tiles=5)).ttft == pytest.approx(
+    assert forecaster(HD, graph=True).forecast(AnswerOptions(max_tiles=5)).ttft == pytest.approx(
         found.ttft - 2.409 / 2
     )
-    video = forecaster(CLIP).forecast(Budget(frames=8), reused_frames=3)
+    video = forecaster(CLIP).forecast(AnswerOptions(frames=8), reused_frames=3)
     tokens = 8 * 196 + 1 + 30
     assert video.ttft == pytest.approx(0.1 + 0.01 * 300 * 1920 * 1080 / 1e6 + 5 + tokens / 1000)
 
 
 def test_without_a_calibration_nothing_is_predicted():
-    found = forecaster(HD, calibration=None).forecast(Budget())
+    found = forecaster(HD, calibration=None).forecast(AnswerOptions())
     assert (found.ttft, found.costs.seconds) == (None, None)
 
 
@@ -90,33 +90,33 @@ def test_what_reads_a_prompt(choice, tokens, has_graph, offloaded, expected):
 
 #: Seconds; the budget, tiles.
 CHOICES = (
-    (60.0, Budget(), 16),
-    (20.0, Budget(max_tiles=9), 9),
-    (12.0, Budget(max_tiles=7), 7),
-    (8.0, Budget(max_tiles=5), 5),
-    (2.0, Budget(max_tiles=1), 1),
+    (60.0, AnswerOptions(), 16),
+    (20.0, AnswerOptions(max_tiles=9), 9),
+    (12.0, AnswerOptions(max_tiles=7), 7),
+    (8.0, AnswerOptions(max_tiles=5), 5),
+    (2.0, AnswerOptions(max_tiles=1), 1),
 )
 
 
 @pytest.mark.parametrize(("target", "budget", "tiles"), CHOICES)
 def test_the_table_of_choices(target, budget, tiles):
-    found, fits = forecaster(HD).choose(Budget(), target)
+    found, fits = forecaster(HD).choose(AnswerOptions(), target)
     assert fits
     assert (found.budget, found.costs.tiles) == (budget, tiles)
 
 
 def test_if_nothing_fits_the_fastest_is_taken():
-    found, fits = forecaster(HD).choose(Budget(), 0.5)
-    assert (found.budget, fits) == (Budget(max_tiles=1), False)
-    found, fits = forecaster(CLIP).choose(Budget(), 0.5)
-    assert (found.budget, fits) == (Budget(frames=1), False)
+    found, fits = forecaster(HD).choose(AnswerOptions(), 0.5)
+    assert (found.budget, fits) == (AnswerOptions(max_tiles=1), False)
+    found, fits = forecaster(CLIP).choose(AnswerOptions(), 0.5)
+    assert (found.budget, fits) == (AnswerOptions(frames=1), False)
 
 
 def test_frames_of_a_video_and_tiles_of_a_picture():
-    found, fits = forecaster(CLIP).choose(Budget(), 20.0)
+    found, fits = forecaster(CLIP).choose(AnswerOptions(), 20.0)
     assert fits
     assert found.budget.frames == 11  # 0.1 + 6.2 + 11 + 2.2 s
-    both, fits = forecaster(HD, CLIP).choose(Budget(), 20.0)
+    both, fits = forecaster(HD, CLIP).choose(AnswerOptions(), 20.0)
     assert fits
     assert both.costs.tiles == sum(item.tiles for item in both.costs.inputs) > 2
 
@@ -129,7 +129,7 @@ inputs = st.lists(st.sampled_from([HD, CLIP, Input("", "image", 300, 200)]), min
 @given(inputs=inputs, target=targets, limit=limits, frames=st.one_of(st.none(), st.integers(1, 64)))
 @settings(max_examples=60)
 def test_the_choice_is_the_largest_that_fits(inputs, target, limit, frames):
-    allowed = Budget(max_tiles=limit, frames=frames)
+    allowed = AnswerOptions(max_tiles=limit, frames=frames)
     asked = forecaster(*inputs)
     found, fits = asked.choose(allowed, target)
     levels = asked.levels(allowed)
@@ -145,21 +145,21 @@ def test_the_choice_is_the_largest_that_fits(inputs, target, limit, frames):
 
 
 def test_a_target_stays_below_a_limit():
-    found, _ = forecaster(HD).choose(Budget(max_tiles=7), 1000.0)
-    assert found.budget == Budget(max_tiles=7)
-    low, _ = forecaster(HD).choose(Budget(detail="low"), 1000.0)
-    assert low.budget == Budget(detail="low")
+    found, _ = forecaster(HD).choose(AnswerOptions(max_tiles=7), 1000.0)
+    assert found.budget == AnswerOptions(max_tiles=7)
+    low, _ = forecaster(HD).choose(AnswerOptions(detail="low"), 1000.0)
+    assert low.budget == AnswerOptions(detail="low")
     small = Input("", "image", 300, 200)
-    high, _ = forecaster(small).choose(Budget(detail="high"), 1000.0)
-    assert high.budget == Budget(detail="high")
-    less, _ = forecaster(small).choose(Budget(detail="high"), high.ttft - 0.01)
+    high, _ = forecaster(small).choose(AnswerOptions(detail="high"), 1000.0)
+    assert high.budget == AnswerOptions(detail="high")
+    less, _ = forecaster(small).choose(AnswerOptions(detail="high"), high.ttft - 0.01)
     assert less.budget.detail == "auto"
 
 
 def test_what_the_context_cannot_hold_does_not_fit():
     shape = published("0.5b")
     small = replace(shape, backbone=replace(shape.backbone, context_length=3000))
-    found, fits = Forecaster(small, [HD], 30, lambda _: "llama", MADE).choose(Budget(), 1000.0)
+    found, fits = Forecaster(small, [HD], 30, lambda _: "llama", MADE).choose(AnswerOptions(), 1000.0)
     assert fits
     assert found.costs.prompt_tokens < 3000
 
@@ -167,7 +167,7 @@ def test_what_the_context_cannot_hold_does_not_fit():
 def test_a_reader_that_was_not_measured():
     lacking = replace(MADE, prefill={"onnx": MADE.prefill["onnx"]})
     with pytest.raises(UsageError, match="was not measured"):
-        forecaster(HD, calibration=lacking).choose(Budget(), 5.0)
+        forecaster(HD, calibration=lacking).choose(AnswerOptions(), 5.0)
 
 
 # The calibration.

@@ -15,9 +15,8 @@ from onevision.bundle import open_bundle
 from onevision.cli import _run
 from onevision.planning.cost import Input, Shape, machine_rate, plan, published
 from onevision.runtime.answer import StageClock
-from onevision.runtime.budget import Budget
-from onevision.runtime.options import Options
-from onevision.runtime.prompt import conversation_of
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +70,10 @@ def test_several_pictures_and_videos_of_the_published_models():
     assert [(item.grid, item.tiles, item.image_tokens) for item in two.inputs] == [(None, 1, 730)] * 2
     clip = plan(published("7b"), [video(500)], text_tokens=0)
     assert (clip.tiles, clip.image_tokens, clip.inputs[0].frames) == (32, 6273, 32)
-    assert plan(published("7b"), [video(500)], text_tokens=0, budget=Budget(frames=8)).image_tokens == 1569
+    assert (
+        plan(published("7b"), [video(500)], text_tokens=0, budget=AnswerOptions(frames=8)).image_tokens
+        == 1569
+    )
     assert plan(published("7b"), [video(5)], text_tokens=0).tiles == 5
     # One picture beside a video is still tiled.
     mixed = plan(published("7b"), [picture(640, 427), video(8)], text_tokens=0)
@@ -100,7 +102,9 @@ sizes = st.tuples(st.integers(1, 500), st.integers(1, 500))
 @settings(max_examples=50)
 def test_counts_are_those_of_the_prompt(shape: Shape, model: OneVision, pictures: list[tuple[int, int]]):
     images = [Image.new("RGB", size) for size in pictures]
-    prepared = model.preparer.prepare(conversation_of("Hi.", images, None, None), Options(), StageClock())
+    prepared = model.preparer.prepare(
+        conversation_of("Hi.", images, None, None), AnswerOptions(), StageClock()
+    )
     text = prepared.tokens - prepared.image_tokens
     costs = plan(shape, [picture(*size) for size in pictures], text_tokens=text)
     assert [item.tiles for item in costs.inputs] == [len(visual.tiles) for visual in prepared.visuals]

@@ -11,7 +11,7 @@ import pytest
 from onevision.bundle import VisionInfo
 from onevision.errors import QuantError
 from onevision.quant.calibration import TILES, calibration_tiles
-from onevision.runtime.anyres import AnyRes, normalise, split
+from onevision.runtime.anyres import AnyRes, normalize, split
 from tests.runtime.media import noise, photograph
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SPEC = AnyRes.parse(
 
 def is_of(tile: np.ndarray, image: object) -> bool:
     """Whether a tile is one that the runtime cuts from a picture."""
-    tiles = normalise(split(image, SPEC).pixels, VISION.mean, VISION.std)
+    tiles = normalize(split(image, SPEC).pixels, VISION.mean, VISION.std)
     return bool((tiles == tile).all(axis=(1, 2, 3)).any())
 
 
@@ -48,7 +48,7 @@ def test_built_in_set_is_varied_and_the_same_each_time() -> None:
     one, other = calibration_tiles(VISION, limit=PICTURES), calibration_tiles(VISION, limit=PICTURES)
     assert one.pixel_values.shape == (PICTURES, 3, SIDE, SIDE)
     assert one.pixel_values.dtype == np.float32
-    assert one.pictures == PICTURES
+    assert one.images == PICTURES
     assert one.warnings == ()
     np.testing.assert_array_equal(one.pixel_values, other.pixel_values)
     assert len({tile.tobytes() for tile in one.pixel_values}) == PICTURES
@@ -75,7 +75,7 @@ def test_tiles_are_those_of_the_runtime(tmp_path: Path) -> None:
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"{number}.png")
     calibration = calibration_tiles(VISION, tmp_path)
-    assert calibration.pictures == 3
+    assert calibration.images == 3
     assert calibration.source == tmp_path.name
     assert len(calibration.pixel_values) == 8 + 8 + 4, "the last has a grid of 3 × 1"
     owners = [[is_of(tile, picture) for picture in pictures].index(True) for tile in calibration.pixel_values]
@@ -86,7 +86,7 @@ def test_tiles_are_those_of_the_runtime(tmp_path: Path) -> None:
 def test_one_picture_gives_no_more_than_its_tiles(tmp_path: Path) -> None:
     noise(SIDE, SIDE).save(tmp_path / "square.png")
     calibration = calibration_tiles(VISION, tmp_path)
-    assert (calibration.pictures, len(calibration.pixel_values)) == (1, 2)
+    assert (calibration.images, len(calibration.pixel_values)) == (1, 2)
 
 
 def test_of_many_pictures_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_of_many_pictures_few_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     read_image = calibration.read_image
     monkeypatch.setattr(calibration, "read_image", lambda path: read.append(path) or read_image(path))
     chosen = calibration_tiles(VISION, tmp_path, limit=6)
-    assert (chosen.pictures, len(chosen.pixel_values), len(read)) == (6, 6, 6)
+    assert (chosen.images, len(chosen.pixel_values), len(read)) == (6, 6, 6)
     assert [path.name for path in read] != sorted(path.name for path in read)
     again = calibration_tiles(VISION, tmp_path, limit=6)
     np.testing.assert_array_equal(again.pixel_values, chosen.pixel_values)
@@ -109,7 +109,7 @@ def test_pictures_in_folders_count_and_hidden_files_do_not(tmp_path: Path) -> No
     noise(60, 60).save(tmp_path / "summer" / "beach" / "a.jpg")
     (tmp_path / ".thumbnails.db").write_bytes(b"no picture")
     calibration = calibration_tiles(VISION, tmp_path)
-    assert (calibration.pictures, calibration.warnings) == (1, ())
+    assert (calibration.images, calibration.warnings) == (1, ())
 
 
 def test_an_unreadable_picture_is_skipped_with_a_warning(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_an_unreadable_picture_is_skipped_with_a_warning(tmp_path: Path) -> None
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "notes.txt").write_text("remember the milk")
     calibration = calibration_tiles(VISION, tmp_path)
-    assert calibration.pictures == 1
+    assert calibration.images == 1
     assert len(calibration.warnings) == 2
     for name in ("cut.png", "notes.txt"):
         assert any(name in warning for warning in calibration.warnings)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from math import log
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from onevision import OneVision
 from onevision import files as disk
 from onevision.bundle import BACKBONE, VISION_DATA, open_bundle
 from onevision.errors import ExportError, GenerationError, ImageError, UsageError
@@ -25,7 +26,7 @@ from onevision.native.quantize import RECIPES, quantize_gguf
 from onevision.quant import measure as measure_module
 from onevision.quant.gates import (
     AnswerQuality,
-    FamilyQuality,
+    FamilyChange,
     FeatureQuality,
     Thresholds,
     TokenQuality,
@@ -41,13 +42,13 @@ from tests.conftest import make_bundle, replace_file
 from tests.eval.conftest import records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from onevision.eval.records import Record
     from onevision.eval.suite import Sample
-    from onevision.quant.gates import Quality
-    from onevision.quant.measure import Reference
+    from onevision.quant.gates import GateResult
+    from onevision.quant.measure import GateReference
 
 ASKED = ("colour", "which_has", "change", "text_sum")  # a picture, several, a video, none
 RANDOM = np.random.default_rng(11)
@@ -145,7 +146,7 @@ def test_a_graph_that_does_not_look_at_its_input():
     assert found.cosine > 0.999
     assert found.constant
     assert judge(Thresholds(), "f32", features=found).reasons == (
-        "image features are the same whatever the picture",
+        "image features are the same for every image",
     )
     assert not compare_features(candidate, candidate).constant, "so are the reference's: frames of a still"
     assert not compare_features(candidate[:1], reference[:1]).constant
@@ -158,8 +159,8 @@ def test_answers_are_compared():
     assert (found.n, found.accuracy, found.reference_accuracy) == (200, pytest.approx(0.745), 0.75)
     assert found.agreement == 195 / 200
     assert found.families == {
-        "colour": FamilyQuality(100, wins=0, losses=3),
-        "word": FamilyQuality(100, wins=2, losses=0),
+        "colour": FamilyChange(100, wins=0, losses=3),
+        "word": FamilyChange(100, wins=2, losses=0),
     }
     assert found.families["colour"].difference == -0.03
 
@@ -176,7 +177,7 @@ GOOD_TOKENS = TokenQuality(9, 200, 0.001, 0.01, 0.99)
         ({"mean_kl": 0.021}, "mean KL divergence 0.021, above 0.02"),
         ({"p99_kl": 0.21}, "99th percentile of the KL divergence 0.21, above 0.2"),
         ({"top1": 0.97}, None),
-        ({"top1": 0.969}, "the likeliest token is the same at 96.90% of positions, below 97%"),
+        ({"top1": 0.969}, "top-1 agreement 96.90%, below 97%"),
     ],
 )
 def test_tokens_are_judged(figures: dict[str, float], reason: str | None):
@@ -225,11 +226,11 @@ def test_answers_are_judged(ours, theirs, n: int, failing: list[str]):
 
 
 def test_what_goes_into_a_manifest():
-    answers = AnswerQuality(9, 0.5, 0.5, 1.0, {"colour": FamilyQuality(9, 2, 2)})
+    answers = AnswerQuality(9, 0.5, 0.5, 1.0, {"colour": FamilyChange(9, 2, 2)})
     quality = judge(Thresholds(), "fp32 + f32", tokens=replace(GOOD_TOKENS, top1=0.9), answers=answers)
     data = json.loads(json.dumps(quality.to_dict(), allow_nan=False))
     assert (data["passed"], data["reference"], "features" in data) == (False, "fp32 + f32", False)
-    assert data["reasons"] == ["the likeliest token is the same at 90.00% of positions, below 97%"]
+    assert data["reasons"] == ["top-1 agreement 90.00%, below 97%"]
     assert data["tokens"]["p99_kl"] == 0.01
     assert data["answers"]["families"] == {"colour": {"n": 9, "wins": 2, "losses": 2}}
 
@@ -243,15 +244,20 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def reference(toy_bundle: Path, samples: list[Sample]) -> Iterator[Reference]:
-    with record_reference(
-        open_bundle(toy_bundle), samples, questions=samples[:4], device="cpu", threads=1
-    ) as recorded:
-        yield recorded
+def reference(
+    toy_bundle: Path, samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
+) -> GateReference:
+    return record(toy_bundle, samples, tmp_path_factory.mktemp("reference"), questions=samples[:4])
 
 
-def held_against(reference: Reference, bundle: Path, **options: object) -> Quality:
-    return measure(open_bundle(bundle), reference, device="cpu", threads=1, **options)
+def record(bundle: Path, samples: list[Sample], folder: Path, **options: Any) -> GateReference:
+    with OneVision(open_bundle(bundle), device="cpu", threads=1) as model:
+        return record_reference(model, samples, folder, **options)
+
+
+def held_against(reference: GateReference, bundle: Path, **options: Any) -> GateResult:
+    with OneVision(open_bundle(bundle), device="cpu", threads=1) as model:
+        return measure(model, reference, **options)
 
 
 @pytest.fixture
@@ -270,7 +276,7 @@ def change(bundle: Path, **changes: Callable[[np.ndarray], object]) -> None:
     replace_file(bundle, BACKBONE, (bundle / BACKBONE).read_bytes())
 
 
-def test_the_reference_against_itself(reference: Reference, toy_bundle: Path, samples: list[Sample]):
+def test_the_reference_against_itself(reference: GateReference, toy_bundle: Path, samples: list[Sample]):
     seen: list[float] = []
     quality = held_against(reference, toy_bundle, advance=seen.append)
     assert quality.passed
@@ -284,9 +290,7 @@ def test_the_reference_against_itself(reference: Reference, toy_bundle: Path, sa
     assert (len(seen), seen[-1]) == (len(samples) + 4, 1)
 
 
-def test_the_reference_follows_its_own_greedy_answers(reference: Reference, toy_bundle: Path):
-    from onevision import OneVision
-
+def test_the_reference_follows_its_own_greedy_answers(reference: GateReference, toy_bundle: Path):
     with OneVision.load(toy_bundle, device="cpu", threads=1) as model:
         for answer in reference.answers:
             sample = answer.sample
@@ -299,7 +303,7 @@ def test_the_reference_follows_its_own_greedy_answers(reference: Reference, toy_
             assert answer.positions == len(answer.tokens) + (said.finish_reason == "stop")
 
 
-def test_a_rounded_backbone(reference: Reference, copy: Path, toy_bundle: Path):
+def test_a_rounded_backbone(reference: GateReference, copy: Path, toy_bundle: Path):
     """Coarser types are farther away, and nothing is fixed to zero."""
     found = {}
     for recipe in ("f16", "q8_0", "q4_0-pure"):
@@ -310,7 +314,7 @@ def test_a_rounded_backbone(reference: Reference, copy: Path, toy_bundle: Path):
     assert found["q8_0"] < Thresholds().mean_kl
 
 
-def test_what_has_failed_need_not_answer(reference: Reference, copy: Path, toy_bundle: Path):
+def test_what_has_failed_need_not_answer(reference: GateReference, copy: Path, toy_bundle: Path):
     strict = Thresholds(mean_kl=0)
     quantize_gguf(toy_bundle / BACKBONE, copy / BACKBONE, RECIPES["q8_0"], threads=1)
     replace_file(copy, BACKBONE, (copy / BACKBONE).read_bytes())
@@ -321,12 +325,12 @@ def test_what_has_failed_need_not_answer(reference: Reference, copy: Path, toy_b
     assert held_against(reference, toy_bundle, to_the_end=False).answers is not None
 
 
-def test_a_rounded_encoder(reference: Reference, toy_checkpoint: Path, tmp_path: Path):
+def test_a_rounded_encoder(reference: GateReference, toy_checkpoint: Path, tmp_path: Path):
     quality = held_against(
         reference, make_bundle(toy_checkpoint, tmp_path / "bundle", vision="fp16", backbone="f32")
     )
     assert quality.features.tiles == sum(
-        len(np.load(path)) for path in reference.folder.glob("features-*.npy")
+        len(np.load(path)["features"]) for path in reference.folder.glob("answer-*.npz")
     )
     assert 0 < quality.features.relative_error < 0.01
     assert 0.9999 < quality.features.cosine < 1
@@ -349,7 +353,7 @@ def add_noise(values: np.ndarray) -> None:
     ],
     ids=["a layer of zeros", "noise"],
 )
-def test_a_broken_backbone(reference: Reference, copy: Path, changes):
+def test_a_broken_backbone(reference: GateReference, copy: Path, changes):
     change(copy, **changes)
     quality = held_against(reference, copy)
     assert not quality.passed
@@ -357,7 +361,7 @@ def test_a_broken_backbone(reference: Reference, copy: Path, changes):
     assert any("KL divergence" in reason for reason in quality.reasons)
 
 
-def test_a_backbone_of_nan(reference: Reference, copy: Path, samples: list[Sample]):
+def test_a_backbone_of_nan(reference: GateReference, copy: Path, samples: list[Sample], tmp_path: Path):
     def spoil(values: np.ndarray) -> None:
         values[0] = np.nan
 
@@ -366,11 +370,8 @@ def test_a_backbone_of_nan(reference: Reference, copy: Path, samples: list[Sampl
     assert quality.reasons == ("logits are not finite",)
     assert quality.answers is None
     json.dumps(quality.to_dict(), allow_nan=False)
-    with (
-        pytest.raises(GenerationError, match="the reference's logits are not finite"),
-        record_reference(open_bundle(copy), samples, threads=1),
-    ):
-        pass
+    with pytest.raises(GenerationError, match="the reference's logits are not finite"):
+        record(copy, samples, tmp_path)
 
 
 def edit_encoder(bundle: Path, edit: Callable[[np.ndarray], object]) -> None:
@@ -379,7 +380,7 @@ def edit_encoder(bundle: Path, edit: Callable[[np.ndarray], object]) -> None:
     replace_file(bundle, VISION_DATA, weights.tobytes())
 
 
-def test_a_broken_encoder(reference: Reference, copy: Path):
+def test_a_broken_encoder(reference: GateReference, copy: Path):
     edit_encoder(copy, add_noise)
     quality = held_against(reference, copy)
     assert quality.features.cosine < Thresholds().cosine
@@ -390,39 +391,36 @@ def test_a_broken_encoder(reference: Reference, copy: Path):
     assert "image features are not finite" in quality.reasons[0]
 
 
-def test_another_model(reference: Reference, untied_checkpoint: Path, copy: Path, tmp_path: Path):
+def test_another_model(reference: GateReference, untied_checkpoint: Path, copy: Path, tmp_path: Path):
     manifest = json.loads((copy / "onevision.json").read_text(encoding="utf-8"))
     manifest["backbone"]["layers"] = 3
     (copy / "onevision.json").write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(UsageError, match="are not of the same model"):
+    with pytest.raises(UsageError, match="are different models"):
         held_against(reference, copy)
 
 
-def test_nothing_to_follow(toy_bundle: Path):
-    with pytest.raises(UsageError, match="no questions"), record_reference(open_bundle(toy_bundle), []):
-        pass
+def test_nothing_to_follow(toy_bundle: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="no questions"):
+        record(toy_bundle, [], tmp_path)
 
 
-def test_what_is_kept_is_bounded_and_goes_away(
+def test_what_is_kept_is_bounded(
     toy_bundle: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(measure_module, "MAX_POSITIONS", 40)
     monkeypatch.setattr(measure_module, "MAX_TOKENS", 16)
-    bundle = open_bundle(toy_bundle)
-    with record_reference(bundle, samples, threads=1, folder=tmp_path) as recorded:
-        assert len(recorded.answers) == 3  # of 16 positions each
-        logits = (recorded.folder / "logits.f32").stat().st_size
-        assert logits == 4 * 48 * (bundle.manifest.backbone.vocab_size - len(banned(toy_bundle)))
-        assert recorded.records == ()
-        quality = held_against(recorded, toy_bundle)
-        assert quality.tokens == TokenQuality(3, 48, 0.0, 0.0, 1.0)
-        assert quality.answers is None
-    assert list(tmp_path.iterdir()) == []
+    recorded = record(toy_bundle, samples, tmp_path)
+    assert len(recorded.answers) == 3  # of 16 positions each
+    logits = [np.load(path)["logits"] for path in tmp_path.iterdir()]
+    allowed = recorded.manifest.backbone.vocab_size - len(banned(toy_bundle))
+    assert [(rows.dtype, rows.shape) for rows in logits] == [(np.float32, (16, allowed))] * 3
+    assert recorded.records == ()
+    quality = held_against(recorded, toy_bundle)
+    assert quality.tokens == TokenQuality(3, 48, 0.0, 0.0, 1.0)
+    assert quality.answers is None
 
 
 def banned(bundle: Path) -> set[int]:
-    from onevision import OneVision
-
     with OneVision.load(bundle, threads=1) as model:
         return set(model.banned_tokens)
 
@@ -430,23 +428,16 @@ def banned(bundle: Path) -> set[int]:
 def test_nowhere_to_write(
     toy_bundle: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def record(folder: Path) -> None:
-        with record_reference(open_bundle(toy_bundle), samples, threads=1, folder=folder):
-            pass
-
     with pytest.raises(ExportError, match=r"cannot write in .*absent"):
-        record(tmp_path / "absent")
+        record(toy_bundle, samples, tmp_path / "absent")
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ExportError, match="not enough disk space"):
-        record(tmp_path)
+        record(toy_bundle, samples, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_unreadable_picture_among_good_ones(toy_bundle: Path, samples: list[Sample], tmp_path: Path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     bad = replace(samples[0], images=(tmp_path / "bad.png",))
-    with (
-        pytest.raises(ImageError, match=r"bad\.png"),
-        record_reference(open_bundle(toy_bundle), [samples[3], bad], threads=1),
-    ):
-        pass
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        record(toy_bundle, [samples[3], bad], tmp_path)

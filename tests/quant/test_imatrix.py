@@ -26,8 +26,8 @@ from onevision.native import ggml
 from onevision.native.gguf import GgufFile
 from onevision.native.quantize import RECIPES, predicted_bits, quantize_gguf
 from onevision.quant import imatrix as imatrix_module
-from onevision.quant.imatrix import Imatrix, Inputs, collect_imatrix, read_imatrix, write_imatrix
-from onevision.quant.prompts import prepare
+from onevision.quant.imatrix import Imatrix, InputSquares, collect_imatrix, read_imatrix, write_imatrix
+from onevision.quant.measure import prepare
 from tests.conftest import make_bundle, replace_file
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def test_what_does_not_fit_the_model(model: OneVision, collected: Imatrix, tmp_p
     lacking = {key: value for key, value in inputs.items() if key != name}
     cases = {
         f"nothing for {name}": lacking,
-        f"127 columns for {name}, the model 128": inputs | {name: Inputs(inputs[name].sums[1:], 9)},
+        f"127 columns for {name}, the model 128": inputs | {name: InputSquares(inputs[name].sums[1:], 9)},
         r"has blk\.7\.attn_v\.weight, the model has no such": inputs | {"blk.7.attn_v.weight": inputs[name]},
     }
     for problem, values in cases.items():
@@ -341,7 +341,7 @@ def test_what_does_not_fit_the_model(model: OneVision, collected: Imatrix, tmp_p
 
 
 def test_a_matrix_that_saw_nothing_is_not_weighed():
-    assert Imatrix({"a": Inputs(np.zeros(3, np.float32), 0)}, ()).means()["a"].tolist() == [1, 1, 1]
+    assert Imatrix({"a": InputSquares(np.zeros(3, np.float32), 0)}, ()).means()["a"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("recipe", ["q4_0-pure", "iq4_nl-pure"])

@@ -11,8 +11,9 @@ from PIL import Image
 
 from onevision.bundle import open_bundle
 from onevision.quant import sweep as module
-from onevision.quant.sweep import PICTURE, REPORT, ROWS, TABLE, candidates_of, read_rows, sweep_id
-from onevision.quant.trials import Candidate, Yardstick
+from onevision.quant.candidates import Candidate, GateConfig
+from onevision.quant.rows import read_rows
+from onevision.quant.sweep import PLOT, REPORT, ROWS, TABLE, candidates_of, sweep_id
 from tests.test_cli import parsed
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ NAMES = ["fp32 + f16", "fp32 + q4_0", "int8 + f16", "int8 + q4_0"]
 
 
 def test_candidates() -> None:
-    assert [each.name for each in candidates_of(["int8"], ["f16", "q8_0", "q4_0", "q4_0"])] == [
+    assert [each.name for each in candidates_of(["int8"], ["f16", "q8_0", "q4_0", "q4_0"], GateConfig())] == [
         "int8 + f16",
         "int8 + q8_0",
         "int8 + q4_0 (imatrix)",
         "int8 + q4_0",
     ]
-    assert candidates_of(["fp32"], ["q4_0"], imatrix=False) == [Candidate("fp32", "q4_0")]
+    assert candidates_of(["fp32"], ["q4_0"], GateConfig(imatrix=False)) == [Candidate("fp32", "q4_0")]
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_sweep_that_is_interrupted_goes_on(
     assert "1 of 4 rows are there already" in err
     rows = parsed(out)["rows"]
     assert [f"{row['vision']} + {row['backbone']}" for row in rows] == NAMES
-    assert sorted(path.name for path in folder.iterdir()) == sorted([ROWS, TABLE, REPORT, PICTURE])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([ROWS, TABLE, REPORT, PLOT])
 
     assert all(row["tile_ms"] > 0 and row["token_ms"] > 0 for row in rows)
     assert [row["cosine"] is None for row in rows] == [True, True, False, False]
@@ -89,7 +90,7 @@ def test_a_sweep_that_is_interrupted_goes_on(
         assert [float(line["mean_kl"]) for line in csv.DictReader(file)] == [row["mean_kl"] for row in rows]
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     assert (report["rows"], report["precisions"]) == (rows, ["fp32", "f32"])
-    with Image.open(folder / PICTURE) as picture:
+    with Image.open(folder / PLOT) as picture:
         assert picture.size == (1800, 1200)
 
     begun = stop_after(0)  # nothing is left to do
@@ -99,7 +100,7 @@ def test_a_sweep_that_is_interrupted_goes_on(
 
     status, _, err = cli("quant", "sweep", toy_bundle, "out", *FOUR, *FEW, "--limit", 3)
     assert status == 2
-    assert "of another sweep" in err
+    assert "from another sweep" in err
 
 
 def test_what_a_sweep_depends_on(toy_bundle: Path, tmp_path: Path) -> None:
@@ -107,25 +108,25 @@ def test_what_a_sweep_depends_on(toy_bundle: Path, tmp_path: Path) -> None:
 
     bundle = open_bundle(toy_bundle)
     (tmp_path / "a.png").write_bytes(b"some")
-    yardsticks = [
-        Yardstick(tiny_suite(limit=3)),
-        Yardstick(tiny_suite(limit=4)),
-        Yardstick(tuple(tiny_suite(limit=3))),
-        Yardstick(tiny_suite(limit=3), calibration=tmp_path),
-        Yardstick(),
+    configs = [
+        GateConfig(tiny_suite(limit=3)),
+        GateConfig(tiny_suite(limit=4)),
+        GateConfig(tuple(tiny_suite(limit=3))),
+        GateConfig(tiny_suite(limit=3), calibration=tmp_path),
+        GateConfig(),
     ]
-    runs = [sweep_id(bundle, each) for each in yardsticks]
+    runs = [sweep_id(bundle, each) for each in configs]
     assert len(set(runs)) == 5
-    assert runs == [sweep_id(bundle, each) for each in yardsticks]
+    assert runs == [sweep_id(bundle, each) for each in configs]
     (tmp_path / "b.png").write_bytes(b"other")
-    assert sweep_id(bundle, yardsticks[3]) != runs[3]
+    assert sweep_id(bundle, configs[3]) != runs[3]
 
 
 @pytest.mark.parametrize(
     ("words", "status", "error"),
     [
-        (("--vision", "int4"), 2, "--vision is 'int4'"),
-        (("--backbone", "auto"), 2, "--backbone is 'auto'"),
+        (("--vision", "int4"), 2, "unknown precision 'int4'"),
+        (("--backbone", "auto"), 2, "unknown precision 'auto'"),
         (("--backbone", "f16", "--calibration", "."), 1, "the calibration folder . is empty"),
     ],
 )
@@ -139,9 +140,9 @@ def test_words_that_are_wrong(
 
 
 def test_without_matplotlib(cli: Cli, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onevision.cli import quant
+    from onevision import extras
 
-    monkeypatch.setattr(quant, "find_spec", lambda _: None)
+    monkeypatch.setitem(extras.EXTRAS, "bench", ("no_such_module",))
     status, _, err = cli("quant", "sweep", toy_bundle, "out")
     assert status == 2
     assert "hint: pip install 'onevision[bench]'" in err

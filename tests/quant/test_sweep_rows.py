@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,22 +13,31 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onevision.errors import InputError, UsageError
-from onevision.quant.gates import AnswerQuality, FeatureQuality, Quality, TokenQuality
-from onevision.quant.pareto import front, plot
-from onevision.quant.sweep import ROWS, Row, SweepFile, read_rows, row_of, to_csv
-from onevision.quant.trials import Candidate
+from onevision.quant.candidates import Candidate
+from onevision.quant.gates import AnswerQuality, FeatureQuality, GateResult, TokenQuality
+from onevision.quant.rows import (
+    SweepRow,
+    append_row,
+    front,
+    open_rows,
+    plot,
+    read_rows,
+    row_of,
+    write_csv,
+)
+from onevision.quant.sweep import ROWS
 
 RUN = "0123456789ab"
 FIGURES = {"bytes": 1_000_000, "bits_per_weight": 4.5, "tile_ms": 2.5, "token_ms": 1.25}
 
 
-def row(vision: str = "int8", backbone: str = "q4_0", **changes: object) -> Row:
-    made = Row(vision, backbone, **FIGURES, cosine=0.9995, mean_kl=0.01, p99_kl=0.1, top1=0.98, run=RUN)
+def row(vision: str = "int8", backbone: str = "q4_0", **changes: object) -> SweepRow:
+    made = SweepRow(vision, backbone, **FIGURES, cosine=0.9995, mean_kl=0.01, p99_kl=0.1, top1=0.98, run=RUN)
     return replace(made, **changes)
 
 
 def test_a_row_has_the_gates_figures():
-    quality = Quality(
+    quality = GateResult(
         "fp32 + f32",
         FeatureQuality(8, 0.998, 0.05, constant=False),
         TokenQuality(4, 20, 0.03, 0.3, 0.9),
@@ -37,35 +46,42 @@ def test_a_row_has_the_gates_figures():
     )
     found = row_of(Candidate("int8", "q4_0", imatrix=True), quality, FIGURES, RUN)
     assert found == row(
-        imatrix=True, cosine=0.998, mean_kl=0.03, p99_kl=0.3, top1=0.9, accuracy=0.5, reasons=quality.reasons
+        imatrix=True,
+        cosine=0.998,
+        mean_kl=0.03,
+        p99_kl=0.3,
+        top1=0.9,
+        accuracy=0.5,
+        questions=10,
+        reasons=quality.reasons,
     )
     assert found.name == "int8 + q4_0 (imatrix)"
-    broken = row_of(found.candidate, Quality("", None, None, None, ("nan",)), FIGURES, RUN)
+    broken = row_of(found.candidate, GateResult("", None, None, None, ("nan",)), FIGURES, RUN)
     assert (broken.cosine, broken.mean_kl, broken.accuracy, broken.passed) == (None, None, None, False)
 
 
 def test_rows_are_kept_and_a_line_that_was_cut_off_is_not(tmp_path):
     first, second = row(), row(backbone="q8_0", passed=True, reasons=("a", "b"))
-    file = SweepFile(tmp_path / "new" / "folder", RUN)
-    file.add(first)
-    file.add(second)
     path = tmp_path / "new" / "folder" / ROWS
+    assert open_rows(path, RUN) == []
+    append_row(path, first)
+    append_row(path, second)
     whole = path.read_bytes()
     for end in range(len(whole) - 60, len(whole) + 1, 7):
         path.write_bytes(whole[:end])
-        assert SweepFile(path.parent, RUN).rows == [first, second][: whole[:end].count(b"\n")]
+        assert open_rows(path, RUN) == [first, second][: whole[:end].count(b"\n")]
         path.write_bytes(whole)
-    again = SweepFile(path.parent, RUN)
-    again.add(row("fp16"))
-    assert read_rows(path) == again.rows == [first, second, row("fp16")]
+    assert open_rows(path, RUN) == [first, second]
+    append_row(path, row("fp16"))
+    assert read_rows(path) == [first, second, row("fp16")]
 
 
 def test_rows_of_another_sweep_are_not_mixed_in(tmp_path):
-    SweepFile(tmp_path, RUN).add(row())
-    with pytest.raises(UsageError, match="of another sweep"):
-        SweepFile(tmp_path, "other")
+    append_row(tmp_path / ROWS, row())
+    with pytest.raises(UsageError, match="from another sweep"):
+        open_rows(tmp_path / ROWS, "other")
     assert read_rows(tmp_path / ROWS) == [row()]
-    assert SweepFile(tmp_path, "other", force=True).rows == []
+    assert open_rows(tmp_path / ROWS, "other", force=True) == []
     assert read_rows(tmp_path / ROWS) == []
 
 
@@ -76,23 +92,27 @@ def test_rows_of_another_sweep_are_not_mixed_in(tmp_path):
         ("[]\n", "not a JSON object"),
         ('{"vision": "int8"}\n', "no row of a sweep"),
         ('{"id": "colour-1", "text": "red"}\n', "no row of a sweep"),
+        (json.dumps(asdict(row()) | {"mean_kl": "low"}) + "\n", "no row of a sweep: mean_kl"),
+        (json.dumps(asdict(row()) | {"vision": "int4"}) + "\n", "no row of a sweep: vision"),
     ],
 )
 def test_a_damaged_file_is_refused_and_kept(tmp_path, text, message):
     (tmp_path / ROWS).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        SweepFile(tmp_path, RUN)
+        open_rows(tmp_path / ROWS, RUN)
     assert (tmp_path / ROWS).read_text(encoding="utf-8") == text
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot make the folder"):
-        SweepFile(tmp_path / "file" / "sweep", RUN)
+        open_rows(tmp_path / "file" / "sweep" / ROWS, RUN)
 
 
-def test_the_table_has_every_figure():
-    (line,) = csv.DictReader(io.StringIO(to_csv([row(reasons=("one", "two, three"))])))
+def test_the_table_has_every_figure(tmp_path):
+    write_csv([row(reasons=("one", "two, three"))], tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        (line,) = csv.DictReader(file)
     assert line["backbone"] == "q4_0"
     assert float(line["mean_kl"]) == 0.01
     assert line["accuracy"] == ""
@@ -127,7 +147,7 @@ def test_the_picture(tmp_path):
         row("int8", "q4_0", mean_kl=0.3, bytes=6_000_000),
         row("int8", "q2_k", mean_kl=None),
     ]
-    plot(rows, tmp_path / "sweep.png")
+    plot(rows, tmp_path / "sweep.png", max_kl=0.02)
     with Image.open(tmp_path / "sweep.png") as image:
         assert image.size == (1800, 600)
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
@@ -20,17 +19,14 @@ from onevision.errors import BundleError
 from onevision.runtime.anyres import (
     AnyRes,
     fit_within,
-    normalise,
-    pack_image,
-    pack_square,
-    pack_video,
+    normalize,
     pad_square,
-    pool_frames,
-    resize_bilinear,
     select_best_resolution,
     split,
     squash,
 )
+from onevision.runtime.pack import pack_image, pack_square, pack_video, pool_frames, resize_bilinear
+from tests.reference import PillowProcessor
 from tests.runtime.media import noise, photograph
 
 if TYPE_CHECKING:
@@ -156,7 +152,7 @@ def oracle_model(spec: AnyRes) -> SimpleNamespace:
 
 
 def oracle_pixels(images: list[list[Image.Image]], spec: AnyRes, mean=HALF, std=HALF) -> np.ndarray:
-    processor = LlavaOnevisionImageProcessor(
+    processor = PillowProcessor(
         size={"height": spec.tile, "width": spec.tile},
         image_grid_pinpoints=[list(grid) for grid in spec.pinpoints],
         image_mean=list(mean),
@@ -244,7 +240,7 @@ def test_tiles_of_photographs_are_the_processors(name):
     tiles = split(image, RELEASED)
     assert tiles.size == (image.height, image.width)
     assert tiles.pixels.shape == (1 + math.prod(tiles.grid), 384, 384, 3)
-    assert np.array_equal(normalise(tiles.pixels, HALF, HALF), oracle_pixels([[image]], RELEASED)[0])
+    assert np.array_equal(normalize(tiles.pixels, HALF, HALF), oracle_pixels([[image]], RELEASED)[0])
 
 
 @pytest.mark.parametrize("spec", SMALL_SPECS)
@@ -259,7 +255,7 @@ def test_tiles_of_random_sizes_are_the_processors(spec):
         image = noise(*size, seed=seed)
         tiles = split(image, spec)
         expected = oracle_pixels([[image]], spec)[0]
-        assert np.array_equal(normalise(tiles.pixels, HALF, HALF), expected), size
+        assert np.array_equal(normalize(tiles.pixels, HALF, HALF), expected), size
         compared += 1
     assert compared >= 42
 
@@ -281,13 +277,13 @@ def test_several_pictures_are_padded_squares(size, mean, std):
         tiles = pad_square(image, spec.tile, mean)
         assert tiles.grid is None
         assert tiles.size == (image.height, image.width)
-        assert np.array_equal(normalise(tiles.pixels, mean, std), pixels)
+        assert np.array_equal(normalize(tiles.pixels, mean, std), pixels)
 
 
 def test_photographs_are_padded_as_the_processor_does():
     images = [photograph("china"), photograph("hopper")]
     expected = oracle_pixels([images], RELEASED)
-    ours = [normalise(pad_square(image, 384).pixels, HALF, HALF) for image in images]
+    ours = [normalize(pad_square(image, 384).pixels, HALF, HALF) for image in images]
     assert np.array_equal(ours, expected)
 
 

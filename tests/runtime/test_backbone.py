@@ -12,7 +12,7 @@ from onevision.bundle import BACKBONE
 from onevision.errors import BundleError, GenerationError, PromptError
 from onevision.runtime import backbone as backbone_module
 from onevision.runtime.backbone import CHUNK, CONTEXT_STEP, Backbone, Sampler, count_tokens
-from onevision.runtime.options import Sampling
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -231,14 +231,14 @@ BANNED = (758, 759, *range(760, 768))
 def draw(backbone: Backbone, count: int, **options: Any) -> list[int]:
     """Samples of the next token, all from the same logits."""
     options.setdefault("seed", 3)
-    with Sampler(Sampling(**options), backbone.vocabulary.size, BANNED) as sampler:
+    with Sampler(AnswerOptions(**options), backbone.vocabulary.size, BANNED) as sampler:
         return [sampler.sample(backbone) for _ in range(count)]
 
 
 def write(backbone: Backbone, count: int, **options: Any) -> list[int]:
     """A continuation of the prompt."""
     read(backbone, PROMPT[:30], room=count)
-    with Sampler(Sampling(**options), backbone.vocabulary.size, BANNED) as sampler:
+    with Sampler(AnswerOptions(**options), backbone.vocabulary.size, BANNED) as sampler:
         tokens = []
         for _ in range(count):
             tokens.append(sampler.sample(backbone))
@@ -341,13 +341,13 @@ def test_banned_tokens_never_come(backbone: Backbone, scores: npt.NDArray[np.flo
     assert len(set(seen)) > 300
     assert not set(seen) & set(BANNED)
     # They would have come, had they not been banned.
-    with Sampler(Sampling(temperature=5.0, seed=3), backbone.vocabulary.size, ()) as sampler:
+    with Sampler(AnswerOptions(temperature=5.0, seed=3), backbone.vocabulary.size, ()) as sampler:
         free = {sampler.sample(backbone) for _ in range(3000)}
     assert free & set(BANNED)
 
 
 def test_a_sampler_can_be_closed_twice(backbone: Backbone):
-    sampler = Sampler(Sampling(), backbone.vocabulary.size, BANNED)
+    sampler = Sampler(AnswerOptions(), backbone.vocabulary.size, BANNED)
     sampler.close()
     sampler.close()
 

@@ -16,10 +16,10 @@ from onevision import OneVision
 from onevision.planning.cost import published
 from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
-from onevision.runtime.anyres import AnyRes
-from onevision.runtime.budget import Budget, cut, enlarged, within
-from onevision.runtime.options import make_options
-from onevision.runtime.prompt import conversation_of
+from onevision.runtime.anyres import AnyRes, choose_tiling
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions, make_options
+from onevision.runtime.pack import pack_image
 from tests.runtime.media import noise, photograph
 
 if TYPE_CHECKING:
@@ -68,26 +68,26 @@ ENLARGED = (
 
 @pytest.mark.parametrize(("width", "height", "limit", "grid", "tiles", "tokens"), BY_LIMIT)
 def test_the_table_of_limits(width, height, limit, grid, tiles, tokens):
-    found = cut(RELEASED, (height, width), Budget(max_tiles=limit))
+    found = choose_tiling(RELEASED, (height, width), AnswerOptions(max_tiles=limit))
     assert (found.grid, found.tiles, found.tokens) == (grid, tiles, tokens)
     assert found.size == (height, width)
 
 
 @pytest.mark.parametrize(("width", "height", "larger", "grid"), ENLARGED)
 def test_the_table_of_enlarged_pictures(width, height, larger, grid):
-    found = cut(RELEASED, (height, width), Budget(detail="high"))
+    found = choose_tiling(RELEASED, (height, width), AnswerOptions(detail="high"))
     assert (found.size[::-1], found.grid) == (larger, grid)
 
 
 @given(size=sizes, spec=specs, limit=limits)
 def test_never_more_tiles_than_the_limit(size, spec, limit):
-    assert cut(spec, size, Budget(max_tiles=limit)).tiles <= limit
+    assert choose_tiling(spec, size, AnswerOptions(max_tiles=limit)).tiles <= limit
 
 
 @given(size=sizes, spec=specs, limit=limits, detail=st.sampled_from(["auto", "high"]))
 def test_a_grid_is_one_of_the_models(size, spec, limit, detail):
-    budget = Budget(max_tiles=limit) if detail == "auto" else Budget(detail="high")
-    found = cut(spec, size, budget)
+    budget = AnswerOptions(max_tiles=limit) if detail == "auto" else AnswerOptions(detail="high")
+    found = choose_tiling(spec, size, budget)
     if found.grid is None:
         assert (found.tiles, found.tokens) == (1, spec.side**2 + 1)
     else:
@@ -97,29 +97,38 @@ def test_a_grid_is_one_of_the_models(size, spec, limit, detail):
 
 @given(size=sizes, spec=specs, limit=limits)
 def test_a_limit_that_the_reference_keeps_to_changes_nothing(size, spec, limit):
-    usual = cut(spec, size, Budget())
+    usual = choose_tiling(spec, size, AnswerOptions())
     assert usual.spec is spec
     assert usual.grid == spec.grid_shape(size)
     assert usual.tokens == spec.token_count(size)
-    limited = cut(spec, size, Budget(max_tiles=usual.tiles + limit))
+    limited = choose_tiling(spec, size, AnswerOptions(max_tiles=usual.tiles + limit))
     assert replace(limited, spec=spec) == usual
 
 
 @given(size=sizes, spec=specs)
 def test_low_is_a_picture_of_several(size, spec):
-    low = cut(spec, size, Budget(detail="low"))
-    assert low == cut(spec, size, Budget(max_tiles=1)) == cut(spec, size, Budget(), several=True)
+    low = choose_tiling(spec, size, AnswerOptions(detail="low"))
+    assert (
+        low
+        == choose_tiling(spec, size, AnswerOptions(max_tiles=1))
+        == choose_tiling(spec, size, AnswerOptions(), several=True)
+    )
 
 
 @given(size=sizes, spec=specs)
 def test_several_pictures_have_no_smaller_budget(size, spec):
-    budgets = (Budget(), Budget(max_tiles=5), Budget(detail="high"), Budget(detail="low"))
-    assert len({cut(spec, size, budget, several=True) for budget in budgets}) == 1
+    budgets = (
+        AnswerOptions(),
+        AnswerOptions(max_tiles=5),
+        AnswerOptions(detail="high"),
+        AnswerOptions(detail="low"),
+    )
+    assert len({choose_tiling(spec, size, budget, several=True) for budget in budgets}) == 1
 
 
 @given(size=sizes, spec=specs)
 def test_high_keeps_proportions_and_never_shrinks(size, spec):
-    larger = enlarged(spec, size)
+    larger = spec.enlarged(size)
     assert larger[0] >= size[0]
     assert larger[1] >= size[1]
     if larger != size:  # rounded to whole pixels
@@ -127,12 +136,12 @@ def test_high_keeps_proportions_and_never_shrinks(size, spec):
 
 
 def test_grids_within_a_limit():
-    assert within(RELEASED, None) is RELEASED
-    assert within(RELEASED, 37) == RELEASED
-    assert [len(within(RELEASED, limit).pinpoints) for limit in (2, 3, 4, 5)] == [1, 3, 5, 8]
-    assert within(RELEASED, 1) is None
-    assert within(PLAIN, 2) is None
-    assert within(RELEASED, 5).max_tiles == RELEASED.max_tiles, "the cap of tokens stays"
+    assert RELEASED.within(None) is RELEASED
+    assert RELEASED.within(37) == RELEASED
+    assert [len(RELEASED.within(limit).pinpoints) for limit in (2, 3, 4, 5)] == [1, 3, 5, 8]
+    assert RELEASED.within(1) is None
+    assert PLAIN.within(2) is None
+    assert RELEASED.within(5).max_tiles == RELEASED.max_tiles, "the cap of tokens stays"
 
 
 # What the model is then given.
@@ -161,7 +170,7 @@ def test_without_a_budget_the_input_is_the_references(model: OneVision, size):
     newline = model.preparer._newline
     shape = (len(tiles.pixels), spec.side**2, len(newline))
     features = np.random.default_rng(0).standard_normal(shape, np.float32)
-    packed = anyres.pack_image(features, size, spec, newline)
+    packed = pack_image(features, size, spec, newline)
     assert visual.pack(features).tobytes() == packed.tobytes()
     for same in ({"max_tiles": 1000}, {"detail": "auto"}):
         (limited,) = prepared(model, [image], **same).visuals
@@ -180,7 +189,7 @@ def test_without_a_budget_the_input_is_the_references(model: OneVision, size):
 def test_counts_are_those_of_the_cut(model: OneVision, size, budget):
     spec = model.preparer.anyres
     (visual,) = prepared(model, [noise(*size)], **budget).visuals
-    planned = cut(spec, size, make_options(budget).budget)
+    planned = choose_tiling(spec, size, make_options(budget))
     assert (len(visual.tiles), visual.tokens) == (planned.tiles, planned.tokens)
     width = len(model.preparer._newline)
     assert visual.pack(np.zeros((planned.tiles, spec.side**2, width), np.float32)).shape == (
@@ -192,7 +201,7 @@ def test_counts_are_those_of_the_cut(model: OneVision, size, budget):
 def test_a_limited_picture_is_one_that_the_model_could_have_chosen(model: OneVision):
     """As if the checkpoint had only those grids."""
     image = photograph("china").resize((150, 100))
-    spec = within(model.preparer.anyres, 3)
+    spec = model.preparer.anyres.within(3)
     (visual,) = prepared(model, [image], max_tiles=3).visuals
     assert np.array_equal(visual.tiles, anyres.split(image, spec).pixels)
 
@@ -206,7 +215,7 @@ def test_low_detail_is_the_square_of_several_pictures(model: OneVision):
 
 def test_high_detail_is_that_of_the_enlarged_picture(model: OneVision):
     image = photograph("china").resize((60, 40))
-    larger = enlarged(model.preparer.anyres, (40, 60))
+    larger = model.preparer.anyres.enlarged((40, 60))
     assert larger > (40, 60)
     (high,) = prepared(model, [image], detail="high").visuals
     resized = image.resize(larger[::-1], Image.Resampling.BICUBIC)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onevision.errors import UsageError
-from onevision.runtime.options import DEFAULT_MAX_TOKENS, Options, Sampling, make_options
+from onevision.runtime.options import DEFAULT_MAX_TOKENS, AnswerOptions, make_options
 
 GOOD = {
     "temperature": (0, 0.0, 0.7, 1, 5.0),
@@ -56,7 +56,7 @@ def table(values: dict[str, tuple[Any, ...]]) -> Any:
 @table(GOOD)
 def test_good_values_are_kept(name: str, value: Any):
     options = make_options({name: value})
-    assert getattr(options if hasattr(options, name) else options.sampling, name) == value
+    assert getattr(options, name) == value
 
 
 @table(BAD)
@@ -66,7 +66,7 @@ def test_bad_values_are_refused_by_name(name: str, value: Any):
 
 
 def test_every_option_is_in_the_tables():
-    names = {field.name for kind in (Options, Sampling) for field in fields(kind)} - {"sampling"}
+    names = {field.name for field in fields(AnswerOptions)}
     assert set(GOOD) == names
     assert names - set(BAD) == {"exif", "ignore_end", "system"}
 
@@ -75,14 +75,14 @@ def test_every_option_is_in_the_tables():
 def test_detail_and_a_limit_of_tiles_exclude_each_other(detail: str):
     with pytest.raises(UsageError, match="exclude each other"):
         make_options({"detail": detail, "max_tiles": 4})
-    assert make_options({"detail": "auto", "max_tiles": 4}).budget.max_tiles == 4
+    assert make_options({"detail": "auto", "max_tiles": 4}).max_tiles == 4
 
 
 def test_defaults_are_greedy():
     options = make_options({})
-    assert options == Options()
+    assert options == AnswerOptions()
     assert options.max_tokens == DEFAULT_MAX_TOKENS
-    assert options.sampling.temperature == 0
+    assert options.temperature == 0
 
 
 def test_one_stop_string_need_not_be_in_a_list():

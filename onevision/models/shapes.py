@@ -1,0 +1,193 @@
+"""Shapes of LLaVA-OneVision models: what a checkpoint's config says, and the published models.
+
+:class:`ModelConfig` describes a checkpoint, whatever its file format. The ``…_info`` functions turn it into
+the parts of a bundle's manifest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from onevision.bundle import BackboneInfo, VideoInfo, VisionInfo
+
+CheckpointFormat = Literal["hf", "lmms-lab"]
+PublishedSize = Literal["0.5b", "7b", "72b"]
+Variant = Literal["ov", "si"]
+
+#: Default number of video frames (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
+DEFAULT_FRAMES = 32
+#: Pixels are scaled to [-1, 1] (reference: ``siglip_encoder.py``).
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP tower. ``layers`` counts those that run; the output of the last one is the feature."""
+
+    image_size: int  # S, pixels per side of a tile
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    layer_norm_eps: float
+
+    @property
+    def side(self) -> int:
+        """Patches per side of a tile; a "valid" convolution ignores the pixels left over."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """P, image features per tile."""
+        return self.side**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Qwen2 backbone."""
+
+    hidden_size: int  # H
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab_size: int  # rows of the embedding, at least as many as the tokenizer has tokens
+    context_length: int
+    rope_theta: float
+    rms_norm_eps: float
+    tied: bool  # the head is the embedding
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.heads
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a checkpoint and its defaults."""
+
+    format: CheckpointFormat
+    vision: VisionConfig
+    text: TextConfig
+    aspect_ratio: str  # "anyres_max_9", "anyres", …
+    grid_pinpoints: tuple[tuple[int, int], ...]  # (height, width) in pixels
+    image_token_id: int | None  # None: the checkpoint's tokenizer has no such token
+    video_token_id: int | None
+    dtype: str | None  # from the config; the tensors decide
+    frames: int = DEFAULT_FRAMES  # sampled from a video by default
+
+
+def vision_info(config: ModelConfig) -> VisionInfo:
+    """The encoder's shape and the AnyRes grids."""
+    vision = config.vision
+    return VisionInfo(
+        vision.image_size,
+        vision.patch_size,
+        vision.hidden_size,
+        vision.intermediate_size,
+        vision.layers,
+        config.grid_pinpoints,
+        config.aspect_ratio,
+        MEAN,
+        STD,
+    )
+
+
+def backbone_info(config: ModelConfig, bits_per_weight: float) -> BackboneInfo:
+    """The language model's shape."""
+    text = config.text
+    return BackboneInfo(
+        text.hidden_size,
+        text.intermediate_size,
+        text.layers,
+        text.heads,
+        text.kv_heads,
+        text.context_length,
+        text.vocab_size,
+        text.eos_ids,
+        bits_per_weight,
+    )
+
+
+def video_info(config: ModelConfig) -> VideoInfo:
+    """Default frames, and pooled features per side of a frame: half of the patches, rounded up."""
+    return VideoInfo(config.frames, -(-config.vision.side // 2))
+
+
+def _siglip(image_size: int, patch_size: int, size: Literal["base", "large", "so400m"]) -> VisionConfig:
+    hidden, intermediate, layers, heads = {
+        "base": (768, 3072, 12, 12),
+        "large": (1024, 4096, 24, 16),
+        "so400m": (1152, 4304, 27, 16),
+    }[size]
+    return VisionConfig(image_size, patch_size, hidden, intermediate, layers, heads, layer_norm_eps=1e-6)
+
+
+SO400M = "google/siglip-so400m-patch14-384"
+
+#: Published towers, with all their layers. LLaVA-OneVision runs all but the last.
+SIGLIP_TOWERS = {
+    SO400M: _siglip(384, 14, "so400m"),
+    "google/siglip-so400m-patch14-224": _siglip(224, 14, "so400m"),
+    "google/siglip-base-patch16-224": _siglip(224, 16, "base"),
+    "google/siglip-base-patch16-256": _siglip(256, 16, "base"),
+    "google/siglip-base-patch16-384": _siglip(384, 16, "base"),
+    "google/siglip-base-patch16-512": _siglip(512, 16, "base"),
+    "google/siglip-large-patch16-256": _siglip(256, 16, "large"),
+    "google/siglip-large-patch16-384": _siglip(384, 16, "large"),
+}
+
+#: Hidden size, intermediate size, layers, heads, KV heads, rows of the embedding.
+_BACKBONES: dict[PublishedSize, tuple[int, int, int, int, int, int]] = {
+    "0.5b": (896, 4864, 24, 14, 2, 151936),
+    "7b": (3584, 18944, 28, 28, 4, 152064),
+    "72b": (8192, 29568, 80, 64, 8, 152064),
+}
+
+
+def published_config(size: PublishedSize, form: CheckpointFormat = "hf") -> ModelConfig:
+    """Shape of a published model.
+
+    Args:
+        size: Size of its backbone.
+        form: ``hf``, whose embedding has 64 rows more and whose tokenizer has ``<image>`` and ``<video>``, or
+            ``lmms-lab``.
+    """
+    tower, is_hf = SIGLIP_TOWERS[SO400M], form == "hf"
+    hidden, intermediate, layers, heads, kv_heads, rows = _BACKBONES[size]
+    sides = [tower.image_size * count for count in range(1, 7)]
+    return ModelConfig(
+        format=form,
+        vision=replace(tower, layers=tower.layers - 1),
+        text=TextConfig(
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            vocab_size=rows + 64 * is_hf,
+            context_length=32768,
+            rope_theta=1e6,
+            rms_norm_eps=1e-6,
+            tied=size == "0.5b",
+            bos_id=151643,
+            eos_ids=(151645,),
+        ),
+        aspect_ratio="anyres_max_9",
+        grid_pinpoints=tuple((height, width) for height in sides for width in sides),
+        image_token_id=151646 if is_hf else None,
+        video_token_id=151647 if is_hf else None,
+        dtype="float16" if is_hf else "bfloat16",
+    )
+
+
+def repositories(size: PublishedSize, variant: Variant) -> tuple[str, str]:
+    """Hub ids of a published model: llava-hf's, lmms-lab's."""
+    name = f"llava-onevision-qwen2-{size}-{variant}"
+    suffix = "-sft" if (size, variant) == ("72b", "ov") else ""
+    return f"llava-hf/{name}-hf", f"lmms-lab/{name}{suffix}"

@@ -1,0 +1,108 @@
+"""Image features to visual tokens, after the vision encoder.
+
+In: image features float32 [T, P, H], P = side**2 rows of patches. Out: visual tokens float32 [n, H].
+
+The arithmetic is that of transformers' ``pack_image_features`` (``llava_onevision``), in float32 unless said
+otherwise. Sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from onevision.runtime.anyres import AnyRes
+
+
+def pack_image(
+    features: NDArray[np.float32], size: tuple[int, int], spec: AnyRes, newline: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Join the features of a tiled image to its visual tokens.
+
+    Args:
+        features: Image features [1 + rows·columns, P, H] of ``split``'s tiles.
+        size: (height, width) of the image.
+        spec: Tiling that the image was split by.
+        newline: The learned ``image_newline`` [H].
+
+    Returns:
+        [n, H] with n = ``spec.token_count(size)``: the base view's P features, then the grid's row by row,
+        each row ended by a newline.
+    """
+    grid_rows, grid_cols = spec.grid_shape(size)
+    side, hidden = spec.side, features.shape[-1]
+    rows, cols = spec.packed_shape(size)
+    plane = (
+        features[1:]
+        .reshape(grid_rows, grid_cols, side, side, hidden)
+        .swapaxes(1, 2)
+        .reshape(grid_rows * side, grid_cols * side, hidden)[spec.unpadded(size)]
+    )
+    out = np.empty((side**2 + rows * (cols + 1), hidden), np.float32)
+    out[: side**2] = features[0]
+    lines = out[side**2 :].reshape(rows, cols + 1, hidden)
+    lines[:, :cols] = resize_bilinear(plane, (rows, cols))
+    lines[:, cols] = newline
+    return out
+
+
+def pack_square(features: NDArray[np.float32], newline: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Visual tokens [P + 1, H] of a padded square: its features [1, P, H] and one newline."""
+    return np.concatenate([features[0], newline[None]])
+
+
+def pool_frames(features: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Halve the features [F, P, H] of video frames along both axes: [F, ceil(side/2)², H].
+
+    As ``apply_pooling`` of transformers and ``get_2dPool`` (bilinear, stride 2) of LLaVA-NeXT.
+    """
+    frames, _, hidden = features.shape
+    pooled = math.ceil(side / 2)
+    out = np.empty((frames, pooled, pooled, hidden), np.float32)
+    for frame, small in zip(features, out, strict=True):
+        small[:] = resize_bilinear(frame.reshape(side, side, hidden), (pooled, pooled))
+    return out.reshape(frames, pooled**2, hidden)
+
+
+def pack_video(features: NDArray[np.float32], side: int, newline: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Visual tokens [F·ceil(side/2)² + 1, H] of a video: all pooled frames, and one newline at the end."""
+    return np.concatenate([pool_frames(features, side).reshape(-1, features.shape[-1]), newline[None]])
+
+
+def resize_bilinear(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resample a plane [h, w, C] to [*size, C], as torch's ``interpolate(mode="bilinear")``.
+
+    That is without ``align_corners`` and without antialiasing. Each output row is made from two input rows,
+    which stay in the processor's cache. ``x`` itself is returned if it has the size already.
+    """
+    height, width, channels = x.shape
+    if (height, width) == size:
+        return x
+    left, right, near, far = _neighbours(width, size[1])
+    near, far = near[:, None], far[:, None]
+    out = np.empty((*size, channels), np.float32)
+    for y, (above, below, upper, lower) in enumerate(zip(*_neighbours(height, size[0]), strict=True)):
+        row = x[above] * upper + x[below] * lower
+        np.multiply(row[left], near, out=out[y])
+        out[y] += row[right] * far
+    return out
+
+
+def _neighbours(
+    source: int, target: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+    """For each of ``target`` positions on an axis: its two neighbours among ``source``, and their weights.
+
+    torch computes the coordinate in float32 with a fused multiply-add, which rounds once; so does this. With
+    plain double precision the weights differ by 1e-5.
+    """
+    scale = np.float32(source) / np.float32(max(target, 1))
+    coordinate = (float(scale) * (np.arange(target) + 0.5) - 0.5).clip(0).astype(np.float32)
+    first = coordinate.astype(np.intp)
+    weight = coordinate - first.astype(np.float32)
+    return first, np.minimum(first + 1, source - 1), 1 - weight, weight
