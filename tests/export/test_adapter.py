@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from onevision import OneVision
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.adapter import CONFIG, EXTRA_WEIGHTS, WEIGHTS, Adapter, is_adapter
+from onevision.export.build import ExportOptions, export
 from onevision.export.checkpoint import Checkpoint
+from onevision.export.hub import FetchedCheckpoint
 from onevision.export.tensors import canonical_name
+from tests.conftest import NoProgress, make_bundle
 from tests.export.conftest import edit_json
 
 if TYPE_CHECKING:
@@ -72,6 +77,34 @@ def test_merges_as_peft(
             ours = adapter.merge(name, values) if name in adapter.names else values
             assert np.linalg.norm(ours - merged[name]) <= 1e-6 * np.linalg.norm(merged[name]), name
             assert (name in adapter.names) == (not np.array_equal(values, merged[name])), name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_bundle_answers_as_the_merged_checkpoint(
+    untied_checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    merged = train(untied_checkpoint, tmp_path / "adapter", target_modules=EVERYWHERE)
+    whole = shutil.copytree(untied_checkpoint, tmp_path / "merged")
+    save_file(
+        {
+            name: torch.from_numpy(merged[canonical_name(name)])
+            for name in load_file(whole / "model.safetensors")
+        },
+        whole / "model.safetensors",
+    )
+    expected = make_bundle(whole, tmp_path / "expected", backbone="f32")
+    source = FetchedCheckpoint(untied_checkpoint, None, None, tmp_path / "adapter")
+    done = export(source, tmp_path / "bundle", ExportOptions(backbone="f32", threads=1), NoProgress())
+    assert done.bundle.manifest.source.adapter == "adapter"
+    tokens = []
+    for folder in (
+        tmp_path / "bundle",
+        expected,
+        make_bundle(untied_checkpoint, tmp_path / "base", backbone="f32"),
+    ):
+        with OneVision.load(folder, device="cpu", threads=1) as model:
+            tokens.append(model.generate("What is it?", images=[photo], max_tokens=16).token_ids)
+    assert tokens[0] == tokens[1] != tokens[2]
 
 
 @pytest.fixture
