@@ -24,15 +24,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from onevision.bench.benchmark import benchmark
     from onevision.eval.evaluate import evaluate
     from onevision.export.build import Exported
-    from onevision.graphs.qwen2 import PrefillPrecision
     from onevision.models.shapes import Variant
     from onevision.native.device import Device
-    from onevision.planning.plan import plan
-    from onevision.precisions import BackboneChoice, EncoderChoice
+    from onevision.precisions import BackboneChoice, EncoderChoice, PrefillPrecision
     from onevision.progress import Progress
+    from onevision.proof.golden import ReferenceCase
     from onevision.proof.verify import Report
     from onevision.quant.search import Quantized, quantize
     from onevision.runtime.answer import Answer, AnswerStream, Timings, Usage
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__",
-    "benchmark", "evaluate", "export", "load", "plan", "quantize", "verify",
+    "evaluate", "export", "load", "quantize", "verify",
 ]  # fmt: skip
 
 # The native libraries are loaded with the first of these, not with the package.
@@ -55,9 +53,7 @@ _LAZY = {
     "OneVision": "onevision.runtime.engine",
     "Timings": "onevision.runtime.answer",
     "Usage": "onevision.runtime.answer",
-    "benchmark": "onevision.bench.benchmark",
     "evaluate": "onevision.eval.evaluate",
-    "plan": "onevision.planning.plan",
     "quantize": "onevision.quant.search",
 }
 
@@ -123,7 +119,7 @@ def export(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Exported | Quantized:
-    """Turn a checkpoint into a bundle, and prove it where the reference can be had. Needs the extra ``export``.
+    """Turn a checkpoint into a bundle, and prove it if the reference is at hand. Needs the extra ``export``.
 
     Args:
         source: Folder of a checkpoint, or a Hub id; None: the published checkpoint of ``size``.
@@ -243,13 +239,11 @@ def verify(
         raise UsageError("--write stores the standard cases: leave --image and --prompt out")
     opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
     if reference is None:
-        cases = load_golden(opened.path(GOLDEN))
+        cases: Sequence[ReferenceCase] = load_golden(opened.path(GOLDEN))
     else:
         from onevision.export.reference import reference_cases
 
-        cases = reference_cases(
-            Path(reference), opened.manifest, images, prompt, progress or LogProgress()
-        )
+        cases = reference_cases(Path(reference), opened.manifest, images, prompt, progress or LogProgress())
     with OneVision(opened, device=device, threads=threads) as model:
         report = compare(model, cases)
     if write and report.passed:

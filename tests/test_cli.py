@@ -18,7 +18,6 @@ import pytest
 
 from onevision import OneVision, __version__
 from onevision.cli import _run, app
-from onevision.cli.export import _default_target
 from onevision.export.hub import resolve
 from onevision.models import SHIPPED
 from onevision.proof.golden import load_golden, save_golden
@@ -536,7 +535,7 @@ def test_export_of_nothing_named_is_the_tiny_model(
     ],
 )
 def test_default_target(words: dict[str, str], folder: str) -> None:
-    assert _default_target(resolve(**words)) == Path(folder)
+    assert resolve(**words).bundle_name == folder
 
 
 def test_synth(cli: Cli, tmp_path: Path) -> None:

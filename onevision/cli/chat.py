@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
     add_command(app, chat, *EXAMPLES)
 
 
-@answer_options()
+@answer_options(without=("ttft_target",))
 def chat(
     image: Images = None,
     video: Video = None,
@@ -117,7 +117,7 @@ def _converse(talk: Chat, read: Callable[[], str], *, typed: bool, quiet: bool =
                 _command(talk, line, last)
             elif line:
                 last = _answer(talk, line, quiet=quiet)
-        except EOFError:  # noqa: PERF203
+        except EOFError:
             return
         except KeyboardInterrupt:
             if not typed:

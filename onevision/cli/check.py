@@ -19,6 +19,7 @@ from onevision.cli.options import (
     Quiet,
     Threads,
     add_command,
+    bundle_folder,
 )
 from onevision.export.card import quality_facts
 from onevision.files import readable
@@ -71,7 +72,7 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prove a bundle, stage by stage, against the reference implementation."""
+    """Prove a bundle, stage by stage. The proof compares it with the reference implementation."""
     import onevision
 
     folder = bundle_folder(model)

@@ -160,6 +160,9 @@ class ConsoleProgress:
         self._console.print(f"  {text}", style="dim", soft_wrap=True)
 
 
+_STAGES = {"encode": "encoding tiles", "prefill": "reading the prompt"}
+
+
 class AnswerProgress:
     """Bars for tiles and prompt tokens, on a terminal only, until the first piece of an answer.
 
@@ -168,8 +171,6 @@ class AnswerProgress:
         quiet: Show nothing.
     """
 
-    _NAMES = {"encode": "encoding tiles", "prefill": "reading the prompt"}
-
     def __init__(self, start: str, *, quiet: bool = False) -> None:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -177,7 +178,12 @@ class AnswerProgress:
         if console.is_terminal and not quiet:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self._bars = Progress(*columns, console=console, transient=True)
             self._tasks["start"] = self._bars.add_task(start, total=None)
 
@@ -187,7 +193,7 @@ class AnswerProgress:
             if "start" in self._tasks:
                 self._bars.remove_task(self._tasks.pop("start"))
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(self._NAMES.get(stage, stage), total=total)
+                self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total)
             self._bars.update(self._tasks[stage], completed=done)
 
     def stop(self) -> None:

@@ -33,15 +33,16 @@ def demo(
     """Show the tiny model's answers on a web page. It asks about five inputs, after verifying the bundle."""
     import onevision
     from onevision.eval.demo import check, make_demo
+    from onevision.eval.demo.page import PAGE
 
     check(output)
     options = () if model is None else ("-m", str(model.resolve()))
     with onevision.load(model, threads=threads) as loaded:
         done = make_demo(loaded, output, ConsoleProgress(quiet=quiet), options=options)
     if as_json:
-        print_json({"page": str(done.page), "bundle": str(loaded.bundle.folder), **done.to_dict()})
+        print_json({"page": str(output / PAGE), "bundle": str(loaded.bundle.folder), **done.to_dict()})
     else:
-        print(done.page)
+        print(output / PAGE)
     if not done.report.passed:
         print_warning("the bundle does not match the reference")
         raise typer.Exit(1)

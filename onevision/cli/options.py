@@ -22,6 +22,8 @@ from onevision.runtime.options import Prefill as PrefillName
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from onevision.progress import Progress
+
     Function = Callable[..., Any]
 
 INPUT, MACHINE = "Input", "Machine"  # groups of options in the help, beside those of AnswerOptions
@@ -51,12 +53,17 @@ Video = Annotated[
     ),
 ]
 Device = Annotated[
-    DeviceName, typer.Option(help="Processor; auto is a GPU that both libraries can use.", rich_help_panel=MACHINE)
+    DeviceName,
+    typer.Option(help="Processor; auto is a GPU that both libraries can use.", rich_help_panel=MACHINE),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MAX_THREADS, metavar="N", help="CPU threads.  [default: all cores]", rich_help_panel=MACHINE
+        min=1,
+        max=MAX_THREADS,
+        metavar="N",
+        help="CPU threads.  [default: all cores]",
+        rich_help_panel=MACHINE,
     ),
 ]
 Prefill = Annotated[
@@ -113,21 +120,37 @@ def _name(argument: Any) -> str:  # noqa: ANN401
     return name if argument.nargs == 1 or name.endswith("...") else f"{name}..."
 
 
-def add_command(app: typer.Typer, function: Function, *examples: str, name: str | None = None) -> None:
-    r"""Add a command; its help is the docstring of ``function`` and the examples (``\b`` keeps their lines).
+def examples(about: str, *commands: str) -> str:
+    r"""Help of a command: what it does, and commands a line each (``\b`` keeps the lines)."""
+    lines = "\n".join(f"  {command}" for command in commands)
+    return f"{about}\n\n\b\nExamples:\n{lines}"
+
+
+def bundle_folder(model: Path | None, progress: Progress | None = None) -> Path:
+    """The bundle of ``-m``, or the tiny model's.
+
+    Raises:
+        OneVisionError: See :func:`onevision.tiny.default_bundle`.
+    """
+    from onevision.tiny import default_bundle
+
+    return model or default_bundle(progress)
+
+
+def add_command(app: typer.Typer, function: Function, *commands: str, name: str | None = None) -> None:
+    """Add a command; its help is the docstring of ``function``, and examples.
 
     Args:
         app: The application or group.
         function: The command. The first sentence of its docstring is its line in the list of commands.
-        examples: Command lines.
+        commands: Examples.
         name: Name of the command, if not the function's.
     """
     about = " ".join((function.__doc__ or "").split())
-    lines = "\n".join(f"  {example}" for example in examples)
     app.command(
         name or function.__name__,
         cls=Command,
-        help=f"{about}\n\n\b\nExamples:\n{lines}",
+        help=examples(about, *commands),
         short_help=about.partition(". ")[0].rstrip(".") + ".",
     )(function)
 
@@ -144,16 +167,18 @@ def expand(
     """
 
     def decorate(command: Function) -> Function:
-        @wraps(command)
-        def call(**arguments: Any) -> Any:  # noqa: ANN401
-            values = {option.name: arguments.pop(option.name) for option in options}
-            return command(**arguments, **{parameter: join(values)})
-
+        command.__annotations__.pop(parameter)  # its type need not be importable here
         signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
         for each in signature.parameters.values():
             here = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
             parameters += options if each.name == parameter else here
+
+        @wraps(command)
+        def call(**arguments: Any) -> Any:  # noqa: ANN401
+            values = {option.name: arguments.pop(option.name) for option in options}
+            return command(**arguments, **{parameter: join(values)})
+
         call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return call
 
@@ -161,7 +186,7 @@ def expand(
 
 
 def option(name: str, kind: Any, default: object, *flags: str, **settings: Any) -> inspect.Parameter:  # noqa: ANN401
-    """Parameter that Typer takes for an option of type ``kind``; ``settings`` are those of ``typer.Option``."""
+    """Make a parameter that Typer takes for an option; ``settings`` are those of ``typer.Option``."""
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -170,27 +195,32 @@ def option(name: str, kind: Any, default: object, *flags: str, **settings: Any) 
     )
 
 
-def answer_options(*names: str, **defaults: object) -> Callable[[Function], Function]:
+def answer_options(
+    *names: str, without: Sequence[str] = (), **defaults: object
+) -> Callable[[Function], Function]:
     """Give a command the options of an answer, in the place of its parameter ``options``.
 
     Args:
         names: Fields of :class:`AnswerOptions`; none: all that have a help text.
+        without: Fields to leave out.
         **defaults: Defaults that differ from those of the fields.
     """
     hints = get_type_hints(AnswerOptions)
-    chosen = [
-        item
-        for item in fields(AnswerOptions)
-        if item.metadata and (item.name in names or not names)
-    ]
-
-    def parameter(name: str, default: object, metadata: Any) -> inspect.Parameter:  # noqa: ANN401
-        kind = {"ttft_target": str | None, "stop": list[str] | None}.get(name, hints[name])
-        settings = {"metavar": metadata["metavar"], "help": metadata["help"]}
-        default = defaults.get(name, default) or None if name == "stop" else defaults.get(name, default)
-        return option(name, kind, default, *metadata["flags"], rich_help_panel=metadata["panel"], **settings)
-
-    return expand("options", [parameter(item.name, item.default, item.metadata) for item in chosen], _options)
+    added = []
+    for item in fields(AnswerOptions):
+        if not item.metadata or item.name in without or (names and item.name not in names):
+            continue
+        kind, default = hints[item.name], defaults.get(item.name, item.default)
+        if item.name == "ttft_target":
+            kind = str | None
+        elif item.name == "stop":
+            kind, default = list[str] | None, None
+        about = {"metavar": item.metadata["metavar"], "help": item.metadata["help"]}
+        panel = item.metadata["panel"]
+        added.append(
+            option(item.name, kind, default, *item.metadata["flags"], rich_help_panel=panel, **about)
+        )
+    return expand("options", added, _options)
 
 
 def _options(values: dict[str, Any]) -> AnswerOptions:

@@ -6,30 +6,24 @@ import re
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from onevision.cli.console import (
-    Dedup,
-    Detail,
+from onevision.cli.console import print_json, print_warning
+from onevision.cli.options import (
     Device,
-    Exif,
     Json,
-    MaxTiles,
     Model,
     Prefill,
     Threads,
-    TtftTarget,
+    answer_options,
     bundle_folder,
-    duration,
     examples,
-    one_of,
-    print_json,
-    print_warning,
 )
 from onevision.errors import UsageError
-from onevision.runtime.options import make_options
+from onevision.models.shapes import PublishedSize
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +31,8 @@ if TYPE_CHECKING:
     from onevision.native.device import Device as DeviceName
     from onevision.planning.cost import Input, Shape
     from onevision.planning.speed import Calibration
-    from onevision.runtime.options import AnswerOptions
     from onevision.runtime.options import Prefill as PrefillName
+    from onevision.runtime.options import Template
     from onevision.runtime.prefill.policy import Reader
 
 HELP = examples(
@@ -73,24 +67,18 @@ def register(app: typer.Typer) -> None:
     app.command("plan", help=HELP, short_help="Tell what a prompt costs, before it is run.")(plan)
 
 
+@answer_options("frames", "max_tiles", "detail", "dedup", "ttft_target", "exif")
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Pictures and videos.")] = None,
     image_size: Annotated[
         list[str] | None, typer.Option(metavar="WxH", help="Stands in for a picture; repeatable.")
     ] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = "What is in the picture?",
-    frames: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Frames taken from a video.  [default: the model's]"),
-    ] = None,
-    max_tiles: MaxTiles = None,
-    detail: Detail = "auto",
-    dedup: Dedup = None,
-    ttft_target: TtftTarget = None,
-    exif: Exif = True,
     model: Model = None,
+    *,
+    options: AnswerOptions,
     size: Annotated[
-        str | None,
+        Literal["tiny", PublishedSize] | None,
         typer.Option(
             metavar="NAME",
             help="Instead of a bundle: tiny, 0.5b, 7b or 72b.  [default: tiny, without a bundle]",
@@ -103,27 +91,20 @@ def plan(
 ) -> None:
     """Tell what a prompt costs."""
     from onevision.cli.costs import print_costs
-    from onevision.native import device as devices
     from onevision.planning.budget import Fitted, Forecaster, late
     from onevision.planning.cost import machine_rate
-    from onevision.runtime.prefill import policy as prefiller
 
-    target = duration(ttft_target, "--ttft-target")
-    options = make_options(
-        {"frames": frames, "max_tiles": max_tiles, "detail": detail, "dedup": dedup, "ttft_target": target}
-    )
-    where = one_of(device, get_args(devices.Device), "--device")
-    reading = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
+    target = options.ttft_target
     if target is not None and size is not None:
         raise UsageError(
             "--ttft-target is of a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
     inputs = [
-        *(_measure(path, exif=exif) for path in files or ()),
+        *(_measure(path, exif=options.exif) for path in files or ()),
         *(_parse_size(text) for text in image_size or ()),
     ]
     if size is None and (model is not None or target is not None):
-        subject = _bundle(bundle_folder(model), prompt, len(inputs), reading, where, threads, target)
+        subject = _bundle(bundle_folder(model), prompt, len(inputs), prefill, device, threads, target)
     else:
         subject = _published(size or "tiny", prompt)
     forecaster = Forecaster(
@@ -142,7 +123,7 @@ def plan(
     reused = _reused(inputs, options, subject.shape)
     found = forecaster.forecast(options, reused_frames=reused)
     reader = subject.reader and subject.reader(found.costs.prompt_tokens)
-    table = forecaster.table(frames)
+    table = forecaster.table(options.frames)
     if warning:
         print_warning(warning)
     if as_json:
@@ -198,12 +179,10 @@ def _reused(inputs: Sequence[Input], options: AnswerOptions, shape: Shape) -> in
     return sum(share_frames(video.tiles, options.dedup)[1] for video in videos)
 
 
-def _published(size: str, prompt: str) -> _Subject:
+def _published(name: Literal["tiny", PublishedSize], prompt: str) -> _Subject:
     """A published model, or the tiny one, without a bundle of it."""
-    from onevision.models.shapes import PublishedSize
     from onevision.planning.cost import published
 
-    name = one_of(size, ("tiny", *get_args(PublishedSize)), "--size")
     tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
     return _Subject(name, _shipped() if name == "tiny" else published(name), tokens)
 
@@ -242,7 +221,7 @@ def _bundle(
 
     bundle = open_bundle(folder)
     manifest = bundle.manifest
-    template = one_of(manifest.prompt.template, ("training", "hf"), "the bundle's template")
+    template = cast("Template", manifest.prompt.template)
     pictures = (ImagePart(b""),) * visuals
     segments = render((Message("user", (*pictures, prompt)),), template, manifest.prompt.system)
     texts = [segment for segment in segments if isinstance(segment, str)]

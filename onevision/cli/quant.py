@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, Json, Threads, examples, print_json, stdout
+from onevision.cli.console import ConsoleProgress, print_json, stdout
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -21,6 +21,7 @@ from onevision.cli.gate import (
     imatrix_choice,
     print_quantized,
 )
+from onevision.cli.options import Json, Threads, examples
 from onevision.extras import require
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 

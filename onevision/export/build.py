@@ -51,9 +51,8 @@ if TYPE_CHECKING:
 
     from onevision.export.hub import FetchedCheckpoint
     from onevision.export.vision import VisionPrecision
-    from onevision.graphs.qwen2 import PrefillPrecision
     from onevision.native.quantize import BackboneReport
-    from onevision.precisions import BackbonePrecision
+    from onevision.precisions import BackbonePrecision, PrefillPrecision
     from onevision.progress import Progress
 
 

@@ -34,8 +34,7 @@ from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.cache import Cache
 from onevision.runtime.features import encode_once
 from onevision.runtime.messages import conversation_of
-from onevision.runtime.options import AnswerOptions, make_options
-from onevision.runtime.options import Prefill
+from onevision.runtime.options import AnswerOptions, Prefill, make_options
 from onevision.runtime.prefill.policy import Prefiller
 from onevision.runtime.prefill.reuse import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
