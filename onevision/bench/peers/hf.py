@@ -16,7 +16,8 @@ from onevision.bundle import NEWLINE
 from onevision.errors import CheckpointError, DeviceError, UsageError
 from onevision.runtime.answer import StageClock
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import Control, ImagePart, Visual, render
+from onevision.runtime.messages import ImagePart
+from onevision.runtime.prompt import Control, Visual, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from onevision.bundle import Bundle
     from onevision.models.shapes import ModelConfig
     from onevision.runtime.answer import Stage
-    from onevision.runtime.prompt import Segment, Template
+    from onevision.runtime.options import Template
+    from onevision.runtime.prompt import Segment
 
 _BYTES = {"bf16": 2, "fp32": 4}  # per weight
 _IMAGE, _VIDEO = "<image>", "<video>"
@@ -85,9 +87,10 @@ class TransformersTarget(Target):
             raise CheckpointError(f"{folder} is not the checkpoint that the bundle was made from")
         # The end of the sequence is a token like any other, so that the answer is as long as ours.
         model.generation_config.eos_token_id = None
+        self._visual_ids = [config.image_token_id, config.video_token_id]
+        model.generation_config.suppress_tokens = self._visual_ids  # the runtime never samples them either
         self._model: Any = model.eval().to(self._device)
         self._processor = _processor(folder, config)
-        self._visual_ids = [config.image_token_id, config.video_token_id]
 
     def ask(
         self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock
