@@ -1,6 +1,6 @@
 """The demo: a bundle is verified, asked about five inputs, and what came of it becomes a web page.
 
-``bundle -> verify -> inputs -> answers -> index.html``, in a folder with the pictures and the video, so that
+``bundle -> verify -> inputs -> answers -> index.html``, in a folder with the images and the video, so that
 every question can be asked again.
 """
 
@@ -59,7 +59,7 @@ def make_demo(model: OneVision, target: Path, progress: Progress, *, options: Se
     Args:
         model: A loaded bundle.
         target: The demo's folder. An earlier demo there is replaced.
-        progress: Told what goes on.
+        progress: Progress reporter.
         options: Of ``onevision run``, for the commands on the page: which bundle it is.
 
     Raises:
