@@ -172,7 +172,7 @@ def export(
         imatrix=imatrix if isinstance(imatrix, bool) else _path(imatrix),
         threads=threads,
     )
-    if not gated and config != GateConfig(threads=threads):
+    if not gated and any(each is not None for each in (calibration, imatrix, questions, limit)):
         raise UsageError(
             "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
             hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
