@@ -358,7 +358,7 @@ def test_plan_on_screen(cli: Cli, photo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("known_rate")
 def test_plan_without_a_model(cli: Cli, photo: Path, clip: Path) -> None:
-    """The tiny one's numbers, from its checkpoint: no bundle is made for them."""
+    """The tiny one's numbers, without a file beside its bundle."""
     plan = parsed(cli("plan", clip, "--json")[1])
     # A frame of 5×5 patches is pooled to 3×3; keys and values are float32.
     assert (plan["tiles"], plan["image_tokens"]) == (8, 8 * 9 + 1)

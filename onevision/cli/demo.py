@@ -19,8 +19,8 @@ from onevision.cli.console import (
 )
 
 HELP = examples(
-    "Ask the tiny model about five inputs, and show pictures, answers and times on a web page. Its bundle is "
-    "made if there is none, and verified.",
+    "Ask the tiny model about five inputs, and show pictures, answers and times on a web page. The "
+    "bundle is verified first.",
     "onevision demo",
     "onevision demo -o pages/demo --json",
 )
