@@ -21,8 +21,8 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from onevision import OneVision
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import conversation_of
 from tests.conftest import make_bundle
 from tests.reference import PillowProcessor, pooled
 from tests.runtime.media import photograph

@@ -18,9 +18,9 @@ from onevision.bench.scenarios import QUESTION, photograph, write_video
 from onevision.planning.speed import Calibration, Reading, calibration_path, write_calibration
 from onevision.runtime.answer import StageClock
 from onevision.runtime.engine import OneVision
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prefill.policy import LEAST, Reader
-from onevision.runtime.prompt import conversation_of
 from onevision.runtime.video import probe_video, read_video
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import psutil
 from onevision.bench.result import Counts, Memory
 from onevision.bench.scenarios import QUESTION, SECOND_QUESTION, SHORT
 from onevision.runtime.answer import STAGES, StageClock
-from onevision.runtime.prompt import ImagePart, Message, Part, VideoPart
+from onevision.runtime.messages import ImagePart, Message, Part, VideoPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable

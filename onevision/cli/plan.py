@@ -233,8 +233,9 @@ def _bundle(
     from onevision.planning.cost import Shape
     from onevision.planning.speed import calibration_path, needed_calibration, read_calibration
     from onevision.runtime.backbone import count_tokens
+    from onevision.runtime.messages import ImagePart, Message
     from onevision.runtime.prefill import policy as prefiller
-    from onevision.runtime.prompt import Control, ImagePart, Message, render
+    from onevision.runtime.prompt import Control, render
 
     bundle = open_bundle(folder)
     manifest = bundle.manifest

@@ -32,10 +32,11 @@ from onevision.cli.console import (
     stderr,
 )
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
+from onevision.runtime.messages import Reading, parse_request
+from onevision.runtime.options import DEFAULT_MAX_TOKENS, AnswerOptions, make_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from onevision.runtime.answer import Answer, OnProgress
 
@@ -70,7 +71,8 @@ def run(
     messages: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Instead of a prompt: a conversation as JSON, in the form of OpenAI's API."
+            metavar="FILE",
+            help="Instead of a prompt: messages or a request as JSON, as sent to OpenAI's or Ollama's API.",
         ),
     ] = None,
     model: Model = None,
@@ -128,7 +130,7 @@ def run(
     from onevision.runtime.engine import OneVision
     from onevision.runtime.prefill import policy as prefiller
 
-    question: dict[str, Any] = _question(prompt, image or [], video, messages)
+    question, requested = _question(prompt, image or [], video, messages)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -147,6 +149,10 @@ def run(
         "template": template,
         "system": system,
     }
+    defaults = AnswerOptions()
+    for name, value in requested.items():  # a flag that was given wins over the request
+        if name not in options or options[name] == getattr(defaults, name):
+            options[name] = value
     make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
     reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
@@ -176,22 +182,24 @@ def run(
 
 def _question(
     prompt: str | None, images: list[str], video: str | None, messages: Path | None
-) -> dict[str, Any]:
-    """Arguments of :meth:`OneVision.stream`."""
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
     if messages is None:
         if prompt is None:
             raise UsageError("there is no prompt", hint='onevision run "What is in the picture?" --image P')
         if prompt == "-":
             prompt = _read_stdin()
-        return {"prompt": prompt, "images": images, "video": video}
+        return {"prompt": prompt, "images": images, "video": video}, {}
     if prompt is not None or images or video is not None:
         raise UsageError("--messages stands alone: no prompt, --image or --video beside it")
     try:
-        return {"messages": json.loads(messages.read_text(encoding="utf-8-sig"))}
+        data = json.loads(messages.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PromptError(f"cannot read {messages}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{messages} is not valid JSON: {error}") from error
+    request = parse_request(data, Reading(messages.absolute().parent))
+    return {"messages": request.messages}, request.options
 
 
 def _read_stdin() -> str:

@@ -18,8 +18,8 @@ from onevision.planning.cost import Input, Plan, Shape, plan
 from onevision.runtime.answer import Spent
 from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.images import read_image
+from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import ImagePart, Message, VideoPart
 from onevision.runtime.video import probe_video
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from onevision.bundle import Manifest
     from onevision.planning.speed import Calibration
     from onevision.runtime.answer import StageClock
+    from onevision.runtime.messages import Part
     from onevision.runtime.prefill.policy import Reader
     from onevision.runtime.prepare import Preparer
-    from onevision.runtime.prompt import Part
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.metrics import relative_error
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
 from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -14,7 +14,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA
 from onevision.errors import GenerationError, UsageError
-from onevision.eval.ask import Settings, ask, of_bundle
+from onevision.eval.ask import EvalSettings, ask, of_bundle
 from onevision.files import disk_space
 from onevision.quant.gates import (
     GateResult,
@@ -26,8 +26,8 @@ from onevision.quant.gates import (
     worst_features,
 )
 from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -238,7 +238,7 @@ def _trace(
 def _ask(model: OneVision, questions: Sequence[Sample], count: Callable[[], None]) -> tuple[Record, ...]:
     tile = model.bundle.manifest.vision.image_size
     records = []
-    for record in ask(of_bundle(model), questions, Settings(), tile=tile, run="quality"):
+    for record in ask(of_bundle(model), questions, EvalSettings(), tile=tile, run="quality"):
         records.append(record)
         count()
     return tuple(records)

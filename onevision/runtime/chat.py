@@ -17,8 +17,8 @@ import numpy as np
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.answer import Answer, AnswerStream, OnProgress, StageClock
 from onevision.runtime.images import read_image
+from onevision.runtime.messages import ImagePart, Message, Part, VideoPart, parse_messages
 from onevision.runtime.options import make_options
-from onevision.runtime.prompt import ImagePart, Message, Part, VideoPart, parse_messages
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:

@@ -34,11 +34,11 @@ from onevision.runtime.answer import (
 from onevision.runtime.backbone import Backbone, Sampler
 from onevision.runtime.cache import Cache
 from onevision.runtime.features import encode_once
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions, make_options
 from onevision.runtime.prefill.policy import Prefill, Prefiller
 from onevision.runtime.prefill.reuse import Prefixes
 from onevision.runtime.prepare import PreparedPrompt, Preparer, VisualInput
-from onevision.runtime.prompt import conversation_of
 from onevision.runtime.text import TextStream
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from onevision.runtime.chat import Chat
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.prompt import Message
+    from onevision.runtime.messages import Message
     from onevision.runtime.video import VideoSource
     from onevision.runtime.vision import VisionEncoder
 
@@ -167,7 +167,7 @@ class OneVision:
                 padded to squares.
             video: A path, or frames as an array (N, H, W, 3) uint8.
             messages: Instead of the three above: a conversation, see
-                :func:`onevision.runtime.prompt.parse_messages`.
+                :func:`onevision.runtime.messages.parse_messages`.
             on_progress: Called as stages go on.
             clock: A new one, to read its laps afterwards.
             **options: Fields of :class:`Options`, and of :class:`Sampling` (``temperature``, ``seed``, …).

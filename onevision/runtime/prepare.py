@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +16,9 @@ from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
 from onevision.runtime.features import share_frames
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import TEMPLATES, Control, ImagePart, render
+from onevision.runtime.messages import ImagePart
+from onevision.runtime.options import TEMPLATES
+from onevision.runtime.prompt import Control, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from onevision.bundle import Manifest
     from onevision.runtime.answer import StageClock
     from onevision.runtime.backbone import Vocabulary
-    from onevision.runtime.options import AnswerOptions
-    from onevision.runtime.prompt import Message, Segment, Template, VideoPart
+    from onevision.runtime.messages import Message, VideoPart
+    from onevision.runtime.options import AnswerOptions, Template
+    from onevision.runtime.prompt import Segment
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,8 @@ class Preparer:
         self, part: ImagePart, several: bool, options: AnswerOptions, clock: StageClock
     ) -> VisualInput:
         newline = self._newline
+        if part.detail is not None and options.detail == "auto" and options.max_tiles is None:
+            options = replace(options, detail=part.detail)  # an image's own wish yields to the options
         with clock.stage("read"):
             image = read_image(part.source, exif=options.exif)
         with clock.stage("preprocess"):

@@ -15,8 +15,8 @@ from onevision.bundle import open_bundle
 from onevision.cli import _run
 from onevision.planning.cost import Input, Shape, machine_rate, plan, published
 from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,9 +17,9 @@ from onevision.planning.cost import published
 from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.anyres import AnyRes, choose_tiling
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions, make_options
 from onevision.runtime.pack import pack_image
-from onevision.runtime.prompt import conversation_of
 from tests.runtime.media import noise, photograph
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from onevision.bundle import NEWLINE
 from onevision.errors import CheckpointError, DeviceError, UsageError
 from onevision.runtime.answer import StageClock
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import Control, ImagePart, Visual, render
+from onevision.runtime.messages import ImagePart
+from onevision.runtime.prompt import Control, Visual, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from onevision.bundle import Bundle
     from onevision.models.shapes import ModelConfig
     from onevision.runtime.answer import Stage
-    from onevision.runtime.prompt import Segment, Template
+    from onevision.runtime.options import Template
+    from onevision.runtime.prompt import Segment
 
 _BYTES = {"bf16": 2, "fp32": 4}  # per weight
 _IMAGE, _VIDEO = "<image>", "<video>"
