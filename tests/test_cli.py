@@ -360,9 +360,9 @@ def test_plan_on_screen(cli: Cli, photo: Path, tmp_path: Path) -> None:
 def test_plan_without_a_model(cli: Cli, photo: Path, clip: Path) -> None:
     """The tiny one's numbers, without a file beside its bundle."""
     plan = parsed(cli("plan", clip, "--json")[1])
-    # A frame of 5×5 patches is pooled to 3×3; keys and values are float32.
+    # A frame of 5×5 patches is pooled to 3×3; keys and values are float16.
     assert (plan["tiles"], plan["image_tokens"]) == (8, 8 * 9 + 1)
-    assert plan["kv_bytes"] == plan["prompt_tokens"] * 2 * 5 * 128 * 4
+    assert plan["kv_bytes"] == plan["prompt_tokens"] * 2 * 5 * 128 * 2
     assert plan == parsed(cli("plan", clip, "--size", "tiny", "--json")[1])
     status, out, err = cli("plan", photo)
     assert (status, err) == (0, "")
