@@ -87,9 +87,10 @@ class TransformersTarget(Target):
             raise CheckpointError(f"{folder} is not the checkpoint that the bundle was made from")
         # The end of the sequence is a token like any other, so that the answer is as long as ours.
         model.generation_config.eos_token_id = None
+        self._visual_ids = [config.image_token_id, config.video_token_id]
+        model.generation_config.suppress_tokens = self._visual_ids  # the runtime never samples them either
         self._model: Any = model.eval().to(self._device)
         self._processor = _processor(folder, config)
-        self._visual_ids = [config.image_token_id, config.video_token_id]
 
     def ask(
         self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock

@@ -68,7 +68,9 @@ class OpenVinoTarget(Target):
         prepared = self._prepare(inputs, scenario.frames)
         if not prepared.tiles or scenario.again:
             raise UsageError("it encodes images and answers nothing")
-        clock, vision = new_clock(), self._bundle.manifest.vision
+        vision = self._bundle.manifest.vision
+        shape = ((vision.image_size // vision.patch_size) ** 2, self._bundle.manifest.backbone.hidden)
+        clock = new_clock()
 
         def encode(
             tiles: npt.NDArray[np.uint8], _on_tile: Callable[[int, int], None]
@@ -82,7 +84,6 @@ class OpenVinoTarget(Target):
                     clock.lap()
             return np.concatenate(features)
 
-        shape = self.features(np.zeros((1, 3, vision.image_size, vision.image_size), np.float32)).shape[1:]
         for visual in prepared.visuals:
             encode_once(visual.tiles, encode, None, (), shape)
         counts = Counts(prepared.tokens, prepared.image_tokens, 0, prepared.tiles)
