@@ -56,6 +56,6 @@ def demo(
         print_json({"page": str(output / PAGE), "bundle": str(bundle), **done.to_dict()})
     else:
         print(output / PAGE)
-    if not done.report.passed:
+    if done.report.passed is False:
         print_warning("the bundle does not compute what the reference does")
         raise typer.Exit(1)
