@@ -1,8 +1,9 @@
-"""A tile through the vision encoder: ours in fp32 and int8, OpenVINO's in int8, in turns in one process.
+"""A tile through the vision encoder: ours in fp32 and int8, other int8 encoders, in turns in one process.
 
     python benchmarks/encoder.py FLOATS INT8 [--threads 2] [--runs 7] [--tiles 8]
 
-FLOATS and INT8 are bundles. OpenVINO quantizes the fp32 graph with NNCF (``pip install openvino nncf``).
+FLOATS and INT8 are bundles. ONNX Runtime's ``quantize_dynamic`` quantizes the fp32 graph with one scale per
+matrix (its default) and with one per channel; OpenVINO with NNCF (``pip install openvino nncf``).
 Prints median and min milliseconds per tile, the cosine of the worst tile, and the peak memory of a process
 that encodes one tile (Linux and macOS).
 """
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +49,21 @@ def peak_megabytes(bundle: Path, threads: int) -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6
 
 
+def dynamic_int8(bundle: Path, folder: Path, *, per_channel: bool) -> Path:
+    """The fp32 graph of a bundle in ONNX Runtime's own int8: its path in an empty folder."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        bundle / VISION,
+        folder / VISION,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+    )
+    return folder / VISION
+
+
 def openvino_int8(bundle: Path, threads: int) -> Encode:
     """OpenVINO's int8 encoder, from the fp32 graph of a bundle."""
     from onevision.bench.peers.openvino import OpenVinoTarget
@@ -68,8 +85,12 @@ def main(floats: Path, int8: Path, threads: int = 2, runs: int = 7, tiles: int =
     peaks = {name: peak_megabytes(path, threads) for name, path in paths.items()}
     with ExitStack() as stack:
         encoders: dict[str, Encode] = {}
-        for name, path in sorted(paths.items()):
-            encoder = VisionEncoder(path / VISION, device="cpu", threads=threads)
+        graphs = {name: path / VISION for name, path in sorted(paths.items())}
+        for name, per_channel in (("matrix", False), ("channel", True)):
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            graphs[f"dynamic int8 per {name}"] = dynamic_int8(floats, folder, per_channel=per_channel)
+        for name, graph in graphs.items():
+            encoder = VisionEncoder(graph, device="cpu", threads=threads)
             encoders[name] = stack.enter_context(closing(encoder)).encode
         if find_spec("openvino") and find_spec("nncf"):
             encoders["OpenVINO int8"] = openvino_int8(floats, threads)
@@ -84,7 +105,7 @@ def main(floats: Path, int8: Path, threads: int = 2, runs: int = 7, tiles: int =
     base, exact, rows = median(seconds["onevision fp32"]), features["onevision fp32"], []
     for name, times in seconds.items():
         cosine, peak = compare_features(features[name], exact).cosine or 0.0, peaks.get(name)
-        cells = (f"{median(times) * 1e3:.0f}", f"{min(times) * 1e3:.0f}", f"{median(times) / base:.3f}")
+        cells = (f"{median(times) * 1e3:.1f}", f"{min(times) * 1e3:.1f}", f"{median(times) / base:.3f}")
         rows.append((name, *cells, f"{cosine:.5f}", f"{peak:,.0f}" if peak else "–"))
     columns = ("encoder", "ms per tile, median", "min", "x fp32", "cosine of the worst tile", "peak MB")
     print(BenchTable(columns, tuple(rows)).markdown())

@@ -5,7 +5,7 @@ The prompt is ours as text, so that both read the same tokens. Hooks on the mode
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -105,13 +105,12 @@ class TransformersTarget(Target):
         text, clock = "".join(map(_as_text, segments)), new_clock()
         if self._device == "cuda":
             clock.synchronise = torch.cuda.synchronize
-        stages = _Stages(clock)
-        with stages:
+        with closing(_Stages(clock)) as stages:
             stages.enter("read")
             media = self._media(scenario, inputs)
             stages.enter("preprocess")
             batch = self._processor(text=text, return_tensors="pt", **media).to(self._device, self._dtype)
-            stages.leave()
+            stages.close()
             with torch.inference_mode(), _hooks(self._model.model, stages) as tiles:
                 options = {"max_new_tokens": scenario.answer, "do_sample": False, "streamer": stages}
                 self._model.generate(**batch, **options)
@@ -146,16 +145,11 @@ class _Stages:
         self._open, self._prompt_seen = ExitStack(), False
 
     def enter(self, stage: Stage) -> None:
-        self.leave()
+        self.close()
         self._open.enter_context(self.clock.stage(stage))
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self._open.close()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
 
     def put(self, value: Any) -> None:  # noqa: ANN401
         """Receive the prompt, then each token."""
@@ -164,14 +158,14 @@ class _Stages:
             return
         self.ids += value.tolist()
         if self.ttft is None:
-            self.leave()
+            self.close()
             self.ttft = self.clock.elapsed()
             self.enter("decode")
         else:
             self.clock.lap()
 
     def end(self) -> None:
-        """Nothing: the stage ends with :meth:`leave`."""
+        """Nothing: the stage ends with :meth:`close`."""
 
 
 @contextmanager
