@@ -5,17 +5,12 @@ In: an open checkpoint. Out: ``vision.onnx`` and ``vision.onnx.data``, see :mod:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from onevision.errors import CheckpointError
 from onevision.graphs.siglip import Siglip, write_siglip
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy.typing as npt
 
     from onevision.export.checkpoint import Checkpoint
     from onevision.precisions import VisionPrecision
@@ -45,12 +40,5 @@ def export_vision(
 
 
 def siglip_of(checkpoint: Checkpoint) -> Siglip:
-    """The checkpoint's encoder: sizes, and weights that are checked when they are read."""
-
-    def tensor(name: str) -> npt.NDArray[Any]:
-        weight = checkpoint.tensor(name)
-        if not np.isfinite(weight).all():
-            raise CheckpointError(f"{name} is not finite", hint="the checkpoint is damaged: fetch it again")
-        return weight
-
-    return Siglip(checkpoint.config.vision, checkpoint.config.text.hidden_size, tensor)
+    """The checkpoint's encoder: sizes, and a reader of its weights."""
+    return Siglip(checkpoint.config.vision, checkpoint.config.text.hidden_size, checkpoint.tensor)

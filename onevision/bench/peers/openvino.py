@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.bench.result import Counts
-from onevision.bench.scenarios import ScenarioInputs, photograph
-from onevision.bench.target import Target, TimedAnswer, question
+from onevision.bench.scenarios import photograph
+from onevision.bench.target import Target, TimedAnswer
 from onevision.bundle import BACKBONE, NEWLINE, VISION
 from onevision.errors import BundleError, UsageError
 from onevision.graphs.names import PIXELS
@@ -20,16 +20,18 @@ from onevision.runtime import anyres
 from onevision.runtime.answer import StageClock
 from onevision.runtime.backbone import vocabulary_of
 from onevision.runtime.features import encode_once
+from onevision.runtime.messages import ImagePart, Message
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prepare import Preparer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from onevision.bench.peers import TargetSetup
     from onevision.bench.scenarios import Scenario
+    from onevision.bench.target import NewClock
     from onevision.bundle import Bundle
     from onevision.runtime.prepare import PreparedPrompt
 
@@ -62,10 +64,13 @@ class OpenVinoTarget(Target):
             ) from error
 
     def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock
+        self,
+        scenario: Scenario,
+        messages: Sequence[Message],
+        new_clock: NewClock = StageClock,
     ) -> TimedAnswer:
         """See :meth:`Target.ask`. The answer has no tokens."""
-        prepared = self._prepare(inputs, scenario.frames)
+        prepared = self._prepare(messages, scenario.frames)
         if not prepared.tiles or scenario.again:
             raise UsageError("it encodes images and answers nothing")
         vision = self._bundle.manifest.vision
@@ -98,8 +103,8 @@ class OpenVinoTarget(Target):
         import nncf
 
         vision = self._bundle.manifest.vision
-        sources = tuple(photograph((640, 480), seed) for seed in range(100, 100 + _CALIBRATION_IMAGES))
-        visuals = self._prepare(ScenarioInputs(sources)).visuals
+        photos = [ImagePart(photograph((640, 480), seed)) for seed in range(100, 100 + _CALIBRATION_IMAGES)]
+        visuals = self._prepare([Message("user", tuple(photos))]).visuals
         tiles = [anyres.normalize(visual.tiles, vision.mean, vision.std) for visual in visuals]
         samples = [{PIXELS: tile[None]} for tile in np.concatenate(tiles)]
         return nncf.quantize(
@@ -110,7 +115,7 @@ class OpenVinoTarget(Target):
             subset_size=len(samples),
         )
 
-    def _prepare(self, inputs: ScenarioInputs, frames: int | None = None) -> PreparedPrompt:
+    def _prepare(self, messages: Sequence[Message], frames: int | None = None) -> PreparedPrompt:
         with vocabulary_of(self._bundle.path(BACKBONE)) as vocabulary:
             preparer = Preparer(self._bundle.manifest, vocabulary, np.load(self._bundle.path(NEWLINE)))
-            return preparer.prepare(question(inputs), AnswerOptions(frames=frames), StageClock())
+            return preparer.prepare(tuple(messages), AnswerOptions(frames=frames), StageClock())

@@ -56,7 +56,7 @@ def make_demo(model: OneVision, target: Path, progress: Progress, *, options: Se
     Args:
         model: A loaded bundle.
         target: The demo's folder. An earlier demo there is replaced.
-        progress: Told what goes on.
+        progress: Progress reporter.
         options: Of ``onevision run``, for the commands on the page: which bundle it is.
 
     Raises:

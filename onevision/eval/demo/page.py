@@ -33,7 +33,7 @@ _MARK = re.compile(r'<meta name="generator" content="onevision demo: ([^"]*)">')
 
 @dataclass(frozen=True)
 class Asked:
-    """One question, and what the model said."""
+    """One question and its answer."""
 
     sample: Sample
     command: str  # that asks it again
