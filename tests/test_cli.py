@@ -523,7 +523,7 @@ def test_export_of_nothing_named_is_the_tiny_model(
     assert cli("export")[0] == 0
     manifest = parsed(cli("inspect", "tiny-bundle", "--json")[1])
     assert (manifest["size"], manifest["variant"], manifest["name"]) == ("tiny", "ov", "tiny")
-    assert manifest["source"] == {"repo": "tiny", "revision": None, "format": "hf"}
+    assert manifest["source"] == {"repo": "tiny", "revision": None, "format": "hf", "adapter": None}
 
 
 @pytest.mark.parametrize(
