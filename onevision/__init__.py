@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onevision.export.build import Exported
     from onevision.models.shapes import Variant
     from onevision.native.device import Device
-    from onevision.precisions import BackboneChoice, EncoderChoice, PrefillPrecision
+    from onevision.precisions import BackboneChoice, EncoderChoice, Exporter, PrefillPrecision
     from onevision.progress import Progress
     from onevision.proof.golden import ReferenceCase
     from onevision.proof.verify import Report
@@ -94,8 +94,8 @@ def load(
         UsageError: ``prefill="onnx"`` for a bundle without a prefill graph.
     """
     from onevision.bundle import open_bundle
+    from onevision.models import default_bundle
     from onevision.runtime.engine import OneVision
-    from onevision.tiny import default_bundle
 
     opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
     return OneVision(opened, device=device, threads=threads, prefill=prefill, cache=cache)
@@ -110,6 +110,7 @@ def export(
     revision: str | None = None,
     vision: EncoderChoice = "fp32",
     backbone: BackboneChoice = "q8_0",
+    exporter: Exporter = "onevision",
     prefill: PrefillPrecision | None = None,
     calibration: PathLike | None = None,
     imatrix: PathLike | bool | None = None,
@@ -129,6 +130,7 @@ def export(
         revision: Branch, tag or commit on the Hub.
         vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
         backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
+        exporter: Writer of the vision encoder's graph; ``optimum`` traces transformers, in fp32 only.
         prefill: Precision of the prefill graph; None writes none.
         calibration: Folder of images for int8. This and the next three are for the quality gate, see
             :class:`onevision.quant.candidates.GateConfig`.
@@ -177,11 +179,22 @@ def export(
             "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
             hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
         )
+    if exporter == "optimum" and (gated or vision != "fp32"):
+        raise UsageError(
+            "--exporter optimum writes fp32, which cannot be quantized afterwards",
+            hint="leave out --exporter, or --vision and a --backbone coarser than q8_0",
+        )
     config.check()
     shown = progress is not None and sys.stderr.isatty()
     progress = progress or LogProgress()
     fetched = hub.fetch(resolved, progress=shown, notify=progress.note)
-    names: dict[str, Any] = {"prefill": prefill, "size": size, "threads": threads, "force": force}
+    names: dict[str, Any] = {
+        "prefill": prefill,
+        "exporter": exporter,
+        "size": size,
+        "threads": threads,
+        "force": force,
+    }
     names["variant"] = (variant or "ov") if size else None
     if gated:
         options = ExportOptions(**names)
@@ -225,11 +238,11 @@ def verify(
         CheckpointError: The checkpoint is damaged, or not the source of the bundle.
     """
     from onevision.bundle import GOLDEN, open_bundle
+    from onevision.models import default_bundle
     from onevision.progress import LogProgress
     from onevision.proof.golden import load_golden
     from onevision.proof.verify import verify as compare
     from onevision.runtime.engine import OneVision
-    from onevision.tiny import default_bundle
 
     if reference is None and (images or prompt is not None or write):
         raise UsageError(

@@ -43,6 +43,6 @@ def demo(
         print_json({"page": str(output / PAGE), "bundle": str(loaded.bundle.folder), **done.to_dict()})
     else:
         print(output / PAGE)
-    if not done.report.passed:
+    if done.report.passed is False:
         print_warning("the bundle does not match the reference")
         raise typer.Exit(1)

@@ -26,7 +26,7 @@ from onevision.cli.options import INPUT, Json, Quiet, Threads, add_command, expa
 from onevision.errors import UsageError
 from onevision.extras import require
 from onevision.models.shapes import Naming, PublishedSize, SynthDtype, SynthSize, Variant
-from onevision.precisions import PrefillPrecision
+from onevision.precisions import Exporter, PrefillPrecision
 
 if TYPE_CHECKING:
     from onevision.export.synth import SynthSpec
@@ -89,6 +89,12 @@ def export(
         ),
     ] = None,
     vision: Vision = "fp32",
+    exporter: Annotated[
+        Exporter,
+        typer.Option(
+            help="Writer of the vision encoder's graph; optimum traces transformers' modules, in fp32 only."
+        ),
+    ] = "onevision",
     backbone: BackboneOption = "q8_0",
     prefill: Annotated[
         Literal["none", "onnx"],
@@ -123,6 +129,7 @@ def export(
         revision=revision,
         vision=vision,
         backbone=backbone,
+        exporter=exporter,
         prefill=None if prefill == "none" else prefill_precision or "int8",
         calibration=calibration,
         imatrix=imatrix_choice(imatrix, no_imatrix),

@@ -22,8 +22,6 @@ from onevision.runtime.options import Prefill as PrefillName
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onevision.progress import Progress
-
     Function = Callable[..., Any]
 
 INPUT, MACHINE = "Input", "Machine"  # groups of options in the help, beside those of AnswerOptions
@@ -126,15 +124,15 @@ def examples(about: str, *commands: str) -> str:
     return f"{about}\n\n\b\nExamples:\n{lines}"
 
 
-def bundle_folder(model: Path | None, progress: Progress | None = None) -> Path:
+def bundle_folder(model: Path | None) -> Path:
     """The bundle of ``-m``, or the tiny model's.
 
     Raises:
-        OneVisionError: See :func:`onevision.tiny.default_bundle`.
+        BundleError: See :func:`onevision.models.default_bundle`.
     """
-    from onevision.tiny import default_bundle
+    from onevision.models import default_bundle
 
-    return model or default_bundle(progress)
+    return model or default_bundle()
 
 
 def add_command(app: typer.Typer, function: Function, *commands: str, name: str | None = None) -> None:

@@ -188,15 +188,12 @@ def _published(name: Literal["tiny", PublishedSize], prompt: str) -> _Subject:
 
 
 def _shipped() -> Shape:
-    """Shape of the tiny model, read from its checkpoint: planning makes no bundle."""
-    from onevision.export.config import read_config
-    from onevision.models import SHIPPED
-    from onevision.models.shapes import backbone_info, video_info, vision_info
-    from onevision.planning.cost import KV_BYTES, Shape
+    """Shape of the tiny model."""
+    from onevision.bundle import open_bundle
+    from onevision.models import default_bundle
+    from onevision.planning.cost import Shape
 
-    config = read_config(SHIPPED["tiny", "ov"])
-    # The default bundle is in full precision, and so is its cache.
-    return Shape(vision_info(config), backbone_info(config, 32.0), video_info(config), KV_BYTES * 2)
+    return Shape.of(open_bundle(default_bundle()).manifest)
 
 
 def _bundle(

@@ -28,9 +28,11 @@ from onevision.cli.options import (
     answer_options,
 )
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.options import AnswerOptions
+from onevision.runtime.options import AnswerOptions, make_options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onevision.runtime.answer import Answer
 
 EXAMPLES = (
@@ -65,7 +67,7 @@ def run(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of a prompt: a conversation as JSON, in OpenAI's form.",
+            help="Instead of a prompt: messages or a request as JSON, as for OpenAI's or Ollama's API.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -83,7 +85,9 @@ def run(
     """Ask about an image, several images or a video."""
     import onevision
 
-    question = _question(prompt, image or [], video, messages)
+    question, requested = _question(prompt, image or [], video, messages)
+    if requested:
+        options = _merged(options, requested)
     if model is None and image and stderr().is_terminal and not quiet:
         stderr().print(TINY_NOTE, style="dim")
     with (
@@ -112,12 +116,15 @@ def run(
 
 def _question(
     prompt: str | None, images: list[str], video: str | None, messages: Path | None
-) -> dict[str, Any]:
-    """Arguments of :meth:`OneVision.stream`."""
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
     if messages is not None:
         if prompt is not None or images or video is not None:
             raise UsageError("--messages cannot be combined with a prompt, --image or --video")
-        return {"messages": _read_messages(messages)}
+        from onevision.runtime.messages import Reading, parse_request
+
+        request = parse_request(_read_json(messages), Reading(messages.absolute().parent))
+        return {"messages": request.messages}, request.options
     if prompt is None:
         raise UsageError("there is no prompt", hint='onevision run "What is in the image?" --image FILE')
     if not images and video is None and os.path.isfile(prompt):  # noqa: PTH113 (any text may stand here)
@@ -125,10 +132,18 @@ def _question(
             f"{prompt} is a file, not a question",
             hint=f'onevision run "What is in the image?" --image {prompt}',
         )
-    return {"prompt": _read_stdin() if prompt == "-" else prompt, "images": images, "video": video}
+    prompt = _read_stdin() if prompt == "-" else prompt
+    return {"prompt": prompt, "images": images, "video": video}, {}
 
 
-def _read_messages(path: Path) -> Any:  # noqa: ANN401
+def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptions:
+    """Options of a request, and of the flags, which win."""
+    usual = vars(AnswerOptions())
+    flags = {name: value for name, value in vars(options).items() if value != usual[name]}
+    return make_options(usual | dict(requested) | flags)
+
+
+def _read_json(path: Path) -> Any:  # noqa: ANN401
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -21,9 +21,9 @@ from onevision.eval.questions import choose_questions
 from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
+from onevision.models import default_bundle
 from onevision.progress import LogProgress
 from onevision.runtime.engine import OneVision
-from onevision.tiny import default_bundle
 
 if TYPE_CHECKING:
     import os
@@ -128,7 +128,7 @@ def evaluate(
     answers = None if output is None else AnswersFile(Path(output), force=force)
     load = partial(_loaded, device=device, threads=threads)
     other = None if against is None else _other(Path(against), chosen, load, settings, progress, check=check)
-    opened = open_bundle(default_bundle(progress) if bundle is None else bundle, check=check)
+    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
     run = run_id(opened.manifest, settings, prefill)
     if answers:
         answers.check(chosen, run)

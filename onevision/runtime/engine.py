@@ -17,6 +17,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA, Bundle, open_bundle
 from onevision.errors import BundleError, PromptError, UsageError
+from onevision.models import default_bundle
 from onevision.native.device import MAX_THREADS, Device, default_threads
 from onevision.native.ort import has_cuda
 from onevision.native.placement import placement
@@ -124,7 +125,7 @@ class OneVision:
 
         Args:
             bundle: The bundle's folder; None for the tiny model, see
-                :func:`onevision.tiny.default_bundle`.
+                :func:`onevision.models.default_bundle`.
             device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
             threads: CPU threads; None for all cores.
             check: Compare checksums of all files, not only their sizes.
@@ -136,11 +137,8 @@ class OneVision:
             BundleError: Missing, damaged or unreadable bundle.
             DeviceError: The device is not available.
             UsageError: ``prefill="onnx"`` for a bundle without the graph.
-            UsageError, ExportError: The tiny model's bundle has to be made first, and cannot.
         """
         if bundle is None:
-            from onevision.tiny import default_bundle
-
             bundle = default_bundle()
         return cls(
             open_bundle(bundle, check=check),
