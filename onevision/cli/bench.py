@@ -18,7 +18,7 @@ from onevision.cli.console import (
     stderr,
     stdout,
 )
-from onevision.cli.options import CheckSums, Device, Json, Model, Threads, bundle_folder, examples
+from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, bundle_folder, examples
 from onevision.errors import OneVisionError, UsageError
 from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
@@ -258,7 +258,7 @@ def _print(result: Result, form: str) -> None:
             print_warning(line)
 
 
-@app.command("compare", help=COMPARE_HELP, short_help="Tell a slower stage from noise.")
+@app.command("compare", cls=Command, help=COMPARE_HELP, short_help="Tell a slower stage from noise.")
 def compare(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `bench --output`.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one.")],
@@ -286,7 +286,7 @@ def compare(
         raise typer.Exit(_INCONCLUSIVE)
 
 
-@app.command("plot", help=PLOT_HELP, short_help="Draw results.")
+@app.command("plot", cls=Command, help=PLOT_HELP, short_help="Draw results.")
 def plot(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files of `bench --output`.")],
     output: Annotated[

@@ -19,6 +19,7 @@ from onevision.cli.options import (
     Threads,
     add_command,
     answer_options,
+    choices,
 )
 from onevision.cli.scores import print_comparison, print_scores
 from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS, See
@@ -80,6 +81,7 @@ def evaluate(
     see: Annotated[
         See,
         typer.Option(
+            metavar=choices(See),
             help="Visual input: base squashes a single image to one tile, nothing leaves images and videos "
             "out.",
             rich_help_panel=INPUT,

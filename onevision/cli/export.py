@@ -22,7 +22,7 @@ from onevision.cli.gate import (
     print_quantized,
     summary,
 )
-from onevision.cli.options import INPUT, Json, Quiet, Threads, add_command, expand, option
+from onevision.cli.options import INPUT, Json, Quiet, Threads, add_command, choices, expand, option
 from onevision.errors import UsageError
 from onevision.extras import require
 from onevision.models.shapes import Naming, PublishedSize, SynthDtype, SynthSize, Variant
@@ -65,6 +65,7 @@ def export(
     variant: Annotated[
         Variant | None,
         typer.Option(
+            metavar=choices(Variant),
             help="Variant of the size: ov (all inputs) or si (single images).  [default: ov]",
             rich_help_panel=INPUT,
         ),
@@ -92,19 +93,22 @@ def export(
     exporter: Annotated[
         Exporter,
         typer.Option(
-            help="Writer of the vision encoder's graph; optimum traces transformers' modules, in fp32 only."
+            metavar=choices(Exporter),
+            help="Writer of the vision encoder's graph; optimum traces transformers' modules, in fp32 only.",
         ),
     ] = "onevision",
     backbone: BackboneOption = "q8_0",
     prefill: Annotated[
         Literal["none", "onnx"],
         typer.Option(
+            metavar="none|onnx",
             help="onnx: also write the language model's layers as a graph, which reads long prompts faster "
-            "than llama.cpp."
+            "than llama.cpp.",
         ),
     ] = "none",
     prefill_precision: Annotated[
-        PrefillPrecision | None, typer.Option(help="Precision of that graph.  [default: int8]")
+        PrefillPrecision | None,
+        typer.Option(metavar=choices(PrefillPrecision), help="Precision of that graph.  [default: int8]"),
     ] = None,
     calibration: Calibration = None,
     imatrix: ImatrixFile = None,
@@ -186,7 +190,13 @@ def _spec(values: dict[str, Any]) -> SynthSpec:
 @expand(
     "spec",
     [
-        option("size", SynthSize | None, None, help="Shape of a published model.  [default: a toy]"),
+        option(
+            "size",
+            SynthSize | None,
+            None,
+            metavar=choices(SynthSize),
+            help="Shape of a published model.  [default: a toy]",
+        ),
         *(
             option(name, int | None, None, metavar="N", help=about, max=_MOST.get(name))
             for name, about in _SIZES.items()
@@ -195,8 +205,20 @@ def _spec(values: dict[str, Any]) -> SynthSpec:
         option(
             "aspect_ratio", str | None, None, metavar="NAME", help="anyres_max_9, anyres_max_4, anyres, …"
         ),
-        option("naming", Naming | None, None, help="Names of the tensors.  [default: hf]"),
-        option("dtype", SynthDtype | None, None, help="Type of the weights.  [default: bf16]"),
+        option(
+            "naming",
+            Naming | None,
+            None,
+            metavar=choices(Naming),
+            help="Names of the tensors.  [default: hf]",
+        ),
+        option(
+            "dtype",
+            SynthDtype | None,
+            None,
+            metavar=choices(SynthDtype),
+            help="Type of the weights.  [default: bf16]",
+        ),
     ],
     _spec,
 )

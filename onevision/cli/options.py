@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     Function = Callable[..., Any]
 
 INPUT, MACHINE = "Input", "Machine"  # groups of options in the help, beside those of AnswerOptions
+
+
+def choices(kind: object) -> str:
+    """Names of a Literal for the help: ``auto|cpu|cuda``."""
+    return "|".join(get_args(kind))
+
 
 Model = Annotated[
     Path | None,
@@ -52,7 +58,11 @@ Video = Annotated[
 ]
 Device = Annotated[
     DeviceName,
-    typer.Option(help="Processor; auto is a GPU that both libraries can use.", rich_help_panel=MACHINE),
+    typer.Option(
+        metavar=choices(DeviceName),
+        help="Processor; auto is a GPU that both libraries can use.",
+        rich_help_panel=MACHINE,
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -67,6 +77,7 @@ Threads = Annotated[
 Prefill = Annotated[
     PrefillName,
     typer.Option(
+        metavar=choices(PrefillName),
         help="Prefill backend: onnx is the bundle's prefill graph; auto takes it for long prompts.",
         rich_help_panel=MACHINE,
     ),
@@ -213,7 +224,8 @@ def answer_options(
             kind = str | None
         elif item.name == "stop":
             kind, default = list[str] | None, None
-        about = {"metavar": item.metadata["metavar"], "help": item.metadata["help"]}
+        known = [choices(each) for each in (kind, *get_args(kind)) if get_origin(each) is Literal]
+        about = {"metavar": item.metadata["metavar"] or "".join(known) or None, "help": item.metadata["help"]}
         panel = item.metadata["panel"]
         added.append(
             option(item.name, kind, default, *item.metadata["flags"], rich_help_panel=panel, **about)
