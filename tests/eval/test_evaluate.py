@@ -68,7 +68,7 @@ def mine(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise(80, 100, seed=ord(name)).save(place / f"{name}.png")
     encode_video(place / "clip.mp4", numbered_frames(12))
     asked: list[dict[str, Any]] = [
-        {"prompt": "What is it?", "image": "a.png", "family": "things"},
+        {"prompt": "What is it?", "image": "b.png", "family": "things"},
         {"prompt": "Which is it?", "images": ["a.png", "b.png"], "family": "things"},
         {"prompt": "What happens?", "video": "clip.mp4", "answer": "nothing"},
         {"prompt": "Who are you?", "id": "who"},
