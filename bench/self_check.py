@@ -28,7 +28,7 @@ import numpy as np
 
 from onevision.bench import roofline
 from onevision.native.device import default_threads
-from onevision.proof.reference import picture
+from onevision.proof.reference import synthetic_image
 from onevision.runtime.answer import StageClock
 from onevision.runtime.engine import OneVision
 
@@ -55,7 +55,7 @@ def overhead(bundle: Path, rounds: int, threads: int | None) -> dict[str, Any]:
     """Ratios of total times, with laps over without."""
     from PIL import Image
 
-    seen = Image.fromarray(picture(320, 240, seed=1))
+    seen = Image.fromarray(synthetic_image(320, 240, seed=1))
     ratios = []
     with OneVision.load(bundle, device="cpu", threads=threads) as model:
 

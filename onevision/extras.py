@@ -8,12 +8,11 @@ from onevision.errors import UsageError
 
 #: Modules of each extra of ``pip install 'onevision[…]'`` that the base install lacks.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "export": (
-        "torch", "transformers", "optimum", "onnx", "gguf", "safetensors", "huggingface_hub", "filelock",
-    ),
+    "export": ("onnx", "gguf", "safetensors", "huggingface_hub", "filelock"),
+    "proof": ("torch", "transformers"),
     "video": ("av",),
-    "bench": ("matplotlib",),
-}  # fmt: skip
+    "bench": ("matplotlib", "onnx"),
+}
 
 
 def missing(extra: str) -> list[str]:

@@ -86,7 +86,7 @@ def test_other_commands_need_nothing_of_the_export(toy_bundle: Path, photo: Path
 
 
 def test_a_bench_needs_nothing_of_its_peers():
-    modules = modules_after("import onevision.bench.benchmark, onevision.bench.peers.process")
+    modules = modules_after("import onevision.bench.benchmark, onevision.bench.process")
     assert modules & (EXPORT | {"openvino", "pynvml"}) == set()
 
 

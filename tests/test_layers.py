@@ -37,6 +37,7 @@ LAYERS = (
         "errors",
         "files",
         "progress",
+        "metrics",
         "bundle",
         "typed",
         "precisions",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.proof.reference import picture
+from onevision.proof.reference import synthetic_image
 from onevision.quant.gates import compare_features
 from onevision.runtime.anyres import normalize
 from onevision.runtime.vision import INPUT, VisionEncoder
@@ -39,7 +39,7 @@ CALIBRATION_TILES = 8
 
 def pictures(side: int, number: int) -> Array:
     """Pixel values of generated pictures, float32 [number, 3, side, side]."""
-    levels = np.stack([picture(side, side, seed=seed) for seed in range(number)])
+    levels = np.stack([synthetic_image(side, side, seed=seed) for seed in range(number)])
     return normalize(levels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from onevision.bench import pictures
-from onevision.bench.scenarios import QUESTION
+from onevision.bench.scenarios import QUESTION, photograph, write_video
 from onevision.planning.speed import Calibration, Reading, calibration_path, write_calibration
 from onevision.runtime.answer import StageClock
 from onevision.runtime.engine import OneVision
@@ -80,7 +79,7 @@ def _text(model: OneVision) -> float:
 
 def _picture(model: OneVision) -> tuple[float, float, npt.NDArray[np.float32]]:
     """Seconds per million pixels to read and cut, seconds per tile, and visual tokens float32 [n, H]."""
-    conversation = conversation_of(QUESTION, [pictures.photograph(_SIZE)], None, None)
+    conversation = conversation_of(QUESTION, [photograph(_SIZE)], None, None)
     clock = StageClock()
     prepared = model.preparer.prepare(conversation, AnswerOptions(), clock)
     cutting = clock.stages["read"] + clock.stages["preprocess"]
@@ -95,7 +94,7 @@ def _video(model: OneVision) -> float | None:
     """Seconds per million pixels to decode; None without PyAV."""
     with TemporaryDirectory() as folder:
         try:
-            path = pictures.video(Path(folder) / "clip.mp4")
+            path = write_video(Path(folder) / "clip.mp4")
         except ImportError:
             return None
         info = probe_video(path)

@@ -1,137 +1,185 @@
-"""Two results: which stages became faster or slower, and which differences are only noise.
+"""Comparisons: a result before against one after, and ours against the peers measured beside it.
 
-In: results before and after. Out: a verdict for each stage that both have.
-
-The ratio of two stages is that of their medians, with a bootstrap interval. A stage is called different if
-the interval lies beyond 1, the ratio beyond the threshold, and both still do after the machine's own change
-between the two measurements, which the gauge tells, is taken out. A difference that is too small a part of
-the whole answer to matter is none.
+Both are ratios of medians with a bootstrap interval. Between two results, a stage has changed if the interval
+excludes 1 and the ratio exceeds the threshold, and both still hold after the machine's own change, measured
+by the gauge, is divided out. If the gauge moved too far for that, a change is inconclusive. A change that is
+too small a part of the whole answer does not count.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from onevision.bench.peers import PEERS
-from onevision.bench.statistics import bootstrap_ratio, samples
+from onevision.bench.statistics import bootstrap_ratio, median, samples
+from onevision.bench.target import OURS
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from onevision.bench.result import Measured, Result
 
-Verdict = Literal["faster", "slower", "no difference"]
+Verdict = Literal["faster", "slower", "inconclusive", "no difference"]
 
 THRESHOLD = 0.05
-#: Of the median total: a smaller difference is none, however sure it is.
-LEAST_SHARE = 0.005
+#: Smaller changes, as a share of the median total, do not count.
+MIN_SHARE = 0.005
 #: With fewer runs, an interval says nothing.
-LEAST_RUNS = 4
+MIN_RUNS = 4
+#: A larger change of the gauge cannot be divided out: threads that share a core slow down more.
+MAX_MACHINE_CHANGE = 1.2
+
+#: Compared with peers, where both have it; an engine that only encodes has only the first.
+QUANTITIES = ("encode", "prefill", "ttft", "tpot", "total")
+PEAK = "peak"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One stage of one scenario: milliseconds before and after, and their ratio."""
+class StageRatio:
+    """Two medians of a stage, and ``ratio``, the value divided by the base.
+
+    The base is the earlier result or the peer, the value is the later result or ours; milliseconds, or bytes
+    for ``peak``, which is read once and has no interval.
+    """
 
     scenario: str
-    subject: str
+    engine: str
     stage: str
-    before: float
-    after: float
+    base: float
+    value: float
     ratio: float
-    interval: tuple[float, float]
-    verdict: Verdict
+    interval: tuple[float, float] | None
+    verdict: Verdict = "no difference"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All stages. ``machine`` is how much slower the gauge was afterwards, 1 for the same."""
+class BenchComparison:
+    """All stages. ``machine`` is the ratio of the gauges, above 1 if the machine was slower afterwards."""
 
     machine: float
     threshold: float
-    differences: tuple[Difference, ...]
+    changes: tuple[StageRatio, ...]
+
+    def ours(self, verdict: Verdict) -> tuple[StageRatio, ...]:
+        """Changes of our own stages with this verdict; those of peers are not our fault."""
+        return tuple(one for one in self.changes if one.verdict == verdict and one.engine not in PEERS)
 
     @property
-    def regressions(self) -> tuple[Difference, ...]:
-        """What became slower, of ours: a peer's changes are not our fault."""
-        return tuple(one for one in self.differences if one.verdict == "slower" and one.subject not in PEERS)
+    def regressions(self) -> tuple[StageRatio, ...]:
+        """Our stages that became slower."""
+        return self.ours("slower")
+
+    @property
+    def note(self) -> str:
+        """A sentence about the machine's own change."""
+        factor, word = (self.machine, "slower") if self.machine >= 1 else (1 / self.machine, "faster")
+        allowed = (
+            "verdicts allow for that" if factor <= MAX_MACHINE_CHANGE else "too much to judge: repeat it"
+        )
+        return f"the machine was {factor:.2f} x {word} during the second run; {allowed}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"regressed": bool(self.regressions)}
+        flags = {"regressed": bool(self.regressions), "inconclusive": bool(self.ours("inconclusive"))}
+        return asdict(self) | flags
 
 
-def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> Comparison:
-    """Compare what both have measured.
+def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> BenchComparison:
+    """Compare the scenarios that both results have.
 
     Args:
         before: A result.
-        after: Another one.
-        threshold: Share of a stage by which it has to change at least.
+        after: Another.
+        threshold: Smallest change of a stage that counts, as a share of it.
 
     Raises:
-        UsageError: They have nothing in common.
+        UsageError: They have no scenario in common.
     """
-    theirs = {(one.scenario, one.subject): one for one in after.measured if one.runs}
+    theirs = {(one.scenario, one.engine): one for one in after.measured if one.runs}
     pairs = [
-        (one, theirs[one.scenario, one.subject])
+        (one, theirs[one.scenario, one.engine])
         for one in before.measured
-        if one.runs and (one.scenario, one.subject) in theirs
+        if one.runs and (one.scenario, one.engine) in theirs
     ]
     if not pairs:
         raise UsageError("the two results have no scenario in common", hint="measure the same scenarios")
-    machine = _machine([old for old, _ in pairs], [new for _, new in pairs])
-    differences = [one for old, new in pairs for one in _stages(old, new, machine, threshold)]
-    return Comparison(machine, threshold, tuple(differences))
+    old, new = (_gauges(side) for side in zip(*pairs, strict=True))
+    machine = float(np.median(new) / np.median(old)) if old and new else 1.0
+    changes = [_judge(one, *pair, machine, threshold) for pair in pairs for one in _ratios(*pair)]
+    return BenchComparison(machine, threshold, tuple(changes))
 
 
-def _machine(before: Sequence[Measured], after: Sequence[Measured]) -> float:
-    """Ratio of the gauge's medians, over all runs; 1 where it was not read."""
-    old, new = (
-        [run.gauge for one in side for run in one.runs if run.gauge is not None] for side in (before, after)
-    )
-    return float(np.median(new) / np.median(old)) if old and new else 1.0
+def _gauges(measured: Sequence[Measured]) -> list[float]:
+    return [run.gauge_ms for one in measured for run in one.runs if run.gauge_ms is not None]
 
 
-def _stages(before: Measured, after: Measured, machine: float, threshold: float) -> list[Difference]:
-    old, new = samples(before), samples(after)
-    least = LEAST_SHARE * float(np.median(old["total"]))
-    found = []
-    for stage in (name for name in old if name in new):
-        was, became = float(np.median(old[stage])), float(np.median(new[stage]))
-        if was <= 0:
+def _judge(
+    change: StageRatio, before: Measured, after: Measured, machine: float, threshold: float
+) -> StageRatio:
+    """The change with a verdict that holds with the machine's own change divided out and without."""
+    low, high = change.interval or (1.0, 1.0)
+    slower, faster = min(1.0, 1 / machine), max(1.0, 1 / machine)
+    verdict: Verdict = "no difference"
+    if low * slower > 1 and change.ratio * slower > 1 + threshold:
+        verdict = "slower"
+    elif high * faster < 1 and change.ratio * faster < 1 / (1 + threshold):
+        verdict = "faster"
+    # Per token it is a part of a token, not of the answer.
+    smallest = 0.0 if change.stage == "tpot" else MIN_SHARE * (median(before, "total") or 0.0)
+    runs = min(len(samples(one)[change.stage]) for one in (before, after))
+    if verdict == "no difference" or abs(change.value - change.base) < smallest or runs < MIN_RUNS:
+        return change
+    judged = 1 / MAX_MACHINE_CHANGE <= machine <= MAX_MACHINE_CHANGE
+    return replace(change, verdict=verdict if judged else "inconclusive")
+
+
+def _ratios(base: Measured, ours: Measured, stages: Sequence[str] | None = None) -> Iterator[StageRatio]:
+    """Ratios of the stages that both have."""
+    old, new = samples(base), samples(ours)
+    for stage in old if stages is None else stages:
+        if (was := median(base, stage)) and (value := median(ours, stage)):
+            interval = bootstrap_ratio(old[stage], new[stage])
+            yield StageRatio(base.scenario, base.engine, stage, was, value, value / was, interval)
+
+
+def ratios(result: Result) -> tuple[StageRatio, ...]:
+    """Ours against each peer, where both did the same work."""
+    found: list[StageRatio] = []
+    for ours, peer in _pairs(result):
+        if _mismatch(ours, peer):
             continue
-        low, high = bootstrap_ratio(old[stage], new[stage])
-        verdict = _verdict(became / was, (low, high), machine, threshold)
-        # Per token it is a part of a token, not of the answer.
-        small = stage != "tpot" and abs(became - was) < least
-        enough = min(len(old[stage]), len(new[stage])) >= LEAST_RUNS
-        found.append(
-            Difference(
-                before.scenario,
-                before.subject,
-                stage,
-                was,
-                became,
-                became / was,
-                (low, high),
-                verdict if enough and not small else "no difference",
-            )
-        )
-    return found
+        answers = peer.counts is not None and peer.counts.completion_tokens > 0
+        found += _ratios(peer, ours, QUANTITIES if answers else QUANTITIES[:1])
+        if answers and ours.memory and peer.memory:
+            base, value = peer.memory.peak, ours.memory.peak
+            found.append(StageRatio(ours.scenario, peer.engine, PEAK, base, value, value / base, None))
+    return tuple(found)
 
 
-def _verdict(ratio: float, interval: tuple[float, float], machine: float, threshold: float) -> Verdict:
-    """What holds whichever way the machine's own change is counted."""
-    slower = min(1.0, 1 / machine)
-    faster = max(1.0, 1 / machine)
-    low, high = interval
-    if low * slower > 1 and ratio * slower > 1 + threshold:
-        return "slower"
-    if high * faster < 1 and ratio * faster < 1 / (1 + threshold):
-        return "faster"
-    return "no difference"
+def not_compared(result: Result) -> tuple[str, ...]:
+    """Peers that did other work, a sentence each."""
+    found = ((peer, _mismatch(ours, peer)) for ours, peer in _pairs(result))
+    return tuple(f"{peer.scenario} {peer.engine}: not compared, {why}" for peer, why in found if why)
+
+
+def _pairs(result: Result) -> Iterator[tuple[Measured, Measured]]:
+    ours = {one.scenario: one for one in result.measured if one.engine == OURS and one.runs}
+    for peer in result.measured:
+        if peer.engine != OURS and peer.runs and peer.scenario in ours:
+            yield ours[peer.scenario], peer
+
+
+def _mismatch(ours: Measured, peer: Measured) -> str | None:
+    """Difference in the work of the two; None if it is the same."""
+    mine, theirs = ours.counts, peer.counts
+    if mine is None or theirs is None:
+        return "its tokens were not counted"
+    if mine.prompt_tokens != theirs.prompt_tokens:
+        return f"its prompt has {theirs.prompt_tokens:,} tokens, and ours has {mine.prompt_tokens:,}"
+    if theirs.completion_tokens not in {0, mine.completion_tokens}:
+        return f"its answer has {theirs.completion_tokens} tokens, and ours has {mine.completion_tokens}"
+    return None

@@ -1,186 +1,153 @@
-"""How it is measured: a round that warms up and looks at memory, then rounds that are timed.
+"""Measuring: a warm-up round that is watched for memory, then timed rounds.
 
-In: engines and scenarios. Out: :class:`~onevision.bench.result.Measured`, one of each pair.
-
-All pairs take turns, round after round: what else the machine does hits all of them alike. Nothing is
-sampled while a run is timed; memory is looked at in the first round, which does not count.
+In: targets and scenarios. Out: :class:`~onevision.bench.result.Measured`, one per pair. All pairs take turns,
+round after round: what else the machine does hits all of them alike. Nothing is sampled in timed runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from onevision.bench.machine import energy, energy_between
-from onevision.bench.memory import MemoryWatch
 from onevision.bench.result import Measured, Run
-from onevision.bench.scenarios import Inputs
+from onevision.bench.scenarios import ScenarioInputs
 from onevision.errors import OneVisionError
-from onevision.runtime.answer import STAGES, StageClock
+from onevision.runtime.answer import StageClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from onevision.bench.result import Counts, Memory, Work
+    from onevision.bench.result import Counts, Work
     from onevision.bench.scenarios import Scenario
-    from onevision.bench.subject import Asked, Subject
+    from onevision.bench.target import Target, TimedAnswer
 
-#: Of each pair, however long they take: one run has no deviation.
-LEAST_RUNS = 2
+    WorkOf = Callable[[Counts, int | None], dict[str, Work]]
+
+#: Rounds that are always run: one has no deviation.
+MIN_ROUNDS = 2
+_NOT_RUN = "interrupted before its first run"
 
 
 @dataclass(frozen=True)
 class Method:
-    """How often, and how long at most.
+    """Number of runs, time budget, and instruments."""
 
-    Attributes:
-        runs: Timed runs of each pair.
-        seconds: No round begins that would end later than this after the first; None: no limit.
-        now: Seconds of a clock that never goes back.
-        gauge: Does a fixed piece of work and returns its milliseconds; called before each timed run.
-        joules: Reading of an energy meter, or None.
-        gpu_memory: Bytes of the GPU's memory in use, or None; None without one.
-    """
-
-    runs: int = 5
-    seconds: float | None = None
+    runs: int = 5  # of each pair
+    seconds: float | None = None  # no round starts that would end later than this after the first
     now: Callable[[], float] = time.perf_counter
-    gauge: Callable[[], float] | None = None
+    gauge: Callable[[], float] | None = None  # milliseconds of a fixed piece of work, before each run
     joules: Callable[[], float | None] = energy
-    gpu_memory: Callable[[], int | None] | None = None
+    gpu_memory: Callable[[], int | None] | None = None  # bytes in use
 
 
-@dataclass
 class Trial:
-    """One scenario on one engine, as it is measured."""
+    """One scenario on one target; ``measured`` is what is known so far."""
 
-    scenario: Scenario
-    subject: Subject
-    inputs: Inputs
-    work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None
-    counts: Counts | None = None
-    memory: Memory | None = None
-    skipped: str | None = None
-    runs: list[Run] = field(default_factory=list)
-
-    @property
-    def measured(self) -> Measured:
-        """What is known so far."""
-        calls = len(self.runs[0].tiles) if self.runs else None
-        work = self.work_of(self.counts, calls) if self.work_of and self.counts else {}
-        return Measured(
-            self.scenario.name,
-            self.subject.name,
-            self.counts,
-            tuple(self.runs),
-            self.memory,
-            work,
-            self.skipped if self.runs or self.skipped else "interrupted before its first run",
-        )
+    def __init__(
+        self,
+        scenario: Scenario,
+        target: Target,
+        inputs: ScenarioInputs,
+        work_of: WorkOf | None = None,
+        skipped: str | None = None,
+    ) -> None:
+        self.scenario, self.target = scenario, target
+        self._inputs, self._work_of = inputs, work_of
+        self.measured = Measured(scenario.name, target.name, None, (), None, {}, skipped or _NOT_RUN)
+        self.failed = skipped is not None
 
     def warm_up(self, method: Method) -> None:
-        """A run that is not timed, and watched for memory. What cannot be asked is skipped from now on."""
-        if self.skipped:
+        """Answer once, untimed and watched for memory. A target that cannot is skipped from now on."""
+        if self.failed:
             return
         try:
-            with MemoryWatch(method.gpu_memory, self.subject.resident) as watch:
-                asked = self.subject.ask(
-                    self.scenario, self.inputs, lambda: watch.follow(StageClock(method.now))
-                )
+            answer, memory = self.target.ask_watched(
+                self.scenario, self._inputs, method.now, method.gpu_memory
+            )
         except OneVisionError as error:
-            self.skipped = error.message
-            return
-        self.counts, self.memory = asked.counts, watch.memory
+            self._fail(error)
+        else:
+            self.measured = replace(self.measured, counts=answer.counts, memory=memory)
 
     def run(self, method: Method) -> None:
-        """A run that is timed. An engine that fails keeps the runs that it has, and is asked no more."""
-        if self.skipped:
+        """Answer once, timed. A target that fails keeps its runs and is skipped from now on."""
+        if self.failed:
             return
-        pace = method.gauge() if method.gauge else None
+        gauge_ms = method.gauge() if method.gauge else None
         before = method.joules()
         try:
-            asked = self.subject.ask(self.scenario, self.inputs, partial(StageClock, method.now))
+            answer = self.target.ask(self.scenario, self._inputs, partial(StageClock, method.now))
         except OneVisionError as error:
-            self.skipped = error.message
+            self._fail(error)
             return
-        joules = energy_between(before, method.joules())
-        self.runs.append(_run_of(asked, pace, joules))
+        run = _run_of(answer, gauge_ms, energy_between(before, method.joules()))
+        work = self._work_of(answer.counts, len(run.tiles_ms)) if self._work_of else {}
+        runs = (*self.measured.runs, run)
+        self.measured = replace(self.measured, runs=runs, work=work, skipped=None)
+
+    def _fail(self, error: OneVisionError) -> None:
+        self.failed, self.measured = True, replace(self.measured, skipped=error.message)
 
 
-class Trials:
-    """Scenarios on engines. ``measured`` may be read at any time: an interrupted run keeps what it has."""
+def run_rounds(
+    trials: Sequence[Trial], method: Method, on_run: Callable[[Trial, int], object] = lambda *_: None
+) -> None:
+    """Measure trials in turn; an interrupt keeps their runs so far.
 
-    def __init__(self, pairs: Iterable[Trial], method: Method) -> None:
-        self.trials = tuple(pairs)
-        self._method = method
-
-    @property
-    def measured(self) -> tuple[Measured, ...]:
-        """All of them, as far as they are."""
-        return tuple(trial.measured for trial in self.trials)
-
-    def run(self, on_run: Callable[[Trial, int], object] = lambda *_: None) -> None:
-        """Measure.
-
-        Args:
-            on_run: Called before each run with its trial and round, 0 for the first, which warms up.
-        """
-        method = self._method
-        for trial in self.trials:
-            on_run(trial, 0)
-            trial.warm_up(method)
-        left = [trial for trial in self.trials if not trial.skipped]
-        started = now = method.now()
-        for number in range(1, method.runs + 1):
-            before, now = now, method.now()
-            takes = now - before
-            late = method.seconds is not None and now - started + takes > method.seconds
-            if late and number > LEAST_RUNS:
-                return
-            for trial in left:
-                on_run(trial, number)
-                trial.run(method)
+    Args:
+        trials: Scenarios on targets.
+        method: Number of runs, time budget, and instruments.
+        on_run: Called before each run with its trial and round, 0 for the warm-up.
+    """
+    for trial in trials:
+        on_run(trial, 0)
+        trial.warm_up(method)
+    ready = [trial for trial in trials if not trial.failed]
+    started = now = method.now()
+    for number in range(1, method.runs + 1):
+        before, now = now, method.now()
+        late = method.seconds is not None and now - started + (now - before) > method.seconds
+        if late and number > MIN_ROUNDS:
+            return
+        for trial in ready:
+            on_run(trial, number)
+            trial.run(method)
 
 
-def _run_of(asked: Asked, pace: float | None, joules: float | None) -> Run:
-    laps, times = asked.clock.laps, asked.clock.stages
-    prefill: dict[str, float] = {}
-    for lap in laps:
+def _run_of(answer: TimedAnswer, gauge_ms: float | None, joules: float | None) -> Run:
+    prefill: dict[str, float] = defaultdict(float)
+    for lap in answer.laps:
         if lap.stage == "prefill" and lap.of:
-            prefill[lap.of] = prefill.get(lap.of, 0.0) + lap.ms
+            prefill[lap.of] += lap.ms
     return Run(
-        stages={stage: times[stage] for stage in STAGES},
-        prefill=prefill,
-        tiles=tuple(lap.ms for lap in laps if lap.stage == "encode"),
-        tokens=tuple(lap.ms for lap in laps if lap.stage == "decode"),
-        ttft=asked.ttft,
-        total=asked.total,
-        gauge=pace,
+        stages_ms=answer.stages,
+        prefill_ms=dict(prefill),
+        tiles_ms=tuple(lap.ms for lap in answer.laps if lap.stage == "encode"),
+        tokens_ms=tuple(lap.ms for lap in answer.laps if lap.stage == "decode"),
+        ttft_ms=answer.ttft,
+        total_ms=answer.total,
+        gauge_ms=gauge_ms,
         joules=joules,
-        output=hashlib.sha256(" ".join(map(str, asked.token_ids)).encode()).hexdigest()[:16],
+        output=hashlib.sha256(" ".join(map(str, answer.token_ids)).encode()).hexdigest()[:16],
     )
 
 
 def make_trials(
-    scenario: Scenario,
-    subjects: Sequence[Subject],
-    folder: Path,
-    work_of: Callable[[Counts, int | None], dict[str, Work]] | None = None,
+    scenario: Scenario, targets: Sequence[Target], folder: Path, work_of: WorkOf | None = None
 ) -> list[Trial]:
-    """A trial of each engine on the same inputs, made in ``folder``; skipped where they cannot be made.
-
-    ``work_of`` is of the first.
-    """
-    inputs, skipped = Inputs(), None
+    """A trial per target on the same inputs, made in ``folder``; ``work_of`` is of the first target."""
+    inputs, skipped = ScenarioInputs(), None
     try:
         inputs = scenario.inputs(folder)
     except ImportError:
         skipped = "videos need PyAV: pip install 'onevision[video]'"
     return [
-        Trial(scenario, subject, inputs, None if number else work_of, skipped=skipped)
-        for number, subject in enumerate(subjects)
+        Trial(scenario, target, inputs, None if number else work_of, skipped)
+        for number, target in enumerate(targets)
     ]

@@ -1,4 +1,4 @@
-"""What a benchmark has measured, as a file that is there whole or not at all."""
+"""The result of a benchmark: what was run, on what, and every measurement, as one JSON file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from onevision.typed import build
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Counts up when a file of before can no longer be read.
-SCHEMA_VERSION = 1
-
-_HINT = "measure again with: onevision bench --out FILE"
+#: Raised when files of earlier versions can no longer be read.
+SCHEMA_VERSION = 2
+_HINT = "measure again with: onevision bench --output FILE"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there was to do. ``prompt_tokens`` include ``image_tokens``."""
+    """Amount of work of an answer. ``prompt_tokens`` include ``image_tokens``."""
 
     prompt_tokens: int
     image_tokens: int
@@ -31,41 +30,29 @@ class Counts:
 
 @dataclass(frozen=True)
 class Run:
-    """One answer, in milliseconds.
+    """One timed answer."""
 
-    Attributes:
-        stages: By stage of the engine; they do not overlap.
-        prefill: Of that stage, by what was read: ``picture`` and ``text``.
-        tiles: Of encode, each call.
-        tokens: Of decode, each token: the latencies between tokens.
-        ttft: From the bytes in hand to the first token; None of an engine that only encodes.
-        total: To the last token.
-        gauge: A fixed piece of work just before: how fast the machine was at that time.
-        joules: Energy of the processor or the GPU; None where the system does not tell.
-        output: Hash of the token ids.
-    """
-
-    stages: dict[str, float]
-    prefill: dict[str, float]
-    tiles: tuple[float, ...]
-    tokens: tuple[float, ...]
-    ttft: float | None
-    total: float
-    gauge: float | None
-    joules: float | None
-    output: str
+    stages_ms: dict[str, float]  # by stage of the engine; stages do not overlap
+    prefill_ms: dict[str, float]  # parts of that stage: images and text
+    tiles_ms: tuple[float, ...]  # each call of the encoder
+    tokens_ms: tuple[float, ...]  # each decoded token: the latencies between tokens
+    ttft_ms: float | None  # from the bytes in hand to the first token; None of engines that only encode
+    total_ms: float  # to the last token
+    gauge_ms: float | None  # a fixed piece of work just before: how fast the machine was
+    joules: float | None  # of the processor or the GPU; None if the system does not report it
+    output: str  # hash of the token ids
 
     @property
     def tpot(self) -> float | None:
         """Milliseconds per output token after the first."""
-        if self.ttft is None or not self.tokens:
+        if self.ttft_ms is None or not self.tokens_ms:
             return None
-        return (self.total - self.ttft) / len(self.tokens)
+        return (self.total_ms - self.ttft_ms) / len(self.tokens_ms)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, sampled in a run that is not timed: of the process, and by stage; of the whole GPU."""
+    """Peak bytes in a run that is not timed: of the process, by stage, and of the whole GPU."""
 
     peak: int
     stages: dict[str, int]
@@ -74,21 +61,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage has to do at least: operations, bytes of memory to read, and its arithmetic."""
+    """Least work of a stage: operations and bytes to read, for ``units`` tiles or tokens (``per``)."""
 
     flops: int
     bytes: int
-    precision: str
-    per: str  # tile or token, of which there are ``units``
+    precision: str  # arithmetic
+    per: str
     units: int
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One scenario on one engine. ``skipped`` says why there are no runs."""
+    """One scenario on one engine. ``skipped`` says why there are no (more) runs."""
 
     scenario: str
-    subject: str
+    engine: str
     counts: Counts | None
     runs: tuple[Run, ...]
     memory: Memory | None
@@ -98,27 +85,42 @@ class Measured:
 
 @dataclass(frozen=True)
 class Load:
-    """Milliseconds to load the whole bundle: from the disk, where that can be had, and from memory."""
+    """Times to load the bundle: from the disk (None if the system keeps files cached), and from memory."""
 
-    cold: float | None
-    warm: tuple[float, ...]
+    cold_ms: float | None
+    warm_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What was measured."""
+    """The measured bundle. ``cache`` is the type of keys and values, ``sha256`` the manifest's."""
 
     name: str
     bytes: int
     vision: str
     backbone: str
-    cache: str  # type of keys and values
-    sha256: str  # of the manifest
+    cache: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Limits of a device: bytes read and operations per second. None: not measured, or no such arithmetic."""
+
+    place: str  # cpu or cuda
+    threads: int
+    read: float | None
+    engines: dict[str, dict[str, float | None]]  # by engine and arithmetic
+
+    def flops(self, precision: str) -> float | None:
+        """Operations per second of the fastest engine."""
+        found = [rates.get(precision) for rates in self.engines.values()]
+        return max((rate for rate in found if rate), default=None)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A whole benchmark. ``started`` is in UTC; ``machine`` and ``rates`` are those of their modules."""
+    """A benchmark. ``started`` is in UTC; ``machine`` comes from :mod:`onevision.bench.machine`."""
 
     schema_version: int
     onevision: str
@@ -130,7 +132,7 @@ class Result:
     isolated: bool
     interrupted: bool
     machine: dict[str, Any]
-    rates: dict[str, Any] | None
+    rates: Rates | None
     load: Load | None
     measured: tuple[Measured, ...]
 
@@ -140,7 +142,7 @@ class Result:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write a result, replacing one that is there.
+    """Write a result atomically, replacing an earlier one.
 
     Raises:
         ExportError: The file cannot be written.
@@ -151,36 +153,25 @@ def write_result(path: Path, result: Result) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """Read what :func:`write_result` wrote, or what ``onevision bench --json`` printed.
+    """Read a file of :func:`write_result` or of ``onevision bench --json``.
 
     Raises:
         UsageError: The file cannot be read.
-        ResultError: It is damaged, or of another schema version.
+        ResultError: It is damaged or has another schema version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ResultError(f"{path} is no result of a benchmark: it is no text", hint=_HINT) from error
-    return parse_result(text, str(path))
-
-
-def parse_result(text: str, where: str) -> Result:
-    """A result from its text; see :func:`read_result`."""
-    try:
-        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"{where} is not valid JSON: {error}", hint=_HINT) from error
+        raise ResultError(f"{path} is not a benchmark result: {error}", hint=_HINT) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is None:
-        raise ResultError(f"{where} is no result of a benchmark: it has no schema version", hint=_HINT)
+        raise ResultError(f"{path} is not a benchmark result: it has no schema version", hint=_HINT)
     if version != SCHEMA_VERSION:
-        raise ResultError(
-            f"{where} has schema version {version!r}, and this version of onevision reads {SCHEMA_VERSION}",
-            hint=_HINT,
-        )
+        reads = f"this version of onevision reads {SCHEMA_VERSION}"
+        raise ResultError(f"{path} has schema version {version!r}; {reads}", hint=_HINT)
     try:
         return build(Result, data)
     except ValueError as error:
-        raise ResultError(f"{where} (schema version {version}): {error}", hint=_HINT) from error
+        raise ResultError(f"{path} (schema version {version}): {error}", hint=_HINT) from error

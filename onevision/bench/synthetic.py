@@ -1,11 +1,8 @@
-"""A bundle of the right shape with random weights, to judge a device before anything is downloaded.
+"""A bundle of a published shape with random weights, to judge a device before anything is downloaded.
 
-``random checkpoint -> bundle in floats -> (int8 encoder) -> bundle in the user's cache``
+``random checkpoint -> float bundle -> (int8 encoder) -> bundle with a prefill graph in the user's cache``
 
-It has a prefill graph: what this package can do at best is to be judged.
-
-Times depend on shapes and precisions, not on what the weights are. No quality gate is asked: there is no
-quality to lose.
+Times depend on shapes and precisions, not on the weights' values; no quality gate is run.
 """
 
 from __future__ import annotations
@@ -29,15 +26,15 @@ if TYPE_CHECKING:
     from onevision.precisions import BackbonePrecision, EncoderPrecision
     from onevision.progress import Progress
 
-#: What int8 is calibrated on. Ranges of random weights are as good as any.
+#: Calibration tiles of int8: ranges of random weights are as good as any.
 _TILES = 2
-#: Bytes of what does not grow with the weights: tokenizer, tables of cosines, graphs.
+#: Bytes of tokenizer, tables and graphs.
 _REST = 32 << 20
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """What to make: a published shape, and precisions."""
+    """A published shape, and precisions."""
 
     size: SynthSize
     vision: EncoderPrecision = "int8"
@@ -45,19 +42,24 @@ class Synthetic:
 
     @property
     def name(self) -> str:
-        """What reports call the model."""
+        """Name of the model in reports."""
         return f"synthetic-{self.size} (random weights)"
 
 
 def synthetic_bundle(
-    wanted: Synthetic, progress: Progress | None = None, *, threads: int | None = None
+    wanted: Synthetic,
+    progress: Progress | None = None,
+    *,
+    threads: int | None = None,
+    spec: SynthSpec | None = None,
 ) -> Path:
-    """Folder of the bundle. It is made if it is not in the cache, which takes minutes.
+    """Folder of the bundle, which is made once: that takes minutes.
 
     Args:
-        wanted: What to make.
-        progress: Told what goes on if it has to be made; None: the log is.
+        wanted: Shape and precisions.
+        progress: Progress reporter; None for the log.
         threads: CPU threads to make it with; None for all cores.
+        spec: Another shape than the published one.
 
     Raises:
         UsageError: It has to be made, and the extra ``export`` is not installed.
@@ -65,13 +67,7 @@ def synthetic_bundle(
     """
     from onevision.export.synth import SynthSpec
 
-    return bundle_of(SynthSpec.preset(wanted.size), wanted, progress, threads=threads)
-
-
-def bundle_of(
-    spec: SynthSpec, wanted: Synthetic, progress: Progress | None = None, *, threads: int | None = None
-) -> Path:
-    """:func:`synthetic_bundle` of any shape."""
+    spec = spec or SynthSpec.preset(wanted.size)
     return cached_bundle(
         f"synthetic-{wanted.size}-{wanted.vision}-{wanted.backbone}",
         hashlib.sha256(f"{spec} {_TILES} prefill".encode()).hexdigest()[:16],
@@ -86,17 +82,18 @@ def bundle_of(
 
 
 def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
-    """Room on the disk to make a bundle, at most: the checkpoint, and what it becomes on the way."""
+    """Disk space to make a bundle, at most: the checkpoint, and all that is made from it on the way."""
     from onevision.export.synth import weights_of
     from onevision.native.quantize import FLOAT_BYTES, QUANTIZED_BYTES
 
     tower, backbone = weights_of(spec)
-    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + backbone  # the prefill graph's
+    prefill = backbone
+    made = int(FLOAT_BYTES.get(wanted.backbone, QUANTIZED_BYTES) * backbone) + prefill
     checkpoint, in_its_type = 2 * (tower + backbone), 2 * backbone
-    while_exported = checkpoint + 4 * tower + in_its_type + made
-    while_calibrated = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantized
-    while_copied = 2 * made + (4 + 2) * tower
-    return max(while_exported, while_calibrated, while_copied) + _REST
+    exporting = checkpoint + 4 * tower + in_its_type + made
+    calibrating = made + (4 + 8 + 1) * tower  # exported, watched in floats and in int8, and quantized
+    copying = 2 * made + (4 + 2) * tower
+    return max(exporting, calibrating, copying) + _REST
 
 
 def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, progress: Progress) -> None:
@@ -111,30 +108,25 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
         size=wanted.size,
         name=wanted.name,
         threads=threads,
-        prove=False,  # of random weights there is nothing to prove, and it takes longer than all the rest
+        prove=False,  # random weights have nothing to prove
     )
     with (
         disk_space(target.parent, needed_bytes(spec, wanted)),
         tempfile.TemporaryDirectory(
             prefix=f".{target.name}.", suffix=".partial", dir=target.parent, ignore_cleanup_errors=True
         ) as scratch,
-        write_bundle(target) as folder,
     ):
         checkpoint = Path(scratch, f"synthetic-{wanted.size}")
         with progress.step("checkpoint with random weights") as advance:
             synthesise(checkpoint, spec, advance=advance)
-        exported = export(
-            FetchedCheckpoint(checkpoint, None, None), Path(scratch, "bundle"), options, progress
-        )
+        floats = Path(scratch, "bundle") if wanted.vision == "int8" else target
+        exported = export(FetchedCheckpoint(checkpoint, None, None), floats, options, progress)
         shutil.rmtree(checkpoint)
         if wanted.vision == "int8":
-            _in_int8(exported, folder, threads, progress)
-        else:
-            for path in exported.bundle.folder.iterdir():
-                path.replace(folder / path.name)
+            _quantize(exported, target, threads, progress)
 
 
-def _in_int8(exported: Exported, folder: Path, threads: int | None, progress: Progress) -> None:
+def _quantize(exported: Exported, target: Path, threads: int | None, progress: Progress) -> None:
     """The same bundle with an int8 encoder, whatever its error."""
     from onevision.export.seal import seal
     from onevision.proof.verify import Report
@@ -143,7 +135,7 @@ def _in_int8(exported: Exported, folder: Path, threads: int | None, progress: Pr
 
     anything = Thresholds(cosine=-1.0, relative_error=inf)
     config = GateConfig(tiles=_TILES, thresholds=anything, threads=threads)
-    with scratch_folder(folder) as scratch:
+    with write_bundle(target) as folder, scratch_folder(folder) as scratch:
         quantizer = Quantizer(exported.bundle, scratch, config, progress)
         bundle = quantizer.make(Candidate("int8", exported.backbone.precision), folder)
-    seal(folder, bundle.manifest, exported.backbone, Report(()), **bundle.manifest.quality)
+        seal(folder, bundle.manifest, Report(()), **bundle.manifest.quality)

@@ -1,9 +1,10 @@
-"""``onevision bench``: where the time goes, and how far that is from what the machine could do."""
+"""``onevision bench``: time by stage, beside the machine's limits, other engines and earlier results."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -20,6 +21,7 @@ from onevision.cli.console import (
     examples,
     one_of,
     print_json,
+    print_table,
     print_warning,
     stderr,
     stdout,
@@ -27,38 +29,92 @@ from onevision.cli.console import (
 from onevision.errors import OneVisionError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
+    from onevision.bench.benchmark import BenchSettings
     from onevision.bench.result import Result
     from onevision.bundle import Bundle
-    from onevision.native.device import Device as DeviceName
 
 HELP = examples(
-    "Measure where the time goes, and how far that is from what this machine could do. At the end, the times "
-    "that --ttft-target of `run` and `plan` needs are measured and kept.",
+    "Measure where the time goes, and how close it is to this machine's limits. The last step measures the "
+    "speed profile that --ttft-target of `run` and `plan` needs.",
     "onevision bench --quick",
-    "onevision bench --scenario photo-1080p --scenario video-8 -m bundle --out before.json",
+    "onevision bench --scenario photo-1080p --scenario video-8 -m bundle --output before.json",
     "onevision bench --file photo.jpg --runs 10 --markdown -m bundle",
     "onevision bench --synthetic 0.5b --quick",
-    "onevision bench --isolate -m bundle --out result.json",
+    "onevision bench --isolate -m bundle --output result.json",
     "onevision bench --quick --against transformers-bf16,llama -m bundle --checkpoint model",
 )
-
 COMPARE_HELP = examples(
-    "Compare two results stage by stage; exit status 1 if a stage became slower.",
+    "Compare two results stage by stage. Exit status 1 if a stage became slower, 3 if the machine's own "
+    "speed changed too much to tell.",
     "onevision bench compare before.json after.json",
     "onevision bench compare before.json after.json --threshold 2% --json",
 )
-
 PLOT_HELP = examples(
-    "Draw results as pictures and one HTML file: where the time goes, latency by tiles, decode by context.",
+    "Draw results as PNG files and one HTML page: time by stage, latency by tiles, decoding by context.",
     "onevision bench plot result.json",
-    "onevision bench plot before.json after.json --out plots",
+    "onevision bench plot before.json after.json --output plots",
 )
 
 _RUNS = 5
-#: Seconds that no round of runs may begin after.
-_QUICK_BOX, _BOX = 240.0, 3600.0
+_QUICK_SECONDS, _SECONDS = 240.0, 3600.0
+_SLOWER, _INCONCLUSIVE = 1, 3  # exit statuses of compare
+
+Scenarios = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Scenario; repeatable. An unknown name lists them.  [default: all]"),
+]
+Files = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE", help="Your own image or video; repeatable.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Only text and two common image sizes.")]
+Runs = Annotated[int, typer.Option(min=1, metavar="N", help="Timed runs per scenario.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="S",
+        help="Time budget: no new round starts if it would end after S seconds (at least two rounds run).  "
+        f"[default: {_QUICK_SECONDS:.0f} with --quick, else {_SECONDS:.0f}]",
+    ),
+]
+Isolate = Annotated[
+    bool,
+    typer.Option("--isolate", help="Run each scenario in a fresh process, so that its memory is its own."),
+]
+SyntheticSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Instead of a bundle: a 0.5b or 7b with random weights, made once into the cache.",
+    ),
+]
+Vision = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Its encoder: fp32, fp16 or int8.  [default: int8, fp16 on a GPU]"),
+]
+Backbone = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]")
+]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Also measure these engines, alternating with onevision; repeatable: transformers "
+        "(transformers-bf16, transformers-fp32), openvino and openvino-int8 (the encoder of an fp32 bundle), "
+        "llama (the bundle without its prefill graph).",
+    ),
+]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Checkpoint for transformers.  [default: the bundle's, if found]"),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the whole result as JSON.")
+]
+Csv = Annotated[bool, typer.Option("--csv", help="Print a CSV row per stage.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -76,136 +132,89 @@ def register(parent: typer.Typer) -> None:
 def bench(
     context: typer.Context,
     model: Model = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Only text and two usual pictures.")] = False,
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="What to ask; repeatable. A wrong name lists them.  [default: all]"
-        ),
-    ] = None,
-    file: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture or video of yours; repeatable.")
-    ] = None,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed runs of each.")] = _RUNS,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="S",
-            help="Begin no further round of runs that would end later; two are always made.  "
-            f"[default: {_QUICK_BOX:.0f} with --quick, else {_BOX:.0f}]",
-        ),
-    ] = None,
-    isolate: Annotated[
-        bool,
-        typer.Option(
-            "--isolate", help="Each scenario in a fresh process, so that its memory is its own; no turns."
-        ),
-    ] = False,
-    synthetic: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Instead of a bundle: a 0.5b or 7b with random weights, which is made once into the cache.",
-        ),
-    ] = None,
-    vision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE", help="Its encoder in fp32, fp16 or int8.  [default: int8, on a GPU fp16]"
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]"),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Measure others beside, in turn: transformers (transformers-bf16, transformers-fp32), "
-            "openvino (the encoder), llama (the bundle without its prefill graph); repeatable.",
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="What transformers loads.  [default: what the bundle was made of, where that is found]",
-        ),
-    ] = None,
+    quick: Quick = False,
+    scenario: Scenarios = None,
+    file: Files = None,
+    runs: Runs = _RUNS,
+    seconds: Seconds = None,
+    isolate: Isolate = False,
+    synthetic: SyntheticSize = None,
+    vision: Vision = None,
+    backbone: Backbone = None,
+    against: Against = None,
+    checkpoint: CheckpointFolder = None,
     device: Device = "cpu",
     threads: Threads = None,
     check: CheckSums = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the whole result as JSON.")
-    ] = None,
+    output: Output = None,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print a row of each stage as CSV.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    as_csv: Csv = False,
+    as_markdown: Markdown = False,
 ) -> None:
     """Measure a bundle."""
     if context.invoked_subcommand is not None:
         return
-    from onevision.bench.benchmark import Benchmark, Settings
-    from onevision.bench.gpu import require_cuda
-    from onevision.bench.isolate import IsolatedBenchmark
+    from onevision.bench.benchmark import BenchSettings
+    from onevision.bench.machine import require_cuda
     from onevision.bench.peers import choose_peers
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
     from onevision.native import device as devices
 
-    if as_json + as_csv + as_markdown > 1:
-        raise UsageError("--json, --csv and --markdown exclude each other")
     where = one_of(device, get_args(devices.Device), "--device")
     chosen = choose(scenario or (), file or (), quick=quick)
+    given = context.get_parameter_source("model")
+    clashes = {
+        "--json, --csv and --markdown": as_json + as_csv + as_markdown > 1,
+        "--synthetic and --model": synthetic and given is not None and given.name == "COMMANDLINE",
+        "--isolate and --against": isolate and against,
+    }
+    for options, clash in clashes.items():
+        if clash:
+            raise UsageError(f"{options} exclude each other")
     if synthetic is None and (vision or backbone):
         raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
-    given = context.get_parameter_source("model")
-    if synthetic is not None and given is not None and given.name == "COMMANDLINE":
-        raise UsageError("--synthetic and --model exclude each other")
-    if isolate and against:
-        raise UsageError(
-            "--isolate and --against exclude each other", hint="others have processes of their own anyway"
-        )
-    peers = choose_peers(against or ())
-    box = seconds or (_QUICK_BOX if quick else _BOX)
-    settings = Settings(chosen, runs, box, where, threads, against=peers, checkpoint=checkpoint)
+    peers, box = choose_peers(against or ()), seconds or (_QUICK_SECONDS if quick else _SECONDS)
     if where == "cuda":
         require_cuda()  # before a bundle is made, which takes minutes
-        vision = vision or "fp16"  # graphs in int8 are made for CPUs
+        vision = vision or "fp16"  # int8 graphs are made for CPUs
     folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
-    bundle = open_bundle(folder, check=check)
-    stopped = False
-    with _steps() as show:
-        benchmark = (IsolatedBenchmark if isolate else Benchmark)(bundle, settings, show)
-        try:
-            benchmark.run()
-            _calibrate(bundle, where, benchmark.result.threads, show)
-        except KeyboardInterrupt:
-            stopped = True
-            print_warning("interrupted: the result has what was measured")
-    result = benchmark.result
-    if out:
-        write_result(out, result)
+    settings = BenchSettings(
+        chosen, runs, box, where, threads, isolate=isolate, against=peers, checkpoint=checkpoint
+    )
+    result = _measure(open_bundle(folder, check=check), settings)
+    if output:
+        write_result(output, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
-    if stopped:
+    if result.interrupted:
         raise KeyboardInterrupt
 
 
-def _calibrate(bundle: Bundle, device: DeviceName, threads: int, show: Callable[[str], object]) -> None:
-    """Keep what ``--ttft-target`` needs; where that fails, the result is good all the same."""
+def _measure(bundle: Bundle, settings: BenchSettings) -> Result:
+    """Measure, and then the speed profile; after an interrupt, the result has what was measured."""
+    from onevision.bench.benchmark import Benchmark
     from onevision.bench.calibrate import keep_calibration
 
-    try:
-        keep_calibration(bundle, device, threads, show)
-    except OneVisionError as error:
-        print_warning(f"times to the first token cannot be predicted: {error.message}")
+    if find_spec("onnx") is None:
+        print_warning("limits of ONNX Runtime are not measured: pip install 'onevision[bench]'")
+    with _status() as show:
+        benchmark = Benchmark(bundle, settings, show)
+        try:
+            benchmark.run()
+            keep_calibration(bundle, settings.device, benchmark.result.threads, show)
+        except KeyboardInterrupt:
+            print_warning("interrupted: the result has what was measured")
+            return replace(benchmark.result, interrupted=True)
+        except OneVisionError as error:
+            if benchmark.result.interrupted:
+                raise
+            print_warning(f"times to the first token cannot be predicted: {error.message}")
+    return benchmark.result
 
 
 def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int | None) -> Path:
-    """Folder of the bundle with random weights; says where it is."""
+    """Folder of the bundle with random weights."""
     from onevision.bench.synthetic import Synthetic, synthetic_bundle
     from onevision.bundle import open_bundle
     from onevision.export.synth import SynthSize
@@ -225,7 +234,7 @@ def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int
 
 
 @contextmanager
-def _steps() -> Iterator[Callable[[str], None]]:
+def _status() -> Iterator[Callable[[str], None]]:
     """A line that says what is being measured; on a terminal only, and redrawn only when that changes."""
     from rich.status import Status
 
@@ -247,105 +256,64 @@ def _print(result: Result, form: str) -> None:
     elif form == "markdown":
         print(report.to_markdown(result), end="")
     else:
-        _print_tables(result)
-
-
-def _print_tables(result: Result) -> None:
-    from onevision.bench import report
-
-    console = stdout()
-    model = result.model
-    console.print(
-        f"{model.name}, {model.vision} + {model.backbone}, {result.device}, {result.threads} threads; "
-        f"{result.machine['cpu']}",
-        style="bold",
-    )
-    if result.load:
-        cold = f"{report.duration(result.load.cold)} cold, " if result.load.cold else ""
-        console.print(f"loaded in {cold}{report.spread(result.load.warm)} warm")
-    _print_table(report.COLUMNS, report.table(result))
-    _print_table(report.share_columns(result), report.shares(result))
-    _print_table(report.AGAINST, report.against(result))
-    for line in report.limits(result):
-        console.print(line)
-    for line in report.skipped(result):
-        print_warning(line)
-    for measured in result.measured:
-        if report.drifted(measured):
-            print_warning(f"{measured.scenario} {measured.subject}: its runs gave different tokens")
-
-
-def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    if lines:
-        table = Table(box=None, pad_edge=False)
-        for number, name in enumerate(columns):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
-        stdout().print(table)
+        console = stdout()
+        console.print(report.heading(result), style="bold")
+        if load := result.load:
+            cold = f"{report.duration(load.cold_ms)} cold, " if load.cold_ms else ""
+            console.print(f"loaded in {cold}{report.spread(load.warm_ms)} warm")
+        for table in report.tables(result):
+            print_table(table.columns, table.rows)
+        for line in report.limits(result):
+            console.print(line)
+        for line in report.warnings(result):
+            print_warning(line)
 
 
 @app.command("compare", help=COMPARE_HELP, short_help="Tell a slower stage from noise.")
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `bench --out`.")],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `bench --output`.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one.")],
     threshold: Annotated[
-        str, typer.Option(metavar="SHARE", help="A smaller change of a stage is none: 5% or 0.05.")
+        str, typer.Option(metavar="SHARE", help="Ignore changes smaller than this: 5% or 0.05.")
     ] = "5%",
     as_json: Json = False,
 ) -> None:
     """Compare two results."""
     from onevision.bench import compare as comparing
-    from onevision.bench.peers import PEERS
-    from onevision.bench.report import duration
+    from onevision.bench.report import changes
     from onevision.bench.result import read_result
 
     share = _share(threshold)
-    found = comparing.compare(read_result(before), read_result(after), share)
+    comparison = comparing.compare(read_result(before), read_result(after), share)
     if as_json:
-        print_json(found.to_dict())
+        print_json(comparison.to_dict())
     else:
-        columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
-        lines = [
-            (
-                f"{one.scenario} {one.subject}" if one.subject in PEERS else one.scenario,
-                one.stage,
-                duration(one.before),
-                duration(one.after),
-                f"{one.ratio:.3f}",
-                f"{one.interval[0]:.3f} to {one.interval[1]:.3f}",
-                one.verdict,
-            )
-            for one in found.differences
-        ]
-        _print_table(columns, lines)
-        stdout().print(f"the machine itself took {found.machine:.3f} times as long for the same work")
-    if found.regressions:
-        raise typer.Exit(1)
+        table = changes(comparison)
+        print_table(table.columns, table.rows)
+        stdout().print(comparison.note)
+    if comparison.regressions:
+        raise typer.Exit(_SLOWER)
+    if comparison.ours("inconclusive"):
+        raise typer.Exit(_INCONCLUSIVE)
 
 
 @app.command("plot", help=PLOT_HELP, short_help="Draw results.")
 def plot(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files of `bench --out`.")],
-    out: Annotated[
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files of `bench --output`.")],
+    output: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--out", metavar="FOLDER", help="Where they go.  [default: the first result's name, -plots]"
-        ),
+        typer.Option("-o", "--output", metavar="FOLDER", help="Folder.  [default: <first result>-plots]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw results."""
-    from onevision.bench.page import write_plots
-    from onevision.bench.plot import missing_package, named
+    from onevision.bench.plot import label_results, write_plots
     from onevision.bench.result import read_result
+    from onevision.extras import require
 
-    if missing := missing_package():
-        raise UsageError(f"this command needs {missing}", hint="pip install 'onevision[bench]'")
-    found = named(results, [read_result(path) for path in results])
-    files = write_plots(found, out or Path(f"{results[0].stem}-plots"))
+    require("bench", "plotting")
+    labeled = label_results(results, [read_result(path) for path in results])
+    files = write_plots(labeled, output or Path(f"{results[0].stem}-plots"))
     if as_json:
         print_json({"files": list(map(str, files))})
     else:
@@ -359,5 +327,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise UsageError(f"--threshold is {text!r}", hint="a share from 0 to 1, or per cent: 5%")
+        raise UsageError(f"--threshold is {text!r}", hint="a share from 0 to 1, or percent: 5%")
     return share

@@ -18,15 +18,14 @@ from onevision.cli.console import (
     one_of,
     print_facts,
     print_json,
-    print_warning,
     stdout,
 )
 from onevision.errors import CheckpointError, UsageError
-from onevision.export.quality import quality_facts
+from onevision.export.card import quality_facts
 from onevision.files import readable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from onevision.bundle import Bundle, Manifest
     from onevision.models.shapes import ModelConfig
@@ -37,6 +36,7 @@ VERIFY_HELP = examples(
     "Prove a bundle against the reference implementation, stage by stage.",
     "onevision verify -m bundle",
     "onevision verify -m bundle --reference checkpoint --image photo.jpg",
+    "onevision verify -m bundle --reference checkpoint --write",
 )
 
 INSPECT_HELP = examples("Show what a bundle is.", "onevision inspect bundle --check")
@@ -59,18 +59,22 @@ def verify(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="The checkpoint: run the reference now, instead of comparing with the vectors that came "
-            "with the bundle. Needs onevision[export].",
+            help="Folder of the source's checkpoint: compare with transformers, run now, instead of with the "
+            "bundle's reference vectors. Needs onevision[proof].",
         ),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("-i", "--image", metavar="FILE", help="A picture for --reference; repeatable."),
+        typer.Option("-i", "--image", metavar="FILE", help="An image for --reference; repeatable."),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help=f"The question for --reference.  [default: {_LIVE_PROMPT}]"),
+        typer.Option(metavar="TEXT", help=f"The question for --image.  [default: {_LIVE_PROMPT}]"),
     ] = None,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Store the reference vectors and a passed result in the bundle."),
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
@@ -84,16 +88,23 @@ def verify(
     from onevision.runtime.engine import OneVision
 
     where = one_of(device, get_args(devices.Device), "--device")
-    if reference is None and (image or prompt is not None):
-        raise UsageError("--image and --prompt need --reference: the bundle's own vectors have theirs")
+    if reference is None and (image or prompt is not None or write):
+        raise UsageError(
+            "--image, --prompt and --write need --reference: the bundle's reference vectors are complete"
+        )
+    if write and (image or prompt is not None):
+        raise UsageError("--write stores the standard cases: leave --image and --prompt out")
     bundle = open_bundle(bundle_folder(model), check=check)
-    cases: Iterable[ReferenceCase]
     if reference is None:
-        cases = load_golden(bundle.path(GOLDEN))
+        cases: Sequence[ReferenceCase] = load_golden(bundle.path(GOLDEN))
     else:
-        cases = (_live_case(reference, bundle.manifest, image or [], prompt or _LIVE_PROMPT),)
+        cases = _live_cases(reference, bundle.manifest, image or [], prompt)
     with OneVision(bundle, device=where, threads=threads) as loaded:
         report = proof.verify(loaded, cases)
+    if write and report.passed:
+        from onevision.export.reference import record_proof
+
+        record_proof(bundle, cases, report)
     if as_json:
         print_json({"bundle": str(bundle.folder), **report.to_dict()})
     else:
@@ -102,30 +113,30 @@ def verify(
         raise typer.Exit(1)
 
 
-def _live_case(folder: Path, manifest: Manifest, images: Sequence[str], prompt: str) -> ReferenceCase:
-    """Run the reference on the user's pictures, which are opened as a run opens them."""
+def _live_cases(
+    folder: Path, manifest: Manifest, images: Sequence[str], prompt: str | None
+) -> Sequence[ReferenceCase]:
+    """Run the reference on the user's images, or on the standard cases."""
     import numpy as np
 
     from onevision.cli.console import ConsoleProgress
     from onevision.extras import require
     from onevision.runtime.images import read_image
 
-    require("export", "this command")
+    require("export", "verify --reference")
+    require("proof", "verify --reference")
     from onevision.export.checkpoint import Checkpoint
-    from onevision.export.tokenizer import read_tokenizer
-    from onevision.proof.reference import Reference, fits_in_memory
+    from onevision.export.reference import load_reference
+    from onevision.proof.reference import golden_cases
 
-    pictures = [np.asarray(read_image(path)) for path in images]
-    with Checkpoint.open(folder) as checkpoint, ConsoleProgress().step("running the reference"):
+    pixels = [np.asarray(read_image(path)) for path in images]
+    progress = ConsoleProgress()
+    with Checkpoint.open(folder) as checkpoint, progress.step("running the reference"):
         _check_same_shape(checkpoint.config, manifest)
-        whole = fits_in_memory(checkpoint)
-        if not whole:
-            print_warning(
-                "the language model is too large for this memory: comparing up to the visual tokens"
-            )
-        banned = read_tokenizer(folder, checkpoint.config).never_sampled
-        live = Reference(checkpoint, backbone=whole)
-        return live.case("live", prompt, images=pictures, banned=banned)
+        live = load_reference(checkpoint, progress)
+        if not images and prompt is None:
+            return golden_cases(live)
+        return [live.case("live", prompt or _LIVE_PROMPT, images=pixels)]
 
 
 def _check_same_shape(config: ModelConfig, manifest: Manifest) -> None:
@@ -211,7 +222,7 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
         f"{backbone.bits_per_weight:.2f} bits per weight",
         "video": f"{manifest.video.frames} frames, {manifest.video.pooled_side**2} tokens each",
         "prompt": f"{manifest.prompt.template} format",
-        "verify": _proof(manifest.quality.get("verify")),
+        "verify": _proof(manifest),
         **quality_facts(manifest.quality),
         "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
     }
@@ -220,12 +231,17 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
         stdout().print(f"  {name:18}{readable(info.bytes):>9}  {info.precision or ''}".rstrip())
 
 
-def _proof(verified: object) -> str:
-    """What the export's own verification said, in a word."""
+def _proof(manifest: Manifest) -> str:
+    """Result of the comparison with the reference that the manifest records."""
+    from onevision.bundle import GOLDEN
+
+    verified = manifest.quality.get("verify")
     passed = verified.get("passed") if isinstance(verified, dict) else None
-    if passed is None:
-        return "never run"
-    return "passed at export" if passed is True else "FAILED at export"
+    if passed is not None:
+        return "passed" if passed is True else "FAILED"
+    if GOLDEN in manifest.files:
+        return "not run; its reference vectors are there: onevision verify"
+    return "unproven; onevision verify --reference CHECKPOINT --write proves it"
 
 
 def doctor(as_json: Json = False) -> None:

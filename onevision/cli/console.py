@@ -18,7 +18,7 @@ from onevision.errors import UsageError
 from onevision.native.device import MAX_THREADS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
@@ -168,6 +168,35 @@ def stdout() -> Console:
     if not console.is_terminal:
         console.width = 1000
     return console
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; where it is too wide, each row becomes its first cell with the others below.
+
+    Args:
+        columns: Names; the first column is text, the others are numbers.
+        rows: Cells, which are never cut.
+    """
+    from rich.table import Table
+
+    if not rows:
+        return
+    console = stdout()
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    roomy = console.options.update(max_width=sys.maxsize)
+    if console.measure(table, options=roomy).maximum <= console.width:
+        console.print(table)
+        return
+    for first, *cells in rows:
+        console.print(first, style="bold")
+        pairs = zip(columns[1:], cells, strict=True)
+        named = (f"{name} {cell}".replace(" ", "\N{NO-BREAK SPACE}") for name, cell in pairs)
+        for line in wrap("  ".join(named), console.width - 2, break_on_hyphens=False):
+            console.print(f"  {line}")
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ from onevision.precisions import BackbonePrecision, EncoderPrecision
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onevision.quant.sweep import SweepRow
+    from onevision.quant.rows import SweepRow
 
 HELP = "Quantize a full-precision bundle without losing accuracy."
 
@@ -179,7 +179,7 @@ def _print_rows(rows: Sequence[SweepRow]) -> None:
     """Print rows as a table, with the Pareto front of size, both times and divergence marked."""
     from rich.table import Column, Table
 
-    from onevision.quant.sweep import front_of
+    from onevision.quant.rows import front_of
 
     names = ("MB", "bits", "ms/tile", "ms/token", "cosine", "mean KL", "top-1", "accuracy", "gate")
     numbers = [Column(name, justify="right", no_wrap=True) for name in names]

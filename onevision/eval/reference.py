@@ -1,4 +1,4 @@
-"""The reference as what is asked: transformers in fp32, from a checkpoint. Needs the extra ``export``."""
+"""The reference as what is asked: transformers in fp32, from a checkpoint. Needs the extra ``proof``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ReferenceModel:
                 raise CheckpointError(
                     f"{folder} does not fit in this memory in fp32", hint="compare with a bundle instead"
                 )
-            self._reference = Reference(checkpoint)
-            self._banned = read_tokenizer(folder, checkpoint.config).never_sampled
+            never_sampled = read_tokenizer(folder, checkpoint.config).never_sampled
+            self._reference = Reference(checkpoint, never_sampled=never_sampled)
             self._frames = checkpoint.config.frames
             self.tile = checkpoint.config.vision.image_size
 
@@ -56,7 +56,6 @@ class ReferenceModel:
             prompt,
             images=[np.asarray(read_image(image)) for image in images],
             video=None if video is None else self._sampled(video, settings.frames),
-            banned=self._banned,
             max_tokens=settings.max_tokens,
         )
         return Reply(text)

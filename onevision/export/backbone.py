@@ -1,8 +1,8 @@
 """The Qwen2 backbone as a GGUF file.
 
-In: a checkpoint, read tensor by tensor. Out: a GGUF file, first in a float type written here, then quantised
-(:mod:`onevision.native.quantize`). At no time is more than one tensor in memory (two copies of it while its
-type changes).
+In: a checkpoint, read tensor by tensor. Out: a GGUF file. Floats and q8_0 are written here; for the other
+types llama.cpp quantizes a file of floats (:mod:`onevision.native.quantize`). One tensor is in memory at a
+time, twice while its type changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import numpy as np
 from onevision.errors import ExportError
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
 from onevision.files import disk_space, scratch_folder, whole_file
-from onevision.native.quantize import FILE_TYPES, FLOAT_BYTES, QUANTIZED_BYTES, RECIPES, quantize_gguf, report
+from onevision.native.gguf import TensorInfo
+from onevision.native.quantize import (
+    FILE_TYPES,
+    FLOAT_BYTES,
+    QUANTIZED_BYTES,
+    RECIPES,
+    quantize_gguf,
+    report_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,14 +40,11 @@ if TYPE_CHECKING:
     from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]
+#: Types that are written without llama.cpp.
+WrittenType = Literal["f32", "f16", "bf16", "q8_0"]
 
-_STORAGE: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(np.uint16),
-}
-
-_QUANTISATION_VERSION = 2  # GGML_QNT_VERSION
+_Q8_BLOCK = 32  # weights; longer rows that do not divide into blocks stay f16, as with llama.cpp
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 _LAYER_TENSORS = {
     "input_layernorm.weight": "attn_norm.weight",
@@ -68,25 +73,24 @@ def export_backbone(
 ) -> BackboneReport:
     """Convert a checkpoint's language model to a GGUF file of any precision.
 
-    A quantised file is made from one in the checkpoint's own type, which lies beside it until it is done.
+    For a type that llama.cpp quantizes to, a file in the checkpoint's own type lies beside it meanwhile.
 
     Args:
         checkpoint: An open checkpoint.
         path: The file to write.
         precision: A name of :data:`BackbonePrecision`.
         name: Model name for the file's metadata.
-        threads: Threads for quantising; None: one per core.
-        advance: Told the fraction that is done.
+        threads: Threads for llama.cpp's quantization; None: one per core.
+        advance: Receives the fraction that is done.
 
     Raises:
         CheckpointError: The tokenizer cannot be read or used.
-        ExportError: No disk space, a value that the type cannot hold, or llama.cpp refused.
+        ExportError: No disk space, a value that the type cannot hold, or an error of llama.cpp.
     """
-    if precision in get_args(FloatType):
-        write_gguf(checkpoint, path, dtype=precision, name=name, advance=advance)  # type: ignore[arg-type]
-        return report(path, RECIPES[precision])
+    if precision in get_args(WrittenType):
+        return write_gguf(checkpoint, path, dtype=precision, name=name, advance=advance)  # type: ignore[arg-type]
     dtype = own_type(checkpoint)
-    weights = sum(prod(tensor.shape) for tensor in _plan(checkpoint, dtype))
+    weights = sum(prod(tensor.info.shape) for tensor in _plan(checkpoint, dtype))
     needed = weights * FLOAT_BYTES[dtype] + int(weights * QUANTIZED_BYTES)
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
         intermediate = scratch / "float.gguf"
@@ -97,8 +101,8 @@ def export_backbone(
 
 
 def write_gguf(
-    checkpoint: Checkpoint, path: Path, *, dtype: FloatType, name: str, advance: Advance | None = None
-) -> None:
+    checkpoint: Checkpoint, path: Path, *, dtype: WrittenType, name: str, advance: Advance | None = None
+) -> BackboneReport:
     """Write a checkpoint's language model and tokenizer to a GGUF file, tensor by tensor.
 
     Args:
@@ -106,7 +110,7 @@ def write_gguf(
         path: The file to write.
         dtype: Type of the matrices; norms and biases are always f32.
         name: Model name for the file's metadata.
-        advance: Told the fraction that is done.
+        advance: Receives the fraction that is done.
 
     Raises:
         CheckpointError: The tokenizer cannot be read or used.
@@ -116,26 +120,27 @@ def write_gguf(
 
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
     plan = _plan(checkpoint, dtype)
-    total = sum(tensor.bytes for tensor in plan)
+    total = sum(tensor.info.bytes for tensor in plan)
     with whole_file(path, total) as part:
         writer = gguf.GGUFWriter(part, "qwen2")
         try:
             _add_model(writer, checkpoint.config.text, dtype, name)
             _add_tokenizer(writer, tokenizer)
-            for tensor in plan:
-                kind = gguf.GGMLQuantizationType[tensor.type.upper()]
-                writer.add_tensor_info(tensor.target, tensor.shape, _STORAGE[tensor.type], tensor.bytes, kind)
+            for info in (tensor.info for tensor in plan):
+                kind = gguf.GGMLQuantizationType[info.type.upper()]
+                writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.bytes, kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             done = 0
             for tensor in plan:
                 writer.write_tensor_data(_converted(checkpoint.tensor(tensor.source), tensor))
-                done += tensor.bytes
+                done += tensor.info.bytes
                 if advance is not None:
                     advance(done / total)
         finally:
             writer.close()
+    return report_of([tensor.info for tensor in plan], RECIPES[dtype], path.stat().st_size)
 
 
 def tensor_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -151,39 +156,38 @@ def tensor_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _PlannedTensor:
-    source: str
-    target: str
-    shape: tuple[int, ...]
-    type: FloatType
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * FLOAT_BYTES[self.type]
+    source: str  # name in the checkpoint
+    info: TensorInfo
 
 
-def _plan(checkpoint: Checkpoint, dtype: FloatType) -> list[_PlannedTensor]:
+def _plan(checkpoint: Checkpoint, dtype: WrittenType) -> list[_PlannedTensor]:
     """The file's tensors in order; vectors (norms, biases) stay f32, as llama.cpp demands."""
-    shapes = [(*names, checkpoint.shape(names[0])) for names in tensor_names(checkpoint.config)]
     return [
-        _PlannedTensor(source, target, shape, "f32" if len(shape) == 1 else dtype)
-        for source, target, shape in shapes
+        _PlannedTensor(source, _info(target, checkpoint.shape(source), dtype))
+        for source, target in tensor_names(checkpoint.config)
     ]
 
 
-def _converted(tensor: npt.NDArray[Any], planned: _PlannedTensor) -> npt.NDArray[Any]:
-    """A tensor in the planned type; bf16 as its bits, since gguf writes none of ml_dtypes' types."""
-    import ml_dtypes
+def _info(name: str, shape: tuple[int, ...], dtype: WrittenType) -> TensorInfo:
+    kind: WrittenType = "f32" if len(shape) == 1 else dtype
+    if kind == "q8_0" and shape[-1] % _Q8_BLOCK:
+        kind = "f16"
+    # A block of q8_0 has a scale of 2 bytes.
+    size = prod(shape) // _Q8_BLOCK * (_Q8_BLOCK + 2) if kind == "q8_0" else prod(shape) * FLOAT_BYTES[kind]
+    return TensorInfo(name, kind, shape, size, offset=0)
 
-    if planned.type == "bf16":
-        return tensor.astype(ml_dtypes.bfloat16, copy=False).view(np.uint16)
-    if planned.type == "f32":
-        return tensor.astype(np.float32, copy=False)
+
+def _converted(tensor: npt.NDArray[Any], planned: _PlannedTensor) -> npt.NDArray[Any]:
+    """A tensor in the planned type; bf16 and q8_0 as bytes."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[planned.info.type.upper()]
     with np.errstate(over="ignore"):
-        converted = tensor.astype(np.float16, copy=False)
-    if not np.isfinite([converted.min(), converted.max()]).all():
+        converted: npt.NDArray[Any] = gguf.quantize(tensor.astype(np.float32, copy=False), kind)
+    if planned.info.type == "f16" and not np.isfinite([converted.min(), converted.max()]).all():
         raise ExportError(
             f"{planned.source} has values that f16 cannot hold (above 65,504)",
-            hint="choose bf16 or a quantised type",
+            hint="choose bf16 or a quantized type",
         )
     return converted
 
@@ -199,12 +203,12 @@ def _part(advance: Advance | None, half: int) -> Advance | None:
     return None if advance is None else lambda fraction: advance((half + fraction) / 2)
 
 
-def _add_model(writer: gguf.GGUFWriter, text: TextConfig, dtype: FloatType, name: str) -> None:
+def _add_model(writer: gguf.GGUFWriter, text: TextConfig, dtype: WrittenType, name: str) -> None:
     """Hyper-parameters, as llama.cpp's ``llm_arch`` qwen2 reads them."""
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[dtype])
-    writer.add_quantization_version(_QUANTISATION_VERSION)
+    writer.add_quantization_version(_QUANTIZATION_VERSION)
     writer.add_vocab_size(text.vocab_size)
     writer.add_context_length(text.context_length)
     writer.add_embedding_length(text.hidden_size)

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onevision.bundle import BACKBONE, VISION
-from onevision.export.quality import quality_facts
+from onevision.bundle import BACKBONE, GOLDEN, VISION, VISION_DATA
+from onevision.files import readable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from onevision.bundle import Manifest
-    from onevision.native.quantize import BackboneReport
-    from onevision.proof.verify import Report
 
+_CARD = """# {name}
 
-def model_card(manifest: Manifest, backbone: BackboneReport, report: Report) -> str:
-    """Markdown that tells what the bundle is, how it was proven, and how to run it."""
-    source = manifest.source
-    origin = f"[{source.repo}](https://huggingface.co/{source.repo})" if source.revision else source.repo
-    commit = f", commit `{source.revision}`" if source.revision else ""
-    vision = manifest.files[VISION]
-    measured = "".join(f"- {name}: {text}\n" for name, text in quality_facts(manifest.quality).items())
-    return f"""# {manifest.name}
+LLaVA-OneVision, exported by onevision {version} to run without PyTorch.
 
-LLaVA-OneVision, exported by onevision {manifest.created_by["onevision"]} to run without PyTorch.
-
-- Source: {origin}{commit} ({source.format} format)
-- Licence: that of the source's weights; the export adds no terms of its own
-- Vision encoder and projector: `{VISION}`, {vision.precision}, {vision.bytes / 1e6:,.0f} MB
-- Backbone: `{BACKBONE}`, {backbone.summary}
+- Source: {source}
+- License: that of the source's weights; the export adds no terms of its own
+- Vision encoder and projector: `{vision_file}`, {vision}
+- Backbone: `{backbone_file}`, {backbone}
 {measured}
 ## Run
 
@@ -38,31 +30,97 @@ onevision run "What is in this picture?" --image photo.jpg -m .
 
 ## Verify
 
-{_proof(report) if report.cases else "It was not compared with transformers."}
+{proof}
 """
 
-
-def _proof(report: Report) -> str:
-    rows = [
-        f"| {case.name} | {stage.stage} | {_number(stage.max_error)} | {_number(stage.relative_error)} "
-        f"| {_number(stage.tolerance)} | {_verdict(stage.passed)} | {stage.note} |"
-        for case in report.cases
-        for stage in case.stages
-    ]
-    return f"""```
+_PROVEN = """```
 onevision verify -m .
 ```
 
-Measured at export, against transformers in fp32:
+Measured against transformers in fp32:
 
 | case | stage | max error | relative error | tolerance | | |
 | --- | --- | --- | --- | --- | --- | --- |
-{chr(10).join(rows)}"""
+{rows}"""
+
+_COMPARABLE = """Not verified when it was exported, but it has reference vectors of transformers in fp32:
+
+```
+onevision verify -m .
+```"""
+
+_UNPROVEN = """Unproven: not compared with transformers yet. With its checkpoint and `onevision[proof]`:
+
+```
+onevision verify -m . --reference CHECKPOINT --write
+```"""
+
+#: Of the gate: part, figure, part and name of its threshold or of the value it is compared with, words.
+_FIGURES = (
+    ("features", "cosine", ("thresholds", "cosine"), "cosine of the worst tile {:.5f} (at least {})"),
+    ("features", "relative_error", ("thresholds", "relative_error"), "relative error {:.2g} (at most {})"),
+    ("tokens", "mean_kl", ("thresholds", "mean_kl"), "mean KL {:.2g} (at most {})"),
+    ("tokens", "p99_kl", ("thresholds", "p99_kl"), "its 99th percentile {:.2g} (at most {})"),
+    ("tokens", "top1", ("thresholds", "top1"), "top-1 agreement {:.1%} (at least {:.0%})"),
+    ("answers", "accuracy", ("answers", "reference_accuracy"), "accuracy {:.1%} (the reference {:.1%})"),
+    ("answers", "agreement", ("answers", "n"), "answer agreement {:.1%} (of {})"),
+)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def model_card(manifest: Manifest) -> str:
+    """Markdown: source, precisions, quality, how to run and to verify."""
+    source, files = manifest.source, manifest.files
+    origin = f"[{source.repo}](https://huggingface.co/{source.repo})" if source.revision else source.repo
+    commit = f", commit `{source.revision}`" if source.revision else ""
+    vision_bytes = sum(files[name].bytes for name in (VISION, VISION_DATA) if name in files)
+    bits = f"{manifest.backbone.bits_per_weight:.2f} bits per weight"
+    measured = "".join(f"- {name}: {text}\n" for name, text in quality_facts(manifest.quality).items())
+    cases = manifest.quality["verify"]["cases"]
+    unproven = _COMPARABLE if GOLDEN in files else _UNPROVEN
+    return _CARD.format(
+        name=manifest.name,
+        version=manifest.created_by["onevision"],
+        source=f"{origin}{commit} ({source.format} format)",
+        vision_file=VISION,
+        vision=f"{files[VISION].precision}, {readable(vision_bytes)}",
+        backbone_file=BACKBONE,
+        backbone=f"{files[BACKBONE].precision}, {bits}, {readable(files[BACKBONE].bytes)}",
+        measured=measured,
+        proof=_PROVEN.format(rows="\n".join(_rows(cases))) if cases else unproven,
+    )
 
 
-def _verdict(passed: bool | None) -> str:
-    return {True: "pass", False: "FAIL", None: "reported"}[passed]
+def quality_facts(quality: Mapping[str, Any]) -> dict[str, str]:
+    """Figures of the quality gate, and matmuls of the encoder kept in a finer type, as text."""
+    gate, encoder = quality.get("gate"), quality.get("encoder")
+    facts = {}
+    if isinstance(gate, dict):
+        verdict = "passed" if gate.get("passed") is True else "FAILED"
+        facts["quality"] = f"{verdict} against {gate.get('reference')}: {'; '.join(_figures(gate))}"
+    kept = encoder.get("kept") if isinstance(encoder, dict) else None
+    if isinstance(kept, dict) and kept:
+        facts["kept finer"] = ", ".join(f"{matmul} ({precision})" for matmul, precision in kept.items())
+    return facts
+
+
+def _rows(cases: list[dict[str, Any]]) -> Iterator[str]:
+    verdicts = {True: "pass", False: "FAIL", None: "reported"}
+    for case in cases:
+        for stage in case["stages"]:
+            values = [stage[key] for key in ("max_error", "relative_error", "tolerance")]
+            numbers = ["" if value is None else f"{value:.3g}" for value in values]
+            cells = (case["name"], stage["stage"], *numbers, verdicts[stage["passed"]], stage["note"])
+            yield f"| {' | '.join(cells)} |"
+
+
+def _figures(gate: Mapping[str, Any]) -> Iterator[str]:
+    for part, figure, threshold, form in _FIGURES:
+        value, limit = _number(gate, part, figure), _number(gate, *threshold)
+        if value is not None and limit is not None:
+            yield form.format(value, limit)
+
+
+def _number(data: Mapping[str, Any], part: str, key: str) -> float | None:
+    values = data.get(part)
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if isinstance(value, (int, float)) else None

@@ -1,4 +1,4 @@
-"""The last of a bundle's files, written when all others are there: the model card and the manifest."""
+"""The last files of a bundle: the model card and the manifest."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.bundle import Manifest
-    from onevision.native.quantize import BackboneReport
     from onevision.proof.verify import Report
 
 
-def seal(
-    folder: Path, manifest: Manifest, backbone: BackboneReport, report: Report, **measured: Mapping[str, Any]
-) -> Bundle:
-    """Write card and manifest, and so make a folder of files a bundle.
+def seal(folder: Path, manifest: Manifest, report: Report, **measured: Mapping[str, Any]) -> Bundle:
+    """Write card and manifest beside the other files.
 
     Args:
-        folder: Where the files are.
-        manifest: Theirs, without the card; its ``quality`` is replaced.
-        backbone: What the GGUF file holds.
-        report: What verify found; without cases if it was not asked.
-        measured: What else goes into ``quality``, by name.
+        folder: The bundle's folder.
+        manifest: Manifest without the card; its ``quality`` is replaced.
+        report: Result of verify; without cases if nothing was compared.
+        measured: Further entries of ``quality``.
     """
-    proof = {"verify": report.to_dict()} if report.cases else {}
-    manifest = replace(manifest, quality=proof | measured)
-    (folder / CARD).write_text(model_card(manifest, backbone, report), encoding="utf-8")
+    manifest = replace(manifest, quality={**measured, "verify": report.to_dict()})
+    (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
     manifest = replace(manifest, files=manifest.files | files_of([folder / CARD], {}))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle(folder, manifest)
 
 
+def writer_versions() -> dict[str, str]:
+    """Versions of the packages that write a bundle's files, for ``created_by``."""
+    return {"onevision": __version__, **{name: version(name) for name in ("gguf", "onnx")}}
+
+
 def tool_versions() -> dict[str, str]:
-    """Versions of what writes and checks a bundle's files, for ``created_by``."""
+    """Versions of the packages that run, check and quantize a bundle, for ``created_by``."""
     import onnxruntime
 
     return {

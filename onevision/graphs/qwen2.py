@@ -1,14 +1,13 @@
 """The prefill graph: the Qwen2 layers without embedding and head, for long prompts.
 
-In: the backbone's shape and its tensors. Out: ``prefill.onnx`` and ``prefill.onnx.data``: embeddings float32
-[1, n, H] and the keys and values of earlier positions -> keys and values float32 [1, kv_heads, positions,
-head_dim] of each layer, keys after RoPE. There are no logits: llama.cpp computes them from the prompt's last
-token.
+In: the shape of a backbone and its tensors. Out: ``prefill.onnx`` and ``prefill.onnx.data``: embeddings
+float32 [1, n, H] and the keys and values of earlier positions -> keys and values float32 [1, kv_heads,
+positions, head_dim] of each layer, keys after RoPE. There are no logits: llama.cpp computes them from the
+prompt's last token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from onevision.graphs.kernels import Precision
+    from onevision.models.shapes import TextConfig
     from onevision.progress import Advance
 
     Array = npt.NDArray[np.float32]
@@ -42,28 +42,9 @@ _OPSET = 21  # QuantizeLinear with a scale per block
 _IR_VERSION = 10
 
 
-@dataclass(frozen=True)
-class QwenShape:
-    """Sizes of a Qwen2 backbone."""
-
-    hidden: int  # H
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    context_length: int
-    rope_theta: float
-    rms_norm_eps: float
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.hidden // self.heads
-
-
 def write_prefill(
     path: Path,
-    shape: QwenShape,
+    config: TextConfig,
     tensor: Callable[[str], npt.NDArray[Any]],
     *,
     precision: PrefillPrecision = "int8",
@@ -73,7 +54,7 @@ def write_prefill(
 
     Args:
         path: The ONNX file to create or replace.
-        shape: Sizes of the backbone.
+        config: Shape of the backbone.
         tensor: Reads a tensor by its name without prefix, ``layers.0.mlp.up_proj.weight``, in any float type;
             matrices are [out, in].
         precision: Of the matmuls with weights; attention and norms are in fp32.
@@ -83,21 +64,21 @@ def write_prefill(
         ExportError: The disk is full.
     """
     data_path = path.with_name(f"{path.name}.data")
-    needed = _weights(shape) * _WEIGHT_BYTES[precision] + 4 * shape.context_length * shape.head_dim
+    needed = _weights(config) * _WEIGHT_BYTES[precision] + 4 * config.context_length * config.head_dim
     with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
         part, data_part = scratch / path.name, scratch / data_path.name
         with data_part.open("wb") as data:
-            graph = _Graph(data, data_path.name, shape, tensor, _MATMULS[precision])
+            graph = _Graph(data, data_path.name, config, tensor, _MATMULS[precision])
             model = graph.model(advance)
         part.write_bytes(model.SerializeToString(deterministic=True))
         data_part.replace(data_path)
         part.replace(path)
 
 
-def _weights(shape: QwenShape) -> int:
+def _weights(config: TextConfig) -> int:
     """Elements of all matrices, those included that the last layer does not need."""
-    projections = 2 * shape.hidden * (shape.hidden + shape.kv_heads * shape.head_dim)
-    return shape.layers * (projections + 3 * shape.hidden * shape.intermediate)
+    projections = 2 * config.hidden_size * (config.hidden_size + config.kv_heads * config.head_dim)
+    return config.layers * (projections + 3 * config.hidden_size * config.intermediate_size)
 
 
 class _Graph(Kernels):
@@ -107,39 +88,39 @@ class _Graph(Kernels):
         self,
         data: BinaryIO,
         location: str,
-        shape: QwenShape,
+        config: TextConfig,
         tensor: Callable[[str], npt.NDArray[Any]],
         precision: Precision,
     ) -> None:
         super().__init__(data, location)
-        self._shape, self._read, self._precision = shape, tensor, precision
+        self._config, self._read, self._precision = config, tensor, precision
 
     def model(self, advance: Advance | None) -> onnx.ModelProto:
         """The whole graph."""
         from onnx import TensorProto, helper
 
-        shape = self._shape
-        angles = [self.constant(name, values) for name, values in _rope(shape).items()]
+        config = self._config
+        angles = [self.constant(name, values) for name, values in _rope(config).items()]
         stream, branch = EMBEDDINGS, ""
-        for layer in range(shape.layers):
+        for layer in range(config.layers):
             x, stream = self._norm(stream, branch, f"{layer}.input_layernorm")
-            if layer == shape.layers - 1:
+            if layer == config.layers - 1:
                 self._keys_and_values(x, layer, angles)
             else:
                 branch = self._attention_block(x, layer, angles)
                 x, stream = self._norm(stream, branch, f"{layer}.post_attention_layernorm")
                 branch = self._mlp(x, layer)
             if advance:
-                advance((layer + 1) / shape.layers)
+                advance((layer + 1) / config.layers)
         floats, integers = TensorProto.FLOAT, TensorProto.INT32
 
         def caches(name: str, positions: str) -> list[onnx.ValueInfoProto]:
-            sizes: list[int | str | None] = [1, shape.kv_heads, positions, shape.head_dim]
-            places = [(part, layer) for layer in range(shape.layers) for part in ("key", "value")]
+            sizes: list[int | str | None] = [1, config.kv_heads, positions, config.head_dim]
+            places = [(part, layer) for layer in range(config.layers) for part in ("key", "value")]
             return [helper.make_tensor_value_info(name.format(*place), floats, sizes) for place in places]
 
         inputs = [
-            helper.make_tensor_value_info(EMBEDDINGS, floats, [1, "n", shape.hidden]),
+            helper.make_tensor_value_info(EMBEDDINGS, floats, [1, "n", config.hidden_size]),
             helper.make_tensor_value_info(SEQUENCE_LENGTHS, integers, [1]),
             helper.make_tensor_value_info(TOTAL_LENGTH, integers, [1]),
             *caches(PAST, "past"),
@@ -155,7 +136,7 @@ class _Graph(Kernels):
     def _norm(self, stream: str, branch: str, module: str) -> tuple[str, str]:
         """The normalized sum of stream and branch, and the sum itself; without a branch, of the stream."""
         weight = self.constant(f"{module}.weight", self._tensor(f"{module}.weight"))
-        epsilon = self._shape.rms_norm_eps
+        epsilon = self._config.rms_norm_eps
         if not branch:
             return self.add("SimplifiedLayerNormalization", stream, weight, axis=-1, epsilon=epsilon), stream
         outputs = (f"{module}.out", "", "", f"{module}.sum")
@@ -165,7 +146,7 @@ class _Graph(Kernels):
 
     def _attention_block(self, x: str, layer: int, angles: list[str]) -> str:
         qkv = self._linear(x, f"{layer}.self_attn", ("q_proj", "k_proj", "v_proj"), biased=True)
-        mixed = self._attention((qkv, "", ""), layer, angles, self._shape.heads)
+        mixed = self._attention((qkv, "", ""), layer, angles, self._config.heads)
         return self._linear(mixed, f"{layer}.self_attn", ("o_proj",))
 
     def _keys_and_values(self, x: str, layer: int, angles: list[str]) -> None:
@@ -173,7 +154,7 @@ class _Graph(Kernels):
         key, value = (
             self._linear(x, f"{layer}.self_attn", (part,), biased=True) for part in ("k_proj", "v_proj")
         )
-        self._attention((key, key, value), layer, angles, self._shape.kv_heads)
+        self._attention((key, key, value), layer, angles, self._config.kv_heads)
 
     def _attention(self, qkv: tuple[str, str, str], layer: int, angles: list[str], heads: int) -> str:
         past, present = ([name.format(part, layer) for part in ("key", "value")] for name in (PAST, PRESENT))
@@ -183,7 +164,7 @@ class _Graph(Kernels):
             (*qkv, *past, SEQUENCE_LENGTHS, TOTAL_LENGTH, *angles),
             (output, *present),
             num_heads=heads,
-            kv_num_heads=self._shape.kv_heads,
+            kv_num_heads=self._config.kv_heads,
             do_rotary=1,
         )
         return output
@@ -211,8 +192,8 @@ class _Graph(Kernels):
         return self._read(f"layers.{name}").astype(np.float32, copy=False)
 
 
-def _rope(shape: QwenShape) -> dict[str, Array]:
+def _rope(config: TextConfig) -> dict[str, Array]:
     """Cosines and sines of all positions, float32 [context, head_dim / 2]."""
-    exponents = np.arange(0, shape.head_dim, 2) / shape.head_dim
-    angles = np.arange(shape.context_length)[:, None] * shape.rope_theta**-exponents
+    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
+    angles = np.arange(config.context_length)[:, None] * config.rope_theta**-exponents
     return {"cosines": np.cos(angles).astype(np.float32), "sines": np.sin(angles).astype(np.float32)}

@@ -20,7 +20,7 @@ from onevision.native.gguf import GgufFile
 from onevision.native.llama import call_apart, last_llama_error, llama_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -164,7 +164,11 @@ class BackboneReport:
 
 def report(path: Path, recipe: Recipe) -> BackboneReport:
     """Types and bits per weight of a written file, and its deviations from a recipe."""
-    tensors = GgufFile(path).tensors.values()
+    return report_of(tuple(GgufFile(path).tensors.values()), recipe, path.stat().st_size)
+
+
+def report_of(tensors: Sequence[TensorInfo], recipe: Recipe, size: int) -> BackboneReport:
+    """:func:`report` of a file of ``size`` bytes with these tensors."""
     fallbacks: dict[str, set[str]] = {}
     for tensor in tensors:
         if len(tensor.shape) > 1 and not recipe.chooses(tensor.type, tensor.name):
@@ -172,7 +176,7 @@ def report(path: Path, recipe: Recipe) -> BackboneReport:
     return BackboneReport(
         precision=recipe.name,
         bits_per_weight=8 * sum(t.bytes for t in tensors) / sum(prod(t.shape) for t in tensors),
-        bytes=path.stat().st_size,
+        bytes=size,
         tensor_types=dict(Counter(tensor.type for tensor in tensors)),
         fallbacks={name: tuple(sorted(kinds)) for name, kinds in sorted(fallbacks.items())},
     )

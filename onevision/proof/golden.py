@@ -1,7 +1,7 @@
-"""Reference vectors: what the reference implementation computes, stage by stage, for a few inputs.
+"""Reference vectors: outputs of the reference implementation, stage by stage, for a few inputs.
 
-They are made at export (:mod:`onevision.proof.reference`), travel in a bundle's ``golden.npz``, and are what
-``onevision verify`` compares the runtime with, on any device and without torch.
+:mod:`onevision.proof.reference` computes them. A bundle carries them in ``golden.npz``, so that ``onevision
+verify`` needs no torch.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-#: Stands for a whole picture or video in ``prompt_ids`` (LLaVA's IMAGE_TOKEN_INDEX).
+#: Stands for a whole image or video in ``prompt_ids`` (LLaVA's IMAGE_TOKEN_INDEX).
 VISUAL_ID = -200
 #: Length of the greedy continuation.
 GREEDY_STEPS = 32
 #: Rows of a matrix that ``golden.npz`` keeps in full; of the others it keeps the norms.
 KEPT_ROWS = 48
+#: Largest size of the unpacked arrays; those of the 72b take 20 MB.
+_MAX_BYTES = 64 << 20
 
-# What zipfile and numpy raise on damaged archives: there is no common base.
+# Errors of zipfile and numpy on damaged archives; they have no common base.
 _DAMAGE = (
     AttributeError,
     EOFError,
@@ -65,7 +67,7 @@ class Rows:
 
     @classmethod
     def of(cls, matrix: npt.NDArray[np.float32], keep: int | None = None) -> Rows:
-        """Rows of a matrix float32 [..., H]: all of them, or ``keep`` evenly spread ones, ends included."""
+        """Keep all rows of a matrix float32 [..., H], or ``keep`` evenly spread ones, ends included."""
         flat = matrix.reshape(-1, matrix.shape[-1])
         count = len(flat) if keep is None else min(keep, len(flat))
         index = np.linspace(0, len(flat) - 1, count).astype(np.int64)
@@ -74,19 +76,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class ReferenceCase:
-    """One input and what the reference makes of it.
+    """One input and the reference's outputs for it.
 
     Attributes:
         name: ``image``, ``images``, ``video`` or ``text`` for the ones in a bundle.
-        prompt: The question, asked in the training format after the pictures.
-        images: Pictures, uint8 [h, w, 3] each.
+        prompt: The question, in the training format after the images.
+        images: uint8 [h, w, 3] each.
         video: Frames uint8 [N, h, w, 3], all of which are used, or None.
-        prompt_ids: int64 [n], with :data:`VISUAL_ID` where a picture or video stands.
-        tiles: uint8 [T, S, S, 3], all pictures one after the other.
+        prompt_ids: int64 [n], with :data:`VISUAL_ID` in the place of an image or video.
+        tiles: uint8 [T, S, S, 3], of all images in their order.
         features: Image features [T · P, H].
-        embeddings: Visual tokens as the backbone takes them, [n, H].
-        logits: Of the prompt's last position, float32 [vocabulary]; None where the language model was too
-            large for the machine that made the case.
+        embeddings: Visual tokens, the backbone's input, [n, H].
+        logits: Of the prompt's last position, float32 [vocabulary]; None if the language model was too large
+            for the machine that computed the case.
         tokens: Greedy continuation, int64 [≤ 32], without the end of sequence; None like ``logits``.
     """
 
@@ -121,24 +123,27 @@ def save_golden(path: Path, cases: Sequence[ReferenceCase]) -> None:
 
 
 def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
-    """Read what :func:`save_golden` wrote.
+    """Read a file of :func:`save_golden`.
 
     Raises:
-        BundleError: The file is missing, damaged or of another form.
+        BundleError: The file is missing, damaged, too large or of another form.
     """
     try:
         # Opened here: of a damaged archive numpy leaves its own file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            if any(entry.comment or entry.extra for entry in data.zip.infolist()):
+            entries = data.zip.infolist()
+            if any(entry.comment or entry.extra for entry in entries):
                 # None was written: a wrong length, behind which the next entry is hidden.
                 raise zipfile.BadZipFile("an entry has a comment")
+            if sum(entry.file_size for entry in entries) > _MAX_BYTES:
+                raise zipfile.BadZipFile("too large")
             arrays = {name: data[name] for name in data.files}
         heads = json.loads(str(arrays["cases"]))
         return tuple(_case(arrays, head["name"], head["prompt"]) for head in heads)
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} is missing: the bundle has no reference vectors",
-            hint="verify against the checkpoint instead: --reference CHECKPOINT",
+            hint="compare with the checkpoint instead: onevision verify --reference CHECKPOINT",
         ) from error
     except _DAMAGE as error:
         raise BundleError(f"{path} is damaged", hint="copy or export the bundle again") from error

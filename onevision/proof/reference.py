@@ -3,7 +3,7 @@
 In: an open checkpoint. Out: a :class:`~onevision.proof.golden.ReferenceCase` with the output of each stage.
 Nothing here comes from the runtime: prompts, tiles, token ids and packing are the reference's own, so
 that a mistake cannot hide by being made twice. Runs in transformers 4.57 and 5; where the two differ, a
-comment says so.
+comment says so. Needs the extra ``proof``.
 """
 
 from __future__ import annotations
@@ -69,11 +69,15 @@ class Reference:
     Args:
         checkpoint: Needed only while this is constructed.
         backbone: Load the language model too; without it cases end at the visual tokens.
+        never_sampled: Tokens that are never decoded: rows beyond the tokenizer, placeholders.
     """
 
-    def __init__(self, checkpoint: Weights, *, backbone: bool = True) -> None:
+    def __init__(
+        self, checkpoint: Weights, *, backbone: bool = True, never_sampled: Sequence[int] = ()
+    ) -> None:
         self.config = config = checkpoint.config
         self.has_backbone = backbone
+        self._never_sampled = list(never_sampled) or None
         self._model = _load(checkpoint, backbone=backbone)
         self._tokenizer = _tokenizer(checkpoint.folder)
         self._ends = sorted({*config.text.eos_ids, *map(self._tokenizer.token_to_id, _ENDS)})
@@ -92,7 +96,6 @@ class Reference:
         *,
         images: Sequence[npt.NDArray[np.uint8]] = (),
         video: npt.NDArray[np.uint8] | None = None,
-        banned: Sequence[int] = (),
         keep: int | None = None,
     ) -> ReferenceCase:
         """Run one input through all stages.
@@ -102,7 +105,6 @@ class Reference:
             question: Text after the images.
             images: uint8 [h, w, 3] each.
             video: Frames uint8 [N, h, w, 3]; all are used.
-            banned: Token ids that are never decoded (rows beyond the tokenizer, placeholders).
             keep: Number of rows to keep of features and embeddings; None for all.
         """
         import torch
@@ -112,7 +114,7 @@ class Reference:
             tiles, features, packed = self._visuals(images, video)
             logits, tokens = (None, None)
             if self.has_backbone:
-                logits, tokens = self._decode(ids, packed, banned)
+                logits, tokens = self._decode(ids, packed)
         return ReferenceCase(
             name=name,
             prompt=question,
@@ -132,7 +134,6 @@ class Reference:
         *,
         images: Sequence[npt.NDArray[np.uint8]] = (),
         video: npt.NDArray[np.uint8] | None = None,
-        banned: Sequence[int] = (),
         max_tokens: int = GREEDY_STEPS,
     ) -> str:
         """The greedy answer; arguments as of :meth:`case`."""
@@ -140,7 +141,7 @@ class Reference:
 
         with torch.inference_mode():
             ids = self._prompt_ids(question, len(images), has_video=video is not None)
-            _, tokens = self._decode(ids, self._visuals(images, video)[2], banned, max_tokens)
+            _, tokens = self._decode(ids, self._visuals(images, video)[2], max_tokens)
         text: str = self._tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return text.strip()
 
@@ -202,7 +203,6 @@ class Reference:
         self,
         ids: Sequence[int],
         packed: Sequence[torch.Tensor],
-        banned: Sequence[int],
         max_tokens: int = GREEDY_STEPS,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits of the last prompt position [vocabulary], and the greedy continuation."""
@@ -218,7 +218,7 @@ class Reference:
             max_new_tokens=max_tokens,
             eos_token_id=self._ends,
             pad_token_id=self._ends[0],
-            suppress_tokens=list(banned) or None,
+            suppress_tokens=self._never_sampled,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -252,17 +252,18 @@ def fits_in_memory(checkpoint: Weights, weight: int = 4) -> bool:
     return weight * weights * 1.1 < psutil.virtual_memory().available
 
 
-def golden_cases(
-    reference: Reference, banned: Sequence[int], on_case: Callable[[str], None] | None = None
-) -> list[ReferenceCase]:
+def golden_cases(reference: Reference, on_case: Callable[[str], None] | None = None) -> list[ReferenceCase]:
     """The four cases of a bundle: a tiled image, two images, a video, and text alone.
 
     The tiled image is 1.5 times as wide as a tile: three tiles, and columns of padding to remove.
     """
     side = reference.config.vision.image_size
-    one = [picture(side * 3 // 2, side, seed=1)]
-    two = [picture(side, side * 2 // 3, seed=2), picture(side // 2, side * 3 // 4, seed=3)]
-    clip = np.stack([picture(side * 4 // 3, side, seed=4), picture(side * 4 // 3, side, seed=5)])
+    one = [synthetic_image(side * 3 // 2, side, seed=1)]
+    two = [
+        synthetic_image(side, side * 2 // 3, seed=2),
+        synthetic_image(side // 2, side * 3 // 4, seed=3),
+    ]
+    clip = np.stack([synthetic_image(side * 4 // 3, side, seed=seed) for seed in (4, 5)])
     inputs: dict[str, tuple[str, dict[str, Any]]] = {
         "image": ("What is in this picture?", {"images": one}),
         "images": ("What is different between the two pictures?", {"images": two}),
@@ -273,11 +274,11 @@ def golden_cases(
     for name, (question, visuals) in inputs.items():
         if on_case:
             on_case(name)
-        cases.append(reference.case(name, question, **visuals, banned=banned, keep=KEPT_ROWS))
+        cases.append(reference.case(name, question, **visuals, keep=KEPT_ROWS))
     return cases
 
 
-def picture(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
+def synthetic_image(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
     """A generated image, uint8 [height, width, 3], with smooth areas, edges and grain."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
@@ -285,12 +286,8 @@ def picture(width: int, height: int, *, seed: int) -> npt.NDArray[np.uint8]:
     waves = random.uniform(1, 9, (3, 2))
     scene = np.stack([np.sin(a * x + b * y + a * b) for a, b in waves], axis=-1) * 70 + 120
     for _ in range(6):
-        centre_x, centre_y, radius = (
-            random.uniform(0.1, 0.9),
-            random.uniform(0.1, 0.9),
-            random.uniform(0.05, 0.2),
-        )
-        scene[(x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
+        middle_x, middle_y, radius = (random.uniform(*ends) for ends in ((0.1, 0.9), (0.1, 0.9), (0.05, 0.2)))
+        scene[(x - middle_x) ** 2 + (y - middle_y) ** 2 < radius**2] = random.uniform(0, 255, 3)
     return np.clip(scene + random.normal(0, 6, scene.shape), 0, 255).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Proof that a bundle computes what the reference does, stage by stage, in numbers.
+"""Stage-by-stage comparison of a bundle with the reference.
 
-In: a loaded model and reference cases (from the bundle's ``golden.npz``, or computed live from a checkpoint).
-Out: a :class:`Report`. Stages are compared each on the runtime's own input, so errors add up as in real use.
+In: a loaded model and reference cases (from the bundle's ``golden.npz``, or computed from a checkpoint).
+Out: a :class:`Report`. Each stage runs on the runtime's own output of the stage before: errors add up.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL, VISION
+from onevision.metrics import relative_error
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
 from onevision.runtime.answer import StageClock
 from onevision.runtime.options import AnswerOptions
@@ -26,25 +27,29 @@ if TYPE_CHECKING:
     from onevision.runtime.engine import OneVision
     from onevision.runtime.prepare import PreparedPrompt
 
-#: Largest relative error (Euclidean) of image features and visual tokens, by precision of the encoder. int8's
-#: only catches a broken one, as those of quantised backbones below.
+#: Largest relative error of image features and visual tokens, by precision of the encoder. Those of int8, and
+#: of quantized backbones below, only catch a broken conversion: quality is measured by the gates.
 VISION_TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}
-#: The same for the last position's logits, by precision of the backbone. The exact types are promises; the
-#: rest only catch a broken conversion: how much a precision costs is for the quality gates to say.
+#: Largest relative error of the last position's logits, by precision of the backbone.
 LOGITS_TOLERANCE = {"f32": 1e-3, "f16": 5e-3, "bf16": 3e-2, "q8_0": 0.1}
 LOSSY_LOGITS_TOLERANCE = 0.75
-#: What an encoder adds to the error of the logits, by its precision.
+#: Largest relative error of the logits, by precision of the encoder; the larger of the two limits holds.
 ENCODER_LOGITS_TOLERANCE = {"fp32": 0.0, "fp16": 2e-2, "int8": LOSSY_LOGITS_TOLERANCE}
-#: What the prefill graph may add to the error of the logits, by its precision; int8 again is for the gates.
+#: Addition to the limit for logits after the prefill graph, by its precision.
 PREFILL_LOGITS_TOLERANCE = {"fp32": 1e-3, "int8": 0.2}
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage of one case. ``passed`` is None where the stage is reported, not judged.
+    """One stage of one case.
 
-    ``max_error`` is the largest absolute difference (uint8 levels for tiles, wrong ids for tokens),
-    ``relative_error`` the Euclidean norm of the difference over that of the reference.
+    Attributes:
+        stage: Name of the stage.
+        max_error: Largest absolute difference; uint8 levels for tiles, wrong ids for tokens.
+        relative_error: See :func:`onevision.metrics.relative_error`.
+        tolerance: Limit of the error.
+        passed: None where the stage is reported, not judged.
+        note: Counts, shapes, or the reason of a failure.
     """
 
     stage: str
@@ -71,17 +76,22 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Report:
-    """The proof: every case, stage by stage."""
+    """The proof: every case, stage by stage; no cases where nothing was compared."""
 
     cases: tuple[CaseResult, ...]
 
     @property
-    def passed(self) -> bool:
-        """No case failed."""
-        return all(case.passed for case in self.cases)
+    def passed(self) -> bool | None:
+        """Whether no case failed; None if nothing was compared."""
+        return all(case.passed for case in self.cases) if self.cases else None
+
+    @property
+    def failures(self) -> list[tuple[CaseResult, StageResult]]:
+        """Stages that failed, with their cases."""
+        return [(case, stage) for case in self.cases for stage in case.stages if stage.passed is False]
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``onevision verify --json`` prints, and a manifest's ``quality`` keeps."""
+        """JSON of ``onevision verify --json``, and of a manifest's ``quality``."""
         cases = [{**asdict(case), "passed": case.passed} for case in self.cases]
         return {"passed": self.passed, "cases": cases}
 
@@ -93,8 +103,8 @@ def verify(
 
     Args:
         model: A loaded bundle.
-        cases: What to compare with.
-        on_case: Told the name of each case before it runs.
+        cases: Reference cases.
+        on_case: Called with the name of each case before it runs.
     """
     results = []
     for case in cases:
@@ -147,7 +157,7 @@ def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
 
 
 def prompt_ids(prepared: PreparedPrompt) -> list[int]:
-    """Token ids of a prompt, with one :data:`VISUAL_ID` for each picture or video."""
+    """Token ids of a prompt, with one :data:`VISUAL_ID` for each image or video."""
     ids: list[int] = []
     for part in prepared.parts:
         ids += part if isinstance(part, tuple) else (VISUAL_ID,)
@@ -155,7 +165,7 @@ def prompt_ids(prepared: PreparedPrompt) -> list[int]:
 
 
 def greedy_tokens(model: OneVision, count: int) -> list[int]:
-    """The next ``count`` greedy tokens after what the backbone has read, fewer if the answer ends."""
+    """The next ``count`` greedy tokens after the backbone's current position, fewer if the answer ends."""
     tokens: list[int] = []
     with model.sampler(AnswerOptions()) as sampler:
         while len(tokens) < count:
@@ -211,7 +221,6 @@ def _compare(
         return StageResult(stage, None, None, limit, passed=False, note=note)
     if not np.isfinite(ours).all():
         return StageResult(stage, None, None, limit, passed=False, note="values that are not finite")
-    difference = ours.astype(np.float64) - theirs
-    scale = max(float(np.linalg.norm(theirs.astype(np.float64))), 1e-30)
-    relative = float(np.linalg.norm(difference)) / scale
-    return StageResult(stage, float(np.abs(difference).max()), relative, limit, passed=relative <= limit)
+    largest = float(np.abs(ours.astype(np.float64) - theirs).max())
+    relative = relative_error(ours, theirs)
+    return StageResult(stage, largest, relative, limit, passed=relative <= limit)

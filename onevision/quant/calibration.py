@@ -129,9 +129,9 @@ def _read_folder(folder: Path, warnings: list[str]) -> Iterator[Image.Image]:
 def _built_in(side: int) -> Iterator[Image.Image]:
     """Photo-like images and drawn scenes in turn, of many sizes and proportions."""
     from onevision.eval.suite import build_scene
-    from onevision.proof.reference import picture
+    from onevision.proof.reference import synthetic_image
 
     for number, (name, (width, height)) in enumerate(zip(_SCENES, _SHAPES, strict=True)):
         shape = max(1, round(width * side)), max(1, round(height * side))
-        yield Image.fromarray(picture(*shape, seed=number))
+        yield Image.fromarray(synthetic_image(*shape, seed=number))
         yield Image.fromarray(build_scene(name, "train", 0, number).images[0])

@@ -13,17 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from onevision.bundle import (
-    BACKBONE,
-    GOLDEN,
-    NEWLINE,
-    PREFILL,
-    PREFILL_DATA,
-    VISION,
-    VISION_DATA,
-    Bundle,
-    files_of,
-)
+from onevision.bundle import BACKBONE, CARD, GOLDEN, VISION, VISION_DATA, Bundle, files_of
 from onevision.errors import QuantError, UsageError
 from onevision.eval.questions import read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES
@@ -130,14 +120,6 @@ class GateConfig:
         return IMATRIX_ORDER if self.imatrix is None else (self.imatrix is not False,)
 
 
-@dataclass(frozen=True, eq=False)
-class EncoderFiles:
-    """A vision encoder on disk, its data file beside it. ``quality``: the manifest's, of an int8 encoder."""
-
-    path: Path
-    quality: dict[str, Any] = field(default_factory=dict)
-
-
 def precisions_of(bundle: Bundle) -> tuple[Any, Any]:
     """Precisions of vision encoder and backbone in the manifest."""
     vision, backbone = (bundle.manifest.files[name].precision for name in (VISION, BACKBONE))
@@ -181,7 +163,7 @@ class Quantizer:
 
     def __init__(self, source: Bundle, scratch: Path, config: GateConfig, progress: Progress) -> None:
         self.source, self.config, self.progress, self._scratch = source, config, progress, scratch
-        self._encoders: dict[EncoderPrecision, EncoderFiles] = {}
+        self._encoders: dict[EncoderPrecision, tuple[Path, dict[str, Any]]] = {}
         self._features = Cache(scratch / "features")  # each encoder sees each image once
 
     @cached_property
@@ -221,24 +203,21 @@ class Quantizer:
             QuantError: An encoder that cannot be quantized, or a calibration folder without images.
             InputError: An importance matrix of another model.
         """
-        source, has = self.source.manifest, self.source.manifest.files
-        encoder = self._encoder(candidate.vision)
+        source = self.source.manifest
+        encoder, quality = self._encoder(candidate.vision)
         backbone = self._backbone(candidate, folder / BACKBONE)
-        _copy(encoder.path, folder / VISION)
-        _copy(encoder.path.with_name(f"{encoder.path.name}.data"), folder / VISION_DATA)
-        prefill = {name: has[name].precision or "" for name in (PREFILL, PREFILL_DATA) if name in has}
-        # A bundle that was not proven has no reference vectors.
-        others = [name for name in (*prefill, NEWLINE, GOLDEN) if name in has]
-        for name in others:
-            _copy(self.source.path(name), folder / name)
-        vision = dict.fromkeys((VISION, VISION_DATA), candidate.vision)
-        precisions = {**vision, BACKBONE: candidate.backbone, **prefill}
+        made = {VISION: candidate.vision, VISION_DATA: candidate.vision, BACKBONE: candidate.backbone}
+        names = [name for name in source.files if name != CARD]
+        for name in names:
+            if name != BACKBONE:
+                _copy((encoder if name in made else self.source.folder) / name, folder / name)
+        own = {name: info.precision for name, info in source.files.items() if info.precision}
         manifest = replace(
             source,
             created_by=source.created_by | tool_versions(),
             backbone=replace(source.backbone, bits_per_weight=backbone.bits_per_weight),
-            files=files_of([folder / name for name in {**precisions, **dict.fromkeys(others)}], precisions),
-            quality={"encoder": encoder.quality} if encoder.quality else {},
+            files=files_of([folder / name for name in names], {**own, **made}),
+            quality={"encoder": quality} if quality else {},
         )
         return Bundle(folder, manifest)
 
@@ -259,26 +238,26 @@ class Quantizer:
         with self.load(bundle) as model:
             return verify(model, load_golden(bundle.path(GOLDEN)))
 
-    def _encoder(self, precision: EncoderPrecision) -> EncoderFiles:
-        """The encoder in a precision; its own is not written again."""
-        source = self.source.path(VISION)
+    def _encoder(self, precision: EncoderPrecision) -> tuple[Path, dict[str, Any]]:
+        """Folder of the encoder's files, and the manifest's ``quality.encoder`` if it is int8."""
         if precision == precisions_of(self.source)[0]:
-            return EncoderFiles(source)
+            return self.source.folder, {}
         if precision not in self._encoders:
             folder = self._scratch / precision
             folder.mkdir(exist_ok=True)
+            quality = {}
             if precision == "int8":
-                self._encoders[precision] = self._int8_encoder(source, folder / VISION)
+                quality = self._quantize_encoder(folder / VISION)
             else:
                 with self.progress.step(f"vision encoder in {precision}") as advance:
-                    halve_encoder(source, folder / VISION, advance)
-                self._encoders[precision] = EncoderFiles(folder / VISION)
+                    halve_encoder(self.source.path(VISION), folder / VISION, advance)
+            self._encoders[precision] = folder, quality
         return self._encoders[precision]
 
-    def _int8_encoder(self, source: Path, target: Path) -> EncoderFiles:
+    def _quantize_encoder(self, target: Path) -> dict[str, Any]:
         tiles, config = self.calibration, self.config
         quant = quantise_vision(
-            source,
+            self.source.path(VISION),
             target,
             tiles.pixel_values,
             self.progress,
@@ -288,7 +267,7 @@ class Quantizer:
         kept = {upgrade.product: upgrade.precision for upgrade in quant.kept}
         for name, precision in kept.items():
             self.progress.note(f"kept finer: {name} in {precision}")
-        quality = {
+        return {
             "tiles": len(quant.tiles),
             "images": tiles.images,
             "calibration": tiles.source,
@@ -296,7 +275,6 @@ class Quantizer:
             "relative_error": quant.features.relative_error,
             "kept": kept,
         }
-        return EncoderFiles(target, quality)
 
     def _backbone(self, candidate: Candidate, path: Path) -> BackboneReport:
         """Write the backbone in a candidate's precision, or copy it if it has that already."""

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from onevision.runtime.engine import OneVision
     from onevision.runtime.prepare import PreparedPrompt
 
-    Features = npt.NDArray[np.float32]  # [T, P, H]
-
 #: Maximum number of positions whose logits are kept, 1.2 GB for Qwen2; further samples are left out.
 MAX_POSITIONS = 2_000
 #: Maximum length of a reference answer.
@@ -172,34 +170,17 @@ def _record(
     """Answer samples greedily; write image features and logits to ``folder``."""
     answers: list[ReferenceAnswer] = []
     for number, sample in enumerate(samples):
-        features = _prefill(model, sample, room=MAX_TOKENS)
-        tokens, logits = _decode(model)
+        features, logits, tokens = _trace(model, sample)
+        if not np.isfinite(logits).all():
+            raise GenerationError(
+                "the reference's logits are not finite", hint="check it with `onevision verify`"
+            )
         np.savez(_file(folder, number), features=features, logits=logits)
         answers.append(ReferenceAnswer(sample, tokens, len(logits)))
         count()
         if sum(answer.positions for answer in answers) >= MAX_POSITIONS:
             break
     return tuple(answers)
-
-
-def _decode(model: OneVision) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
-    """Greedy tokens after the prompt, and the logits [positions, tokens] that they were chosen by."""
-    allowed = _allowed(model)
-    tokens: list[int] = []
-    rows = []
-    while len(tokens) < MAX_TOKENS:
-        if tokens:
-            model.backbone.append(tokens[-1])
-        rows.append(model.backbone.logits()[allowed])
-        if not np.isfinite(rows[-1]).all():
-            raise GenerationError(
-                "the reference's logits are not finite", hint="check it with `onevision verify`"
-            )
-        token = int(allowed[rows[-1].argmax()])
-        if model.backbone.vocabulary.ends(token):
-            break
-        tokens.append(token)
-    return tuple(tokens), np.stack(rows)
 
 
 def _follow(
@@ -211,23 +192,47 @@ def _follow(
     """
     same_encoder = _encoder_sums(model.bundle.manifest) == _encoder_sums(reference.manifest)
     compared: list[FeatureQuality] = []
-    allowed = _allowed(model)
 
     def pairs() -> Iterator[Logits]:
         for number, answer in enumerate(reference.answers):
-            features = _prefill(model, answer.sample, room=len(answer.tokens))
+            features, logits, _ = _trace(model, answer.sample, answer)
             with np.load(_file(reference.folder, number)) as expected:
                 if len(features) and not same_encoder:
                     compared.append(compare_features(features, expected["features"]))
-                rows = expected["logits"]
-            for position, row in enumerate(rows):
-                if position:
-                    model.backbone.append(answer.tokens[position - 1])
-                yield model.backbone.logits()[allowed], row
+                yield from zip(logits, expected["logits"], strict=True)
             count()
 
     tokens = compare_logits(pairs(), len(reference.answers))
     return worst_features(compared) if compared else None, tokens
+
+
+def _trace(
+    model: OneVision, sample: Sample, answer: ReferenceAnswer | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], tuple[int, ...]]:
+    """Answer a sample greedily, or follow a given answer.
+
+    Returns:
+        Image features [T, P, H] of all its tiles, empty without images; logits [positions, tokens] over the
+        tokens that can be sampled; and the answer's tokens.
+    """
+    prepared = prepare(model, sample)
+    features = [model.image_features(visual.tiles) for visual in prepared.visuals]
+    embeddings = [visual.pack(part) for visual, part in zip(prepared.visuals, features, strict=True)]
+    model.prefill(prepared, embeddings, room=MAX_TOKENS)
+    allowed = np.setdiff1d(np.arange(model.backbone.vocabulary.size), model.banned_tokens)
+    tokens = list(answer.tokens) if answer else []
+    logits = []
+    for position in range(answer.positions if answer else MAX_TOKENS):
+        if position:
+            model.backbone.append(tokens[position - 1])
+        logits.append(model.backbone.logits()[allowed])
+        if answer is None:
+            token = int(allowed[logits[-1].argmax()])
+            if model.backbone.vocabulary.ends(token):
+                break
+            tokens.append(token)
+    every = np.concatenate(features) if features else np.empty((0, 0, 0), np.float32)
+    return every, np.stack(logits), tuple(tokens)
 
 
 def _ask(model: OneVision, questions: Sequence[Sample], count: Callable[[], None]) -> tuple[Record, ...]:
@@ -237,20 +242,6 @@ def _ask(model: OneVision, questions: Sequence[Sample], count: Callable[[], None
         records.append(record)
         count()
     return tuple(records)
-
-
-def _prefill(model: OneVision, sample: Sample, *, room: int) -> Features:
-    """Prefill a sample, and return the image features of its tiles, empty if there are none."""
-    prepared = prepare(model, sample)
-    features = [model.image_features(visual.tiles) for visual in prepared.visuals]
-    embeddings = [visual.pack(part) for visual, part in zip(prepared.visuals, features, strict=True)]
-    model.prefill(prepared, embeddings, room=room)
-    return np.concatenate(features) if features else np.empty((0, 0, 0), np.float32)
-
-
-def _allowed(model: OneVision) -> npt.NDArray[np.intp]:
-    """Tokens that can be sampled; distributions are over these."""
-    return np.setdiff1d(np.arange(model.backbone.vocabulary.size), model.banned_tokens)
 
 
 def _file(folder: Path, number: int) -> Path:

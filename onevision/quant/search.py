@@ -198,7 +198,7 @@ class _Search:
         config = {"thresholds": asdict(self._quantizer.config.thresholds), "imatrix": candidate.imatrix}
         written = report(bundle.path(BACKBONE), RECIPES[candidate.backbone])
         quality = bundle.manifest.quality | {"gate": result.to_dict() | config}
-        bundle = seal(self._folder, bundle.manifest, written, proof, **quality)
+        bundle = seal(self._folder, bundle.manifest, proof, **quality)
         rejected = tuple(each for each in self._rejected if each.candidate != candidate)
         return Quantized(bundle, candidate, written, result, proof, rejected)
 

@@ -11,6 +11,7 @@ from onevision.bench.result import (
     Measured,
     Memory,
     ModelFacts,
+    Rates,
     Result,
     Run,
     Work,
@@ -28,13 +29,13 @@ STEPS = 15
 def made_run(stages: dict[str, float], gauge: float | None = 50.0) -> Run:
     before_decode = [stages[name] for name in STAGES[: STAGES.index("decode")]]
     return Run(
-        stages=stages,
-        prefill={"picture": stages["prefill"] * 0.75, "text": stages["prefill"] * 0.25},
-        tiles=(stages["encode"] / 2,) * 2,
-        tokens=(stages["decode"] / STEPS,) * STEPS,
-        ttft=sum(before_decode),
-        total=sum(stages.values()),
-        gauge=gauge,
+        stages_ms=stages,
+        prefill_ms={"picture": stages["prefill"] * 0.75, "text": stages["prefill"] * 0.25},
+        tiles_ms=(stages["encode"] / 2,) * 2,
+        tokens_ms=(stages["decode"] / STEPS,) * STEPS,
+        ttft_ms=sum(before_decode),
+        total_ms=sum(stages.values()),
+        gauge_ms=gauge,
         joules=None,
         output="0" * 16,
     )
@@ -69,7 +70,7 @@ def made_result(*measured: Measured) -> Result:
         isolated=False,
         interrupted=False,
         machine={"cpu": "a processor"},
-        rates={"place": "cpu", "threads": 1, "read": 1e10, "engines": engines},
+        rates=Rates("cpu", 1, 1e10, engines),
         load=Load(None, (1.0, 2.0)),
         measured=measured,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from onevision.bench import roofline
-from onevision.bench.method import Trials
+from onevision.bench import benchmark, roofline
+from onevision.bench.matmul import MatmulSize
 from onevision.bench.report import unaccounted
 from onevision.bench.result import read_result
 from onevision.cli import _run
@@ -23,7 +23,7 @@ SCENARIOS = ("text", "multi-4", "followup", "video-8")
 @pytest.fixture(autouse=True)
 def quick_limits(monkeypatch: pytest.MonkeyPatch):
     measure = roofline.measure
-    size = roofline.Size(4, 32, 4)
+    size = MatmulSize(4, 32, 4)
     monkeypatch.setattr(
         roofline,
         "measure",
@@ -37,7 +37,7 @@ def test_a_bench_from_end_to_end(
     out = tmp_path / "result.json"
     chosen = [word for name in SCENARIOS for word in ("--scenario", name)]
     words = ["bench", "-m", toy_bundle, *chosen, "--file", photo, "--runs", 1, "--threads", 1]
-    assert _run([*map(str, words), "--json", "--out", str(out)]) == 0
+    assert _run([*map(str, words), "--json", "--output", str(out)]) == 0
     data = json.loads(capfd.readouterr().out)
     result = read_result(out)
     assert [one["scenario"] for one in data["scenarios"]] == [*SCENARIOS, photo.name]
@@ -52,11 +52,11 @@ def test_a_bench_from_end_to_end(
         assert one.memory.peak > 0
         assert set(one.work) == ({"encode"} if one.counts.tiles else set()) | {"prefill", "decode"}
         for run in one.runs:
-            assert set(run.stages) == set(STAGES)
-            assert len(run.tokens) == 15
-            assert len(run.tiles) == one.counts.tiles
+            assert set(run.stages_ms) == set(STAGES)
+            assert len(run.tokens_ms) == 15
+            assert len(run.tiles_ms) == one.counts.tiles
             assert 0 <= unaccounted(run) < 1
-            assert sum(run.prefill.values()) == pytest.approx(run.stages["prefill"])
+            assert sum(run.prefill_ms.values()) == pytest.approx(run.stages_ms["prefill"])
     tiles = {one.scenario: one.counts.tiles for one in result.measured if one.counts}
     assert (tiles["text"], tiles["multi-4"], tiles["video-8"]) == (0, 4, 8)
     assert min(tiles["followup"], tiles[photo.name]) > 1
@@ -68,15 +68,15 @@ def test_a_bench_from_end_to_end(
 def test_an_interrupted_bench_keeps_what_it_has(
     toy_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    run = Trials.run
+    run_rounds = benchmark.run_rounds
 
-    def interrupted(self: Trials, *arguments: object) -> None:
-        run(self)
+    def interrupted(*arguments: Any) -> None:
+        run_rounds(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trials, "run", interrupted)
+    monkeypatch.setattr(benchmark, "run_rounds", interrupted)
     out = tmp_path / "result.json"
-    words = ["bench", "-m", toy_bundle, "--scenario", "text", "--runs", 1, "--threads", 1, "--out", out]
+    words = ["bench", "-m", toy_bundle, "--scenario", "text", "--runs", 1, "--threads", 1, "--output", out]
     assert _run([*map(str, words)]) == 130
     told = capfd.readouterr()
     assert "interrupted" in told.err

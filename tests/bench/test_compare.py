@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from onevision.bench.compare import bootstrap_ratio, compare
+from onevision.bench.compare import compare
+from onevision.bench.statistics import bootstrap_ratio
 from onevision.errors import UsageError
 from tests.bench.made import made_measured, made_result, noisy_runs
 
@@ -21,7 +22,7 @@ def result(seed: int, **options: float) -> Result:
 
 
 def verdicts(before: Result, after: Result) -> dict[str, str]:
-    return {one.stage: one.verdict for one in compare(before, after).differences}
+    return {one.stage: one.verdict for one in compare(before, after).changes}
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
@@ -45,7 +46,7 @@ def test_a_stage_that_became_slower_by_a_tenth(stage: str, seed: int):
     assert stage in slower
     # What is made of it may be slower too, and no other stage.
     assert slower <= {stage, "ttft", "tpot", "total"}
-    assert {one.verdict for one in comparison.differences} == {"slower", "no difference"}
+    assert {one.verdict for one in comparison.changes} == {"slower", "no difference"}
 
 
 def test_a_stage_that_became_faster():
@@ -65,11 +66,11 @@ def test_two_runs_prove_nothing():
 def test_a_peer_that_became_slower_is_told_and_is_no_regression():
     peer = "transformers-bf16"
     before, after = (
-        made_result(*(replace(one, subject=peer) for one in made.measured))
+        made_result(*(replace(one, engine=peer) for one in made.measured))
         for made in (result(0), result(1, encode=1.5))
     )
     found = compare(before, after)
-    assert {one.stage for one in found.differences if one.verdict == "slower"} >= {"encode", "ttft"}
+    assert {one.stage for one in found.changes if one.verdict == "slower"} >= {"encode", "ttft"}
     assert not found.regressions
 
 

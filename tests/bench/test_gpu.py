@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 import pytest
 
-from onevision.bench import products, roofline
-from onevision.bench.gpu import Gpu, open_gpu
-from onevision.bench.memory import MemoryWatch
+from onevision.bench import matmul, roofline
+from onevision.bench.machine import Gpu, open_gpu
 from onevision.bench.report import rows, unaccounted
 from onevision.bench.result import read_result
+from onevision.bench.target import MemoryWatch
 from onevision.cli import _run
 from onevision.native import ort as session
 
@@ -114,9 +114,9 @@ def test_a_bench_on_a_gpu(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.
     nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: next(joules)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(session, "_CUDA", "CPUExecutionProvider")
-    monkeypatch.setitem(products._NAMES, "cuda", products._NAMES["cpu"])
-    measure, size = roofline.measure, roofline.Size(4, 32, 4)
-    monkeypatch.setattr(roofline, "_CUDA_READ", roofline.Size(1, 64, 64))
+    monkeypatch.setitem(matmul._NAMES, "cuda", matmul._NAMES["cpu"])
+    measure, size = roofline.measure, matmul.MatmulSize(4, 32, 4)
+    monkeypatch.setattr(roofline, "_CUDA_READ", matmul.MatmulSize(1, 64, 64))
     monkeypatch.setattr(
         roofline, "measure", lambda **options: measure(**options | {"seconds": 0.0, "size": size})
     )
@@ -130,11 +130,12 @@ def test_a_bench_on_a_gpu(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.
     results = []
     for device in ("cpu", "cuda"):
         before, out = len(waits), tmp_path / f"{device}.json"
-        assert _run([*map(str, words), "--device", device, "--out", str(out)]) == 0
+        assert _run([*map(str, words), "--device", device, "--output", str(out)]) == 0
         results.append((read_result(out), len(waits) - before))
     (on_cpu, few), (on_gpu, many) = results
     assert many > few + 2 * 16  # once for each token of each run, and more
-    assert on_gpu.device == on_gpu.rates["place"] == "cuda"  # type: ignore[index]
+    assert on_gpu.rates
+    assert on_gpu.device == on_gpu.rates.place == "cuda"
     assert on_gpu.machine["gpu"] == {"name": "a GPU", "memory_bytes": 8 << 30, "driver": "580.1"}
     assert {row["gpu_info"] for row in rows(on_gpu)} == {"a GPU"}
     (mine,), (theirs,) = on_cpu.measured, on_gpu.measured

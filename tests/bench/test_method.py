@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from onevision.bench.compare import compare
-from onevision.bench.memory import MemoryWatch
-from onevision.bench.method import Method, Trial, Trials
+from onevision.bench.method import Method, Trial, run_rounds
 from onevision.bench.report import drifted, unaccounted
 from onevision.bench.result import Counts
-from onevision.bench.scenarios import LONG, QUICK, SCENARIOS, SHORT, Inputs, Scenario, choose
-from onevision.bench.subject import Asked
+from onevision.bench.scenarios import LONG, QUICK, SCENARIOS, SHORT, Scenario, ScenarioInputs, choose
+from onevision.bench.target import MemoryWatch, Target, TimedAnswer
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.answer import Lap, StageClock
 from tests.bench.made import TYPICAL, made_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from onevision.bench.result import Measured
 
 
 class Clock:
@@ -30,10 +31,8 @@ class Clock:
         return self.now
 
 
-class Fake:
+class Fake(Target):
     """An engine whose stages take as long as they are told."""
-
-    resident = None
 
     def __init__(self, clock: Clock, seed: int = 0, **slower: float) -> None:
         self.name = "fake"
@@ -41,7 +40,9 @@ class Fake:
         self._clock, self._slower = clock, slower
         self._random = np.random.default_rng(seed)
 
-    def ask(self, scenario: Scenario, inputs: Inputs, new_clock: Callable[[], StageClock]) -> Asked:
+    def ask(
+        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock
+    ) -> TimedAnswer:
         if scenario.name == "impossible":
             raise PromptError("the context cannot hold it")
         if scenario.name == "interrupted" and len(self.asked) > 3:
@@ -52,18 +53,31 @@ class Fake:
             with stages.stage(stage):
                 noise = float(np.exp(self._random.normal(0, 0.01)))
                 self._clock.now += ms / 1e3 * self._slower.get(stage, 1.0) * noise
-        return Asked(Counts(10, 5, 2, 1), (1, 2), stages, stages.elapsed(), stages.elapsed())
+        elapsed = stages.elapsed()
+        return TimedAnswer(Counts(10, 5, 2, 1), (1, 2), tuple(stages.laps), elapsed, elapsed)
 
 
-def trials(fake: Fake, clock: Clock, *names: str, runs: int = 5, seconds: float | None = None) -> Trials:
-    pairs = [Trial(Scenario(name), fake, Inputs()) for name in names]
-    return Trials(pairs, Method(runs, seconds, now=clock, joules=lambda: None))
+class Session:
+    """Scenarios on a fake engine."""
+
+    def __init__(
+        self, fake: Fake, clock: Clock, *names: str, runs: int = 5, seconds: float | None = None
+    ) -> None:
+        self._trials = [Trial(Scenario(name), fake, ScenarioInputs()) for name in names]
+        self._method = Method(runs, seconds, now=clock, joules=lambda: None)
+
+    def run(self) -> None:
+        run_rounds(self._trials, self._method)
+
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        return tuple(trial.measured for trial in self._trials)
 
 
 def test_scenarios_take_turns_and_the_first_round_does_not_count():
     clock = Clock()
     fake = Fake(clock)
-    session = trials(fake, clock, "a", "b", runs=3)
+    session = Session(fake, clock, "a", "b", runs=3)
     session.run()
     assert fake.asked == ["a", "b"] * 4
     assert [len(one.runs) for one in session.measured] == [3, 3]
@@ -74,17 +88,17 @@ def test_scenarios_take_turns_and_the_first_round_does_not_count():
 
 def test_no_round_begins_that_would_end_too_late():
     clock = Clock()
-    session = trials(Fake(clock), clock, "a", runs=50, seconds=3.5)
+    session = Session(Fake(clock), clock, "a", runs=50, seconds=3.5)
     session.run()
     assert len(session.measured[0].runs) == 3
-    session = trials(Fake(clock), clock, "a", runs=50, seconds=0.1)
+    session = Session(Fake(clock), clock, "a", runs=50, seconds=0.1)
     session.run()
     assert len(session.measured[0].runs) == 2
 
 
 def test_what_cannot_be_asked_is_skipped_with_the_reason():
     clock = Clock()
-    session = trials(Fake(clock), clock, "impossible", "a")
+    session = Session(Fake(clock), clock, "impossible", "a")
     session.run()
     first, second = session.measured
     assert (first.skipped, first.runs, first.counts) == ("the context cannot hold it", (), None)
@@ -93,7 +107,7 @@ def test_what_cannot_be_asked_is_skipped_with_the_reason():
 
 def test_an_interrupted_session_keeps_its_runs():
     clock = Clock()
-    session = trials(Fake(clock), clock, "a", "interrupted")
+    session = Session(Fake(clock), clock, "a", "interrupted")
     with pytest.raises(KeyboardInterrupt):
         session.run()
     assert [len(one.runs) for one in session.measured] == [2, 1]
@@ -104,7 +118,7 @@ def test_a_slower_stage_is_found_through_the_stage_clock(stage: str):
     results = []
     for seed, slower in enumerate(({}, {stage: 1.1})):
         clock = Clock()
-        session = trials(Fake(clock, seed, **slower), clock, "a")
+        session = Session(Fake(clock, seed, **slower), clock, "a")
         session.run()
         results.append(made_result(*session.measured))
     found = {one.stage for one in compare(*results).regressions}

@@ -13,16 +13,17 @@ import psutil
 import pytest
 
 from onevision.bench import peers, roofline
+from onevision.bench.matmul import MatmulSize
 from onevision.bench.method import Method, make_trials
-from onevision.bench.peers import Setup, choose_peers, find_checkpoint, lacking
-from onevision.bench.peers.hf import TransformersModel
-from onevision.bench.peers.process import Missing, PeerProcess, opened
+from onevision.bench.peers import TargetSetup, choose_peers, find_checkpoint, lacking
+from onevision.bench.peers.hf import TransformersTarget
+from onevision.bench.process import TargetProcess, UnavailableTarget, open_process
 from onevision.bench.result import read_result
 from onevision.bench.scenarios import SCENARIOS, Scenario
-from onevision.bench.subject import BundleSubject
+from onevision.bench.target import BundleTarget
 from onevision.bundle import PREFILL, FileInfo, SourceInfo, open_bundle
 from onevision.cli import _run
-from onevision.errors import CheckpointError, DeviceError, GenerationError, UsageError
+from onevision.errors import BundleError, CheckpointError, DeviceError, UsageError
 from onevision.models import SHIPPED
 from onevision.runtime.answer import StageClock
 from onevision.runtime.engine import OneVision
@@ -44,8 +45,8 @@ def bundle(toy_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def setup(toy_bundle: Path, toy_checkpoint: Path) -> Setup:
-    return Setup(toy_bundle, toy_checkpoint, "cpu", 1)
+def setup(toy_bundle: Path, toy_checkpoint: Path) -> TargetSetup:
+    return TargetSetup(toy_bundle, toy_checkpoint, "cpu", 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,14 +59,14 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ours(bundle: Bundle) -> Iterator[BundleSubject]:
+def ours(bundle: Bundle) -> Iterator[BundleTarget]:
     with OneVision(bundle, device="cpu", threads=1) as model:
-        yield BundleSubject(model)
+        yield BundleTarget(model)
 
 
 @pytest.fixture(scope="module")
-def reference(bundle: Bundle, setup: Setup) -> TransformersModel:
-    return TransformersModel("transformers-fp32", bundle, setup)
+def reference(bundle: Bundle, setup: TargetSetup) -> TransformersTarget:
+    return TransformersTarget("transformers-fp32", bundle, setup)
 
 
 # By name.
@@ -138,7 +139,7 @@ def test_the_checkpoint_of_a_repository_is_found_in_the_cache(
     "scenario", [SHORT, TEXT, SEVERAL, CLIP], ids=["picture", "text", "several", "video"]
 )
 def test_transformers_reads_the_same_prompt_and_says_the_same(
-    ours: BundleSubject, reference: TransformersModel, scenario: Scenario, tmp_path: Path
+    ours: BundleTarget, reference: TransformersTarget, scenario: Scenario, tmp_path: Path
 ):
     """The bundle is exact, so that any difference is in what was asked."""
     inputs = scenario.inputs(tmp_path)
@@ -148,87 +149,91 @@ def test_transformers_reads_the_same_prompt_and_says_the_same(
     assert len(theirs.token_ids) == scenario.answer
     assert theirs.ttft
     assert theirs.ttft < theirs.total
-    laps = [lap.stage for lap in theirs.clock.laps]
+    laps = [lap.stage for lap in theirs.laps]
     assert laps.count("decode") == scenario.answer - 1
-    stages = {stage for stage, ms in theirs.clock.stages.items() if ms}
+    stages = {stage for stage, ms in theirs.stages.items() if ms}
     seen = {"encode", "pack"} if theirs.counts.tiles else set()
     assert stages == {"read", "preprocess", "prefill", "first_token", "decode"} | seen
 
 
 def test_its_answer_does_not_end_before_ours(
-    reference: TransformersModel, bundle: Bundle, setup: Setup, toy_checkpoint: Path, tmp_path: Path
+    reference: TransformersTarget, bundle: Bundle, setup: TargetSetup, toy_checkpoint: Path, tmp_path: Path
 ):
     said = reference.ask(SHORT, SHORT.inputs(tmp_path), StageClock).token_ids
     copy = shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": said[0]}), encoding="utf-8")
-    hasty = TransformersModel("transformers-fp32", bundle, replace(setup, checkpoint=copy))
+    hasty = TransformersTarget("transformers-fp32", bundle, replace(setup, checkpoint=copy))
     assert hasty.ask(SHORT, SHORT.inputs(tmp_path), StageClock).token_ids == said
 
 
-def test_what_transformers_is_not_asked(reference: TransformersModel, tmp_path: Path):
+def test_what_transformers_is_not_asked(reference: TransformersTarget, tmp_path: Path):
     with pytest.raises(UsageError, match="second question"):
         reference.ask(replace(SHORT, again=True), SHORT.inputs(tmp_path), StageClock)
 
 
-def test_another_checkpoint_is_refused(bundle: Bundle, setup: Setup, untied_checkpoint: Path):
-    with pytest.raises(CheckpointError, match="is not the checkpoint that the bundle was made of"):
-        TransformersModel("transformers-fp32", bundle, replace(setup, checkpoint=untied_checkpoint))
+def test_another_checkpoint_is_refused(bundle: Bundle, setup: TargetSetup, untied_checkpoint: Path):
+    with pytest.raises(CheckpointError, match="is not the checkpoint that the bundle was made from"):
+        TransformersTarget("transformers-fp32", bundle, replace(setup, checkpoint=untied_checkpoint))
 
 
-def test_a_checkpoint_that_transformers_does_not_read(bundle: Bundle, setup: Setup, tmp_path: Path):
+def test_a_checkpoint_that_transformers_does_not_read(bundle: Bundle, setup: TargetSetup, tmp_path: Path):
     from onevision.export.synth import SynthSpec, synthesise
 
     other = synthesise(tmp_path / "checkpoint", SynthSpec(naming="lmms-lab"))
     with pytest.raises(CheckpointError, match="lmms-lab"):
-        TransformersModel("transformers-fp32", bundle, replace(setup, checkpoint=other))
+        TransformersTarget("transformers-fp32", bundle, replace(setup, checkpoint=other))
 
 
-def test_torch_without_a_gpu_says_so(bundle: Bundle, setup: Setup):
+def test_torch_without_a_gpu_says_so(bundle: Bundle, setup: TargetSetup):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("torch has a GPU here")
     with pytest.raises(DeviceError, match="torch has no CUDA"):
-        TransformersModel("transformers-fp32", bundle, replace(setup, device="cuda"))
+        TransformersTarget("transformers-fp32", bundle, replace(setup, device="cuda"))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
-def test_openvino_encodes_the_same_tiles(ours: BundleSubject, bundle: Bundle, setup: Setup, tmp_path: Path):
-    from onevision.bench.peers.openvino_encoder import OpenVinoEncoder
+def test_openvino_encodes_the_same_tiles(
+    ours: BundleTarget, bundle: Bundle, setup: TargetSetup, tmp_path: Path
+):
+    from onevision.bench.peers.openvino import OpenVinoTarget
 
     inputs = SHORT.inputs(tmp_path)
     mine = ours.ask(SHORT, inputs, StageClock)
-    theirs = OpenVinoEncoder(bundle, setup).ask(SHORT, inputs, StageClock)
+    theirs = OpenVinoTarget("openvino", bundle, setup).ask(SHORT, inputs, StageClock)
     assert theirs.counts == replace(mine.counts, completion_tokens=0)
     assert theirs.ttft is None
-    mine_laps, their_laps = (
-        [lap for lap in asked.clock.laps if lap.stage == "encode"] for asked in (mine, theirs)
-    )
+    mine_laps, their_laps = ([lap for lap in asked.laps if lap.stage == "encode"] for asked in (mine, theirs))
     assert len(mine_laps) == len(their_laps)
 
 
 # In its process.
 
 
-def test_a_peer_answers_from_its_own_process(setup: Setup, ours: BundleSubject, tmp_path: Path):
+def test_a_peer_answers_from_its_own_process(setup: TargetSetup, ours: BundleTarget, tmp_path: Path):
     inputs = SHORT.inputs(tmp_path)
-    with closing(PeerProcess("llama", setup)) as peer:
+    with closing(TargetProcess("llama", setup)) as peer:
         asked = peer.ask(SHORT, inputs, StageClock)
         mine = ours.ask(SHORT, inputs, StageClock)
         assert (asked.counts, asked.token_ids) == (mine.counts, mine.token_ids)
-        assert {lap.stage for lap in asked.clock.laps} == {lap.stage for lap in mine.clock.laps}
-        assert peer.resident() > 1 << 20
+        assert {lap.stage for lap in asked.laps} == {lap.stage for lap in mine.laps}
+        large = replace(SHORT, sizes=((1920, 1080),), answer=64)
+        again, memory = peer.ask_watched(large, large.inputs(tmp_path))
+        assert len(again.token_ids) == large.answer
+        assert memory.peak > 1 << 20
+        assert memory.stages, "sampled in that process"
         child = psutil.Process(peer._process.pid)
         # A question that it cannot be asked is an error, and the next one is answered.
         too_long = replace(SHORT, answer=0)
-        with pytest.raises(GenerationError, match="max-tokens"):
+        with pytest.raises(UsageError, match="max-tokens"):
             peer.ask(too_long, inputs, StageClock)
         assert peer.ask(SHORT, inputs, StageClock).token_ids == mine.token_ids
     assert not child.is_running()
 
 
-def test_a_peer_that_dies_keeps_what_it_measured(setup: Setup, tmp_path: Path):
-    with closing(PeerProcess("llama", setup)) as peer:
+def test_a_peer_that_dies_keeps_what_it_measured(setup: TargetSetup, tmp_path: Path):
+    with closing(TargetProcess("llama", setup)) as peer:
         (trial,) = make_trials(SHORT, [peer], tmp_path)
         method = Method(runs=2, joules=lambda: None)
         trial.warm_up(method)
@@ -236,19 +241,18 @@ def test_a_peer_that_dies_keeps_what_it_measured(setup: Setup, tmp_path: Path):
         peer._process.kill()
         trial.run(method)
         trial.run(method)
-        assert len(trial.runs) == 1
+        assert len(trial.measured.runs) == 1
         assert "its process ended" in str(trial.measured.skipped)
-        assert peer.resident() == 0
 
 
-def test_a_peer_that_cannot_be_loaded_says_why(bundle: Bundle, setup: Setup, tmp_path: Path):
+def test_a_peer_that_cannot_be_loaded_says_why(bundle: Bundle, setup: TargetSetup, tmp_path: Path):
     copy = tmp_path / "bundle"
     shutil.copytree(bundle.folder, copy)
     (copy / "backbone.gguf").unlink()
-    with pytest.raises(GenerationError, match=r"backbone\.gguf"):
-        PeerProcess("llama", replace(setup, bundle=copy))
-    with opened("llama", bundle, setup) as peer:  # the toy has no prefill graph
-        assert isinstance(peer, Missing)
+    with pytest.raises(BundleError, match=r"backbone\.gguf"):
+        TargetProcess("llama", replace(setup, bundle=copy))
+    with open_process("llama", bundle, setup) as peer:  # the toy has no prefill graph
+        assert isinstance(peer, UnavailableTarget)
         (trial,) = make_trials(TEXT, [peer], tmp_path)
         trial.warm_up(Method(joules=lambda: None))
         assert "no prefill graph" in str(trial.measured.skipped)
@@ -264,23 +268,35 @@ def test_a_bench_against_others(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ):
-    measure, size = roofline.measure, roofline.Size(4, 32, 4)
+    measure, size = roofline.measure, MatmulSize(4, 32, 4)
     quick: dict[str, Any] = {"seconds": 0.0, "size": size, "memory": 1 << 16}
     monkeypatch.setattr(roofline, "measure", lambda **options: measure(**options | quick))
     out = tmp_path / "result.json"
-    words = ["bench", "-m", toy_bundle, "--scenario", "photo-384", "--runs", 2, "--threads", 1, "--out", out]
+    words = [
+        "bench",
+        "-m",
+        toy_bundle,
+        "--scenario",
+        "photo-384",
+        "--runs",
+        2,
+        "--threads",
+        1,
+        "--output",
+        out,
+    ]
     beside = ["--against", "transformers-bf16,llama", "--checkpoint", toy_checkpoint, "--json"]
     assert _run([*map(str, words), *map(str, beside)]) == 0
     data = json.loads(capfd.readouterr().out)
     result = read_result(out)
-    assert [one.subject for one in result.measured] == ["onevision", "transformers-bf16", "llama"]
+    assert [one.engine for one in result.measured] == ["onevision", "transformers-bf16", "llama"]
     mine, theirs, llama = result.measured
     assert mine.counts == theirs.counts
     assert len(theirs.runs) == 2
     assert theirs.memory
     assert theirs.memory.peak > 1 << 20
     assert "no prefill graph" in str(llama.skipped)
-    compared = {one["what"] for one in data["against"]["ratios"]}
+    compared = {one["stage"] for one in data["against"]["ratios"]}
     assert compared == {"encode", "prefill", "ttft", "tpot", "total", "peak"}
     assert data["against"]["not_compared"] == []
     assert result.machine["packages"]["transformers"]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onevision.bench.plot import FIGURES, OTHER, STAGE_COLOURS, named, series_of, typical
+from onevision.bench.plot import CHARTS, OTHER, STAGE_COLORS, by_engine, label_results
 from onevision.bench.result import Run, write_result
+from onevision.bench.statistics import typical
 from onevision.cli import _run
 from onevision.errors import UsageError
 from onevision.runtime.answer import STAGES
@@ -45,22 +46,23 @@ def test_pictures_and_a_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     write_result(files[0], result())
     write_result(files[1], result(prefill=2.0))
     out = tmp_path / "plots"
-    assert _run(["bench", "plot", *map(str, files), "--out", str(out), "--json"]) == 0
+    assert _run(["bench", "plot", *map(str, files), "--output", str(out), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["files"] == [
-        str(out / name) for name in ("index.html", *(f"{name}.png" for name in FIGURES))
+        str(out / name) for name in ("index.html", *(f"{name}.png" for name in CHARTS))
     ]
-    for name in FIGURES:
+    for name in CHARTS:
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width >= 1000
             assert np.asarray(picture.convert("L")).std() > 5, "something is on it"
     page = (out / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r'(src|href|srcset)="(?!data:)', page), "nothing is loaded from anywhere"
-    assert page.count("data:image/svg+xml") == 2 * len(FIGURES), "in two themes"
+    assert not re.search(r'(src|href|srcset)="(?!data:|#)', page), "nothing is loaded from anywhere"
+    assert page.count("<svg") == page.count("</svg>") == len(CHARTS)
+    assert "currentColor" in page, "in the colors of the reader's theme"
     assert "<img src=x>" not in page
     assert "&lt;img src=x&gt;" in page
     assert all(label in page for label in ("before", "after", "a processor", "toy"))
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["index.html", *(f"{name}.png" for name in FIGURES)]
+        ["index.html", *(f"{name}.png" for name in CHARTS)]
     )
 
 
@@ -75,22 +77,22 @@ def test_it_goes_beside_the_result(
 
 
 def test_every_stage_has_a_colour_of_its_own():
-    assert set(STAGE_COLOURS) == {*STAGES, OTHER}
-    assert len(set(STAGE_COLOURS.values())) == len(STAGE_COLOURS)
+    assert set(STAGE_COLORS) == {*STAGES, OTHER}
+    assert len(set(STAGE_COLORS.values())) == len(STAGE_COLORS)
 
 
 @pytest.mark.parametrize(("totals", "expected"), [((5.0,), 5), ((9.0, 1.0, 4.0), 4), ((3.0, 2.0), 2)])
 def test_the_median_run(totals: tuple[float, ...], expected: float):
     runs = tuple(Run({}, {}, (), (), None, total, None, None, "") for total in totals)
-    assert typical(replace(made_measured(()), runs=runs)).total == expected
+    assert typical(replace(made_measured(()), runs=runs)).total_ms == expected
 
 
 def test_names_of_results(tmp_path: Path):
     paths = [tmp_path / "a" / "same.json", tmp_path / "b" / "same.json", tmp_path / "other.json"]
-    labels = [one.label for one in named(paths, [result()] * 3)]
+    labels = [one.label for one in label_results(paths, [result()] * 3)]
     assert labels[2] == "other"
     assert len(set(labels)) == 3
-    assert len({one.label for one in series_of(named(paths, [result()] * 3))}) == 3
+    assert len({one.label for one in by_engine(label_results(paths, [result()] * 3))}) == 3
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 0}', "[]"])
@@ -103,7 +105,7 @@ def test_a_file_that_is_no_result(tmp_path: Path, text: str, capfd: pytest.Captu
 
 def test_a_result_without_runs(tmp_path: Path):
     with pytest.raises(UsageError, match="no runs"):
-        series_of(named([tmp_path / "a.json"], [made_result(made_measured(()))]))
+        label_results([tmp_path / "a.json"], [made_result(made_measured(()))])
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -31,7 +31,7 @@ def test_a_file_is_what_was_written(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, "2"])
 def test_another_schema_is_refused_by_its_version(tmp_path: Path, version: object):
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"schema_version": version}), encoding="utf-8")
@@ -39,7 +39,7 @@ def test_another_schema_is_refused_by_its_version(tmp_path: Path, version: objec
         read_result(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}', "\ufeff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2}', "\ufeff"])
 def test_a_damaged_file_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "result.json"
     path.write_text(text, encoding="utf-8")
@@ -69,9 +69,9 @@ def test_limits_are_those_of_the_arithmetic():
     assert limits["encode"]["flops"] == pytest.approx(0.5, rel=0.03)
     assert limits["decode"]["bandwidth"] == pytest.approx(1.0, rel=0.03)
     first, second = report.limits(RESULT)
-    assert first.startswith("encode 10.00 GFLOP a tile, ")
+    assert first.startswith("encode 10.00 GFLOP per tile, ")
     assert first.endswith("% of this machine's fp32 limit")
-    assert second.startswith("decode 180 MB a token")
+    assert second.startswith("decode 180 MB per token")
 
 
 def test_without_rates_nothing_is_told_of_limits():

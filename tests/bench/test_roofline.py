@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from onevision.bench import ggml, products, roofline
-from onevision.bench.products import Size
-from onevision.bench.result import Counts
+from onevision.bench import matmul, roofline
+from onevision.bench.matmul import MatmulSize
+from onevision.bench.result import Counts, Rates
 from onevision.bench.roofline import (
-    PRECISIONS,
+    ARITHMETICS,
     TURNS,
     Probe,
-    Rates,
     last_level_cache,
+    matmul_size,
     measure,
-    product_size,
     rates_of,
     working_set,
 )
@@ -29,7 +29,7 @@ from onevision.errors import DeviceError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SIZE = Size(4, 32, 4)
+SIZE = MatmulSize(4, 32, 4)
 
 
 class Clock:
@@ -88,11 +88,11 @@ def test_rates_of_this_machine(threads: int):
     assert rates.read > 0
     assert rates.engines.keys() == {"onnxruntime", "llama.cpp"}
     for known in rates.engines.values():
-        assert known.keys() == set(PRECISIONS)
+        assert known.keys() == set(ARITHMETICS)
         assert all(rate is None or rate > 0 for rate in known.values())
     assert rates.engines["onnxruntime"]["fp32"]
     assert rates.engines["onnxruntime"]["int8"]
-    assert json.loads(json.dumps(rates.to_dict())) == rates.to_dict()
+    assert json.loads(json.dumps(asdict(rates))) == asdict(rates)
 
 
 def test_equal_tiles_are_work_once(toy_bundle: Path):
@@ -124,11 +124,11 @@ def test_the_limit_is_that_of_the_better_engine():
         "llama.cpp": {"fp32": 1.0, "fp16": 3.0, "bf16": 4.0, "int8": None},
     }
     rates = Rates("cpu", 1, None, engines)
-    assert [rates.flops(precision) for precision in PRECISIONS] == [2.0, 3.0, 4.0, None]
+    assert [rates.flops(precision) for precision in ARITHMETICS] == [2.0, 3.0, 4.0, None]
 
 
 def test_llama_that_cannot_be_asked_leaves_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ggml, "_functions", lambda: None)
+    monkeypatch.setattr(matmul, "library", lambda: SimpleNamespace(ggml_init=None))
     rates = measure(threads=1, seconds=0.0, size=SIZE, memory=1 << 16)
     assert set(rates.engines["llama.cpp"].values()) == {None}
     assert rates.flops("fp32")
@@ -136,8 +136,8 @@ def test_llama_that_cannot_be_asked_leaves_none(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_gpu(monkeypatch: pytest.MonkeyPatch):
     """With the CPU's provider in the place of CUDA's."""
-    monkeypatch.setitem(products._NAMES, "cuda", products._NAMES["cpu"])
-    monkeypatch.setattr(roofline, "_CUDA_READ", Size(1, 64, 64))
+    monkeypatch.setitem(matmul._NAMES, "cuda", matmul._NAMES["cpu"])
+    monkeypatch.setattr(roofline, "_CUDA_READ", MatmulSize(1, 64, 64))
     rates = measure(place="cuda", threads=1, seconds=0.0, size=SIZE)
     assert rates.place == "cuda"
     assert rates.engines.keys() == {"onnxruntime"}
@@ -154,10 +154,10 @@ def test_without_cuda_the_device_is_missing():
         measure(place="cuda", seconds=0.0, size=SIZE)
 
 
-def test_products_grow_with_the_threads():
-    assert product_size("cpu", 1) == Size(512, 1024, 1024)
-    assert product_size("cpu", 64) == Size(16384, 1024, 1024)
-    assert product_size("cuda", 64).flops > product_size("cpu", 2).flops
+def test_matmuls_grow_with_the_threads():
+    assert matmul_size("cpu", 1) == MatmulSize(512, 1024, 1024)
+    assert matmul_size("cpu", 64) == MatmulSize(16384, 1024, 1024)
+    assert matmul_size("cuda", 64).flops > matmul_size("cpu", 2).flops
 
 
 # Caches

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from onevision.bench import synthetic
-from onevision.bench.synthetic import Synthetic, bundle_of, needed_bytes
+from onevision.bench.synthetic import Synthetic, needed_bytes, synthetic_bundle
 from onevision.bundle import BACKBONE, GOLDEN, PREFILL, VISION, open_bundle
 from onevision.cli import _run
 from onevision.errors import ExportError
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("vision", "backbone"), [("int8", "q4_0"), ("fp16", "q8_0")])
 def test_it_is_made_once(cache: Path, vision: str, backbone: str):
     wanted, progress = Synthetic("0.5b", vision, backbone), NoProgress()
-    folder = bundle_of(TOY, wanted, progress, threads=1)
+    folder = synthetic_bundle(wanted, progress, threads=1, spec=TOY)
     bundle = open_bundle(folder, check=True)
     files = bundle.manifest.files
     assert (files[VISION].precision, files[BACKBONE].precision) == (vision, backbone)
@@ -43,7 +43,7 @@ def test_it_is_made_once(cache: Path, vision: str, backbone: str):
     ), "no checkpoint is left"
     assert sum(path.stat().st_size for path in folder.iterdir()) < needed_bytes(TOY, wanted)
     again = NoProgress()
-    assert bundle_of(TOY, wanted, again, threads=1) == folder
+    assert synthetic_bundle(wanted, again, threads=1, spec=TOY) == folder
     assert again.notes == []
 
 
@@ -60,7 +60,7 @@ def test_it_is_measured(cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
 def test_a_full_disk_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(synthetic, "needed_bytes", lambda *_: 1 << 60)
     with pytest.raises(ExportError, match="disk"):
-        bundle_of(TOY, Synthetic("0.5b"), NoProgress(), threads=1)
+        synthetic_bundle(Synthetic("0.5b"), NoProgress(), threads=1, spec=TOY)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
@@ -68,9 +68,9 @@ def test_an_interrupt_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "_in_int8", interrupted)
+    monkeypatch.setattr(synthetic, "_quantize", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        bundle_of(TOY, Synthetic("0.5b"), NoProgress(), threads=1)
+        synthetic_bundle(Synthetic("0.5b"), NoProgress(), threads=1, spec=TOY)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
@@ -92,9 +92,9 @@ def test_what_cannot_be_asked_for(words: tuple[str, ...], error: str, capfd: pyt
 
 def test_a_damaged_one_is_made_anew(cache: Path):
     wanted = Synthetic("0.5b", "fp16", "q8_0")
-    folder = bundle_of(TOY, wanted, NoProgress(), threads=1)
+    folder = synthetic_bundle(wanted, NoProgress(), threads=1, spec=TOY)
     shutil.move(folder / BACKBONE, cache / "elsewhere")
     progress = NoProgress()
-    assert bundle_of(TOY, wanted, progress, threads=1) == folder
+    assert synthetic_bundle(wanted, progress, threads=1, spec=TOY) == folder
     assert "the bundle that is there is damaged" in progress.notes
     open_bundle(folder, check=True)

@@ -183,7 +183,7 @@ def test_page(made: tuple[Path, dict[str, Any]]) -> None:
         assert f"{answer['timings_ms']['ttft']:.0f} ms" in page.text
         tiles, tokens = answer["usage"]["tiles"], answer["usage"]["image_tokens"]
         assert f"{tiles} tiles, {tokens} visual tokens" in page.text
-    assert f"15 questions about them {printed['right']} are answered\nright" in page.text
+    assert f"15 questions about them, {printed['right']} are answered correctly" in page.text
     assert "✓ the bundle computes what the reference does" in page.text
 
 

@@ -237,6 +237,22 @@ def test_rows_that_fit_no_block_stay_f16(tmp_path):
     assert made.fallbacks["token_embd.weight"] == ("f16",)
 
 
+@pytest.mark.parametrize("hidden", [128, 80])
+def test_q8_0_is_llama_cpps(tmp_path, hidden):
+    """The same tensors, bit for bit, and the same types where rows fit no block."""
+    synthesise(tmp_path / "checkpoint", replace(SMALL, hidden=hidden, heads=4, dtype="f32"))
+    with Checkpoint.open(tmp_path / "checkpoint") as checkpoint:
+        write_gguf(checkpoint, tmp_path / "floats.gguf", dtype="f32", name="test")
+        ours = write_gguf(checkpoint, tmp_path / "ours.gguf", dtype="q8_0", name="test")
+    theirs = quantize_gguf(tmp_path / "floats.gguf", tmp_path / "theirs.gguf", RECIPES["q8_0"])
+    assert replace(ours, bytes=0) == replace(theirs, bytes=0)
+    one, other = (gguf.GGUFReader(tmp_path / name).tensors for name in ("ours.gguf", "theirs.gguf"))
+    assert {t.name: t.tensor_type for t in one} == {t.name: t.tensor_type for t in other}
+    expected = {t.name: t.data for t in other}
+    for tensor in one:
+        np.testing.assert_array_equal(tensor.data, expected[tensor.name])
+
+
 def test_same_checkpoint_same_bytes(tmp_path, checkpoint):
     for name in ("a", "b"):
         export_backbone(checkpoint, tmp_path / name, "q8_0", name="test", threads=1 + (name == "b"))
@@ -288,7 +304,7 @@ def test_llama_cpp_says_why_it_refuses(tmp_path, wide, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("precision", ["f16", "q8_0"])
+@pytest.mark.parametrize("precision", ["f16", "q8_0", "q4_0"])
 def test_interrupted_leaves_nothing(tmp_path, checkpoint, precision):
     def interrupt(fraction):
         if fraction > 0.2:
@@ -314,7 +330,7 @@ def test_interrupted_while_llama_cpp_works(tmp_path, wide):
 
 
 def test_full_disk_is_found_out_before(tmp_path, checkpoint, monkeypatch):
-    """Room for the float file alone is not enough for a quantised one."""
+    """Room for the float file alone is not enough for one that llama.cpp quantizes."""
     needed = sum(
         np.prod(checkpoint.shape(name)) * 2
         for name in checkpoint.names
@@ -322,14 +338,14 @@ def test_full_disk_is_found_out_before(tmp_path, checkpoint, monkeypatch):
     )
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=int(needed * 1.2)))
     with pytest.raises(ExportError, match="not enough disk space") as caught:
-        export_backbone(checkpoint, tmp_path / "model.gguf", "q8_0", name="test")
+        export_backbone(checkpoint, tmp_path / "model.gguf", "q5_1", name="test")
     assert "are needed in" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     export_backbone(checkpoint, tmp_path / "model.gguf", "f16", name="test")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
-@pytest.mark.parametrize("precision", ["f16", "q8_0"])
+@pytest.mark.parametrize("precision", ["f16", "q8_0", "q4_0"])
 def test_disk_that_fills_up_on_the_way(tmp_path, checkpoint, precision):
     """A limit on the size of files stands for a disk that is full in the middle of the work."""
     import resource

@@ -11,18 +11,21 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from onevision import OneVision, __version__
 from onevision.bundle import BACKBONE, CARD, GOLDEN, MANIFEST, VISION, VISION_DATA, Manifest, open_bundle
+from onevision.cli import _run
 from onevision.errors import CheckpointError, ExportError, OneVisionError, UsageError
 from onevision.export import backbone as backbone_module
-from onevision.export import build
+from onevision.export import reference as export_reference
 from onevision.export.build import ExportOptions, export
 from onevision.export.hub import FetchedCheckpoint
 from onevision.export.synth import SynthSpec, synthesise
+from onevision.files import readable
 from onevision.proof.golden import load_golden
 from tests.conftest import NoProgress, make_bundle
 from tests.export.conftest import edit_tensors
@@ -82,12 +85,17 @@ def test_nothing_in_a_bundle_tells_where_or_when(toy_bundle: Path, toy_checkpoin
 
 def test_tools_are_named_by_their_versions(toy_bundle: Path):
     import llama_cpp
+    import onnx
     import onnxruntime
     import torch
+    import transformers
 
     assert manifest_of(toy_bundle).created_by == {
         "onevision": __version__,
+        "gguf": version("gguf"),
+        "onnx": onnx.__version__,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "onnxruntime": onnxruntime.__version__,
         "llama_cpp": llama_cpp.__version__,
     }
@@ -163,6 +171,8 @@ def test_precisions_are_in_the_manifest_and_on_the_card(
     card = (tmp_path / "bundle" / CARD).read_text(encoding="utf-8")
     assert "someone/fine-tune" in card
     assert backbone in card
+    encoder = sum(manifest.files[name].bytes for name in (VISION, VISION_DATA))
+    assert f"`vision.onnx`, {vision}, {readable(encoder)}\n" in card
     with OneVision.load(tmp_path / "bundle", device="cpu", threads=1) as model:
         assert model.generate("Hi.", max_tokens=2).text is not None
 
@@ -307,7 +317,7 @@ def test_a_wrong_conversion_never_becomes_a_bundle(
     names = backbone_module._LAYER_TENSORS
     swapped = {**names, one: names[other], other: names[one]}
     monkeypatch.setattr(backbone_module, "_LAYER_TENSORS", swapped)
-    wrong = "not what the reference computes: logits of the image case"
+    wrong = "differs from the reference: logits of the image case"
     refuse(toy_checkpoint, tmp_path / "bundle", ExportError, wrong, backbone="f32")
     assert list(tmp_path.iterdir()) == []
 
@@ -315,7 +325,7 @@ def test_a_wrong_conversion_never_becomes_a_bundle(
 def test_a_language_model_too_large_for_the_memory_is_left_out_of_the_proof(
     toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(build, "fits_in_memory", lambda checkpoint: False)
+    monkeypatch.setattr(export_reference, "fits_in_memory", lambda checkpoint: False)
     progress = NoProgress()
     source = FetchedCheckpoint(toy_checkpoint, None, None)
     done = export(source, tmp_path / "bundle", ExportOptions(threads=1), progress)
@@ -336,3 +346,83 @@ def test_a_language_model_too_large_for_the_memory_is_left_out_of_the_proof(
     assert json.loads((tmp_path / "bundle" / MANIFEST).read_text(encoding="utf-8"))["quality"]["verify"][
         "passed"
     ]
+
+
+# Without the extra ``proof``.
+
+
+@pytest.fixture
+def unproven(toy_checkpoint: Path, tmp_path: Path) -> Path:
+    """A bundle exported without torch."""
+    progress, target = NoProgress(), tmp_path / "bundle"
+    source = FetchedCheckpoint(toy_checkpoint, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onevision.extras.find_spec", lambda name: None if name == "torch" else name)
+        done = export(source, target, ExportOptions(backbone="f32", threads=1), progress)
+    assert done.report.passed is None
+    assert [note for note in progress.notes if note.startswith("unproven: ")]
+    return target
+
+
+def test_an_unproven_bundle_says_so(unproven: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = manifest_of(unproven)
+    assert manifest.quality == {"verify": {"passed": None, "cases": []}}
+    assert GOLDEN not in manifest.files
+    assert manifest.created_by.keys() == {"onevision", "gguf", "onnx"}
+    assert "Unproven: " in (unproven / CARD).read_text(encoding="utf-8")
+    assert _run(["inspect", str(unproven)]) == 0
+    assert "unproven; onevision verify --reference" in capsys.readouterr().out
+    assert _run(["verify", "-m", str(unproven)]) == 1
+    error = capsys.readouterr().err
+    assert "no reference vectors" in error
+    assert "onevision verify --reference CHECKPOINT" in error
+
+
+def test_it_is_proven_later(toy_checkpoint: Path, toy_bundle: Path, unproven: Path):
+    """And is then the bundle that an export with the extra writes; files of the user stay."""
+    (unproven / "notes.txt").write_text("mine", encoding="utf-8")
+    command = ["verify", "-m", str(unproven), "--reference", str(toy_checkpoint), "--threads", "1"]
+    assert _run(command) == 0
+    assert GOLDEN not in manifest_of(unproven).files, "without --write nothing is written"
+    assert _run([*command, "--write"]) == 0
+    assert (unproven / "notes.txt").read_text(encoding="utf-8") == "mine"
+    (unproven / "notes.txt").unlink()
+    assert checksums(unproven) == checksums(toy_bundle)
+    assert list(unproven.parent.iterdir()) == [unproven]
+
+
+def test_a_bundle_that_fails_is_not_marked(tmp_path: Path, unproven: Path):
+    other = synthesise(tmp_path / "other", SynthSpec(seed=9))
+    before = checksums(unproven)
+    command = ["verify", "-m", str(unproven), "--reference", str(other), "--threads", "1", "--write"]
+    assert _run(command) == 1
+    assert checksums(unproven) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["--write"], "need --reference"),
+        (["--reference", "x", "--write", "--prompt", "Hi"], "leave --image and --prompt out"),
+    ],
+)
+def test_write_needs_the_standard_cases(
+    toy_bundle: Path, words: list[str], wrong: str, capsys: pytest.CaptureFixture[str]
+):
+    assert _run(["verify", "-m", str(toy_bundle), *words]) == 2
+    assert wrong in capsys.readouterr().err
+
+
+def test_vectors_beside_the_checkpoint_prove_without_torch(
+    toy_checkpoint: Path, toy_bundle: Path, tmp_path: Path
+):
+    checkpoint = shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
+    shutil.copy(toy_bundle / GOLDEN, checkpoint)
+    source, progress = FetchedCheckpoint(checkpoint, None, None), NoProgress()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onevision.extras.find_spec", lambda name: None if name == "torch" else name)
+        done = export(source, tmp_path / "bundle", ExportOptions(backbone="f32", threads=1), progress)
+    assert done.report.passed
+    assert not any("unproven" in note for note in progress.notes)
+    assert manifest_of(tmp_path / "bundle").quality["verify"] == manifest_of(toy_bundle).quality["verify"]
+    assert "torch" not in manifest_of(tmp_path / "bundle").created_by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def test_other_files_are_refused(tmp_path: Path, write: Any):
     write(path)
     with pytest.raises(BundleError, match=r"golden\.npz is damaged"):
         load_golden(path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path):
+    """564 MB of zeros in 548 kB: refused before anything is unpacked."""
+    path = tmp_path / "golden.npz"
+    np.savez_compressed(path, cases=np.array("[]"), zeros=np.zeros((564, 1000, 1000), np.uint8))
+    assert path.stat().st_size < 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=r"golden\.npz is damaged"):
+            load_golden(path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_missing_file_leads_to_the_checkpoint(tmp_path: Path):

@@ -18,7 +18,7 @@ from onevision.export.checkpoint import Checkpoint
 from onevision.export.synth import Naming, SynthSpec, synthesise
 from onevision.export.tokenizer import read_tokenizer
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID, ReferenceCase
-from onevision.proof.reference import Reference, fits_in_memory, golden_cases, picture
+from onevision.proof.reference import Reference, fits_in_memory, golden_cases, synthetic_image
 from onevision.proof.verify import verify
 from tests.conftest import make_bundle, swap_head_rows
 from tests.export.conftest import edit_json
@@ -39,7 +39,7 @@ def one_thread() -> Iterator[None]:
 
 
 def case(checkpoint: Path, *, images: int = 1, backbone: bool = True, **options: Any) -> ReferenceCase:
-    pictures = [picture(84, 60, seed=seed) for seed in range(images)]
+    pictures = [synthetic_image(84, 60, seed=seed) for seed in range(images)]
     with Checkpoint.open(checkpoint) as opened:
         reference = Reference(opened, backbone=backbone)
         return reference.case("case", QUESTION, images=pictures, **options)
@@ -132,8 +132,8 @@ def test_memory_decides_whether_the_language_model_is_loaded(
 
 def first_case(checkpoint: Path) -> ReferenceCase:
     with Checkpoint.open(checkpoint) as opened:
-        banned = read_tokenizer(checkpoint, opened.config).never_sampled
-        return golden_cases(Reference(opened), banned)[0]
+        never_sampled = read_tokenizer(checkpoint, opened.config).never_sampled
+        return golden_cases(Reference(opened, never_sampled=never_sampled))[0]
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
@@ -179,11 +179,11 @@ def test_golden_cases_are_the_same_every_time(toy_checkpoint: Path):
     assert one.tiles.shape == (3, 56, 56, 3)
 
 
-def test_pictures_are_made_of_all_there_is_to_get_wrong():
-    image = picture(120, 80, seed=1)
+def test_synthetic_images_are_made_of_all_there_is_to_get_wrong():
+    image = synthetic_image(120, 80, seed=1)
     assert (image.shape, image.dtype) == ((80, 120, 3), np.uint8)
-    np.testing.assert_array_equal(image, picture(120, 80, seed=1))
-    assert (image != picture(120, 80, seed=2)).mean() > 0.9
+    np.testing.assert_array_equal(image, synthetic_image(120, 80, seed=1))
+    assert (image != synthetic_image(120, 80, seed=2)).mean() > 0.9
     assert len(np.unique(image)) > 200
     assert not any(
         np.array_equal(image, turned) for turned in (image[::-1], image[:, ::-1], image[..., ::-1])

@@ -268,13 +268,13 @@ def test_the_reference_runs_live_on_photographs_and_a_video(
     pictures = [np.asarray(photograph(name)) for name in ("china", "hopper")]
     frames = np.stack([np.asarray(frame) for frame in decode_all(clip)])
     with Checkpoint.open(toy_checkpoint) as checkpoint:
-        banned = read_tokenizer(toy_checkpoint, checkpoint.config).never_sampled
-        reference = Reference(checkpoint)
+        never_sampled = read_tokenizer(toy_checkpoint, checkpoint.config).never_sampled
+        reference = Reference(checkpoint, never_sampled=never_sampled)
         cases = [
-            reference.case("one", "What is it?", images=pictures[:1], banned=banned),
-            reference.case("two", "Which is older?", images=pictures, banned=banned),
-            reference.case("clip", "What happens?", video=frames, banned=banned),
-            reference.case("nothing", "Why?", banned=banned),
+            reference.case("one", "What is it?", images=pictures[:1]),
+            reference.case("two", "Which is older?", images=pictures),
+            reference.case("clip", "What happens?", video=frames),
+            reference.case("nothing", "Why?"),
         ]
     with OneVision.load(toy_bundle, device="cpu", threads=1) as model:
         report = verify(model, cases)

@@ -12,7 +12,8 @@ from PIL import Image
 from onevision.bundle import open_bundle
 from onevision.quant import sweep as module
 from onevision.quant.candidates import Candidate, GateConfig
-from onevision.quant.sweep import PLOT, REPORT, ROWS, TABLE, candidates_of, read_rows, sweep_id
+from onevision.quant.rows import read_rows
+from onevision.quant.sweep import PLOT, REPORT, ROWS, TABLE, candidates_of, sweep_id
 from tests.test_cli import parsed
 
 if TYPE_CHECKING:

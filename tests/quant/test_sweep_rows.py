@@ -15,8 +15,7 @@ from PIL import Image
 from onevision.errors import InputError, UsageError
 from onevision.quant.candidates import Candidate
 from onevision.quant.gates import AnswerQuality, FeatureQuality, GateResult, TokenQuality
-from onevision.quant.sweep import (
-    ROWS,
+from onevision.quant.rows import (
     SweepRow,
     append_row,
     front,
@@ -26,6 +25,7 @@ from onevision.quant.sweep import (
     row_of,
     write_csv,
 )
+from onevision.quant.sweep import ROWS
 
 RUN = "0123456789ab"
 FIGURES = {"bytes": 1_000_000, "bits_per_weight": 4.5, "tile_ms": 2.5, "token_ms": 1.25}
@@ -46,7 +46,14 @@ def test_a_row_has_the_gates_figures():
     )
     found = row_of(Candidate("int8", "q4_0", imatrix=True), quality, FIGURES, RUN)
     assert found == row(
-        imatrix=True, cosine=0.998, mean_kl=0.03, p99_kl=0.3, top1=0.9, accuracy=0.5, reasons=quality.reasons
+        imatrix=True,
+        cosine=0.998,
+        mean_kl=0.03,
+        p99_kl=0.3,
+        top1=0.9,
+        accuracy=0.5,
+        questions=10,
+        reasons=quality.reasons,
     )
     assert found.name == "int8 + q4_0 (imatrix)"
     broken = row_of(found.candidate, GateResult("", None, None, None, ("nan",)), FIGURES, RUN)
@@ -140,7 +147,7 @@ def test_the_picture(tmp_path):
         row("int8", "q4_0", mean_kl=0.3, bytes=6_000_000),
         row("int8", "q2_k", mean_kl=None),
     ]
-    plot(rows, tmp_path / "sweep.png")
+    plot(rows, tmp_path / "sweep.png", max_kl=0.02)
     with Image.open(tmp_path / "sweep.png") as image:
         assert image.size == (1800, 600)
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100

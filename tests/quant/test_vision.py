@@ -24,7 +24,7 @@ from onevision.graphs.kernels import KEY_LEVELS, Attention, Kernels, Linear, qua
 from onevision.graphs.nodes import CONTRIB
 from onevision.graphs.siglip import Plan, products, write_encoder
 from onevision.graphs.tower import Tower
-from onevision.proof.reference import picture
+from onevision.proof.reference import synthetic_image
 from onevision.quant import vision
 from onevision.quant.gates import Thresholds, compare_features
 from onevision.quant.sensitivity import Upgrade, fewest, upgrades
@@ -64,7 +64,7 @@ class Noted:
 
 def tiles(side: int, number: int = 6) -> Array:
     """Pixel values of pictures."""
-    pixels = np.stack([picture(side, side, seed=seed) for seed in range(number)])
+    pixels = np.stack([synthetic_image(side, side, seed=seed) for seed in range(number)])
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=np.float32)
 
 

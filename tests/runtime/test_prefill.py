@@ -15,7 +15,6 @@ from onevision import OneVision
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA
 from onevision.errors import BundleError, GenerationError, UsageError
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.shape import qwen_shape
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.graphs.qwen2 import write_prefill
@@ -58,7 +57,7 @@ def load(bundle: Path, prefill: str = "onnx") -> OneVision:
 def write_graph(checkpoint: Checkpoint, path: Path, precision: PrefillPrecision) -> None:
     write_prefill(
         path,
-        qwen_shape(checkpoint.config.text),
+        checkpoint.config.text,
         lambda name: checkpoint.tensor(TEXT_PREFIX + name),
         precision=precision,
     )

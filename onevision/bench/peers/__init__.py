@@ -1,4 +1,4 @@
-"""Other engines that are measured beside ours: what they are called, and what they are given."""
+"""Peers: other engines measured beside ours, by name, and what each needs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
     from onevision.bundle import Bundle, Manifest
     from onevision.native.device import Device
 
-#: Our own bundle, its prompts read by llama.cpp and not by its prefill graph.
+#: Our own bundle with llama.cpp's prefill instead of its prefill graph.
 LLAMA = "llama"
 #: Packages by the peer that needs them.
 PEERS: dict[str, tuple[str, ...]] = {
     "transformers-bf16": ("torch", "transformers"),
     "transformers-fp32": ("torch", "transformers"),
     "openvino": ("openvino",),
+    "openvino-int8": ("openvino", "nncf"),
     LLAMA: (),
 }
 GROUPS = {"transformers": ("transformers-bf16", "transformers-fp32")}
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a peer is given, so that it does the same work as we do.
+class TargetSetup:
+    """What a target in another process is given: the same work for all.
 
     Attributes:
         bundle: Folder of the bundle.
-        checkpoint: Folder of the checkpoint that the bundle was made of; None if no peer needs it.
+        checkpoint: Folder of the checkpoint that the bundle was made from; None if no peer needs it.
         device: Where to run.
         threads: CPU threads.
     """
@@ -47,10 +48,10 @@ class Setup:
 
 
 def choose_peers(values: Sequence[str]) -> tuple[str, ...]:
-    """Peers of names, of lists with commas, and of ``transformers``, which is both of its precisions.
+    """Peers from names, groups (``transformers``), and comma-separated lists.
 
     Raises:
-        UsageError: An unknown name.
+        UsageError: A name is unknown.
     """
     names = [name.strip() for value in values for name in value.split(",")]
     if unknown := [name for name in names if name not in PEERS and name not in GROUPS]:
@@ -59,22 +60,22 @@ def choose_peers(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def lacking(name: str, bundle: Bundle) -> str | None:
-    """Why a peer cannot run at all; None if it can."""
+    """Reason why a target cannot run at all; None if it can."""
     if missing := _missing(name):
         return f"it needs {' and '.join(missing)}: pip install {' '.join(missing)}"
     if name == LLAMA and PREFILL not in bundle.manifest.files:
-        return "the bundle has no prefill graph: llama.cpp reads its prompts in any case"
+        return "the bundle has no prefill graph: llama.cpp reads its prompts anyway"
     return None
 
 
 def find_checkpoint(manifest: Manifest, given: Path | None, peers: Sequence[str]) -> Path | None:
-    """The checkpoint that a bundle was made of: as given, as shipped, in the Hub's cache, or the same folder.
+    """The bundle's checkpoint: as given, as shipped, in the Hub's cache, or the folder it was made from.
 
     Returns:
-        None if none of the peers that are installed needs it.
+        None if none of the installed peers needs it.
 
     Raises:
-        UsageError: It is needed, and not there.
+        UsageError: It is needed and cannot be found.
     """
     if not any(name in GROUPS["transformers"] and not _missing(name) for name in peers):
         return None
@@ -82,21 +83,20 @@ def find_checkpoint(manifest: Manifest, given: Path | None, peers: Sequence[str]
         if not (given / "config.json").is_file():
             raise UsageError(f"{given} is no checkpoint: it has no config.json")
         return given
-    shipped = SHIPPED.get((manifest.size or "", manifest.variant or ""))
-    if shipped:
+    if shipped := SHIPPED.get((manifest.size or "", manifest.variant or "")):
         return shipped
     source = manifest.source
     found = _in_hub_cache(source.repo, source.revision) if source.revision else Path(source.repo)
     if found is None or not (found / "config.json").is_file():
         raise UsageError(
-            f"transformers needs the checkpoint that the bundle was made of, {source.repo}",
+            f"transformers needs the checkpoint that the bundle was made from, {source.repo}",
             hint="name its folder: --checkpoint FOLDER",
         )
     return found
 
 
 def _missing(name: str) -> list[str]:
-    return [package for package in PEERS[name] if find_spec(package) is None]
+    return [package for package in PEERS.get(name, ()) if find_spec(package) is None]
 
 
 def _in_hub_cache(repo: str, revision: str) -> Path | None:

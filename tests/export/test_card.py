@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onevision.export.quality import quality_facts
+from onevision.export.card import quality_facts
 
 GATE: dict[str, Any] = {
     "passed": True,
@@ -21,8 +21,8 @@ GATE: dict[str, Any] = {
 def test_figures_and_thresholds() -> None:
     assert quality_facts({"gate": GATE})["quality"] == (
         "passed against fp32 + f32: cosine of the worst tile 0.99943 (at least 0.999); relative error 0.034 "
-        "(at most 0.045); mean KL 0.00054 (at most 0.02); its 99th percentile 0.0075 (at most 0.2); the same "
-        "likeliest token 98.5% (at least 97%); accuracy 33.7% (the reference 34.6%); the same answer 94.2% "
+        "(at most 0.045); mean KL 0.00054 (at most 0.02); its 99th percentile 0.0075 (at most 0.2); top-1 "
+        "agreement 98.5% (at least 97%); accuracy 33.7% (the reference 34.6%); answer agreement 94.2% "
         "(of 104)"
     )
 
@@ -31,7 +31,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     gate = {**GATE, "passed": False, "tokens": {"mean_kl": None, "top1": 0.5}}
     del gate["features"], gate["answers"]
     assert quality_facts({"gate": gate})["quality"] == (
-        "FAILED against fp32 + f32: the same likeliest token 50.0% (at least 97%)"
+        "FAILED against fp32 + f32: top-1 agreement 50.0% (at least 97%)"
     )
 
 

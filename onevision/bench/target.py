@@ -1,0 +1,154 @@
+"""Targets: engines that answer a scenario and time each stage, and their memory meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from onevision.bench.result import Counts, Memory
+from onevision.bench.scenarios import QUESTION, SECOND_QUESTION, SHORT
+from onevision.runtime.answer import STAGES, StageClock
+from onevision.runtime.prompt import ImagePart, Message, Part, VideoPart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onevision.bench.scenarios import Scenario, ScenarioInputs
+    from onevision.runtime.answer import Lap
+    from onevision.runtime.engine import OneVision
+
+    NewClock = Callable[[], StageClock]
+
+#: Name of this package's own runtime.
+OURS = "onevision"
+_INTERVAL = 0.01  # seconds between samples of memory
+
+
+@dataclass(frozen=True)
+class TimedAnswer:
+    """One answer. Times are in milliseconds; ``ttft`` is None if the engine only encodes."""
+
+    counts: Counts
+    token_ids: tuple[int, ...]
+    laps: tuple[Lap, ...]
+    ttft: float | None
+    total: float
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds by stage; 0 for a stage that was not entered."""
+        return {stage: sum(lap.ms for lap in self.laps if lap.stage == stage) for stage in STAGES}
+
+
+class Target(ABC):
+    """An engine to measure. ``name`` is its name in tables."""
+
+    name: str
+
+    @abstractmethod
+    def ask(
+        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: NewClock = StageClock
+    ) -> TimedAnswer:
+        """Answer once, greedily, with as many tokens as the scenario says.
+
+        Args:
+            scenario: The question.
+            inputs: Its images or video.
+            new_clock: Called when the timed part starts.
+
+        Raises:
+            OneVisionError: The target cannot answer that.
+        """
+
+    def ask_watched(
+        self,
+        scenario: Scenario,
+        inputs: ScenarioInputs,
+        now: Callable[[], float] = time.perf_counter,
+        gpu: Callable[[], int | None] | None = None,
+    ) -> tuple[TimedAnswer, Memory]:
+        """:meth:`ask` while memory is sampled: of the target's process and, by ``gpu``, of the GPU."""
+        with MemoryWatch(gpu) as watch:
+            answer = self.ask(scenario, inputs, lambda: watch.follow(StageClock(now)))
+        return answer, watch.memory
+
+
+class BundleTarget(Target):
+    """A bundle in this package's runtime."""
+
+    def __init__(self, model: OneVision, name: str = OURS) -> None:
+        self._model, self.name = model, name
+
+    def ask(
+        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: NewClock = StageClock
+    ) -> TimedAnswer:
+        """See :meth:`Target.ask`."""
+        options: dict[str, Any] = {"frames": scenario.frames, "ignore_end": True}
+        messages = question(inputs)
+        if scenario.again:
+            first = self._model.generate(messages=messages, max_tokens=SHORT, **options)
+            messages += [Message("assistant", (first.text,)), Message("user", (SECOND_QUESTION,))]
+        clock = new_clock()
+        answer = self._model.generate(messages=messages, clock=clock, max_tokens=scenario.answer, **options)
+        usage, times = answer.usage, answer.timings
+        counts = Counts(usage.prompt_tokens, usage.image_tokens, usage.completion_tokens, usage.tiles)
+        return TimedAnswer(counts, answer.token_ids, tuple(clock.laps), times.ttft, times.total)
+
+
+def question(inputs: ScenarioInputs) -> list[Message]:
+    """The messages that every target is asked."""
+    visuals: list[Part] = [ImagePart(image) for image in inputs.images]
+    if inputs.video is not None:
+        visuals.append(VideoPart(inputs.video))
+    return [Message("user", (*visuals, QUESTION))]
+
+
+class MemoryWatch:
+    """Samples memory by stage from a thread until the context ends.
+
+    Args:
+        gpu: Reads the bytes of GPU memory in use, or None if unknown; None without a GPU.
+        resident: Reads the bytes of memory of the process.
+    """
+
+    def __init__(
+        self,
+        gpu: Callable[[], int | None] | None = None,
+        resident: Callable[[], int] = lambda: psutil.Process().memory_info().rss,
+    ) -> None:
+        self._gpu, self._resident = gpu, resident
+        self._clock: StageClock | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.memory = Memory(0, {}, None)
+
+    def follow(self, clock: StageClock) -> StageClock:
+        """Assign samples to the stages of this clock from now on."""
+        self._clock = clock
+        return clock
+
+    def sample(self) -> None:
+        """Read memory once."""
+        stage = self._clock and self._clock.current
+        size, used, before = self._resident(), self._gpu() if self._gpu else None, self.memory
+        stages = before.stages | ({stage: max(before.stages.get(stage, 0), size)} if stage else {})
+        gpu_peak = before.gpu_peak if used is None else max(before.gpu_peak or 0, used)
+        self.memory = Memory(max(before.peak, size), stages, gpu_peak)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.sample()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_INTERVAL):
+            self.sample()
