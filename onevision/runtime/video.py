@@ -255,3 +255,35 @@ def _from_array(array: NDArray[np.uint8], frames: int, prepare: Prepare) -> Vide
     positions = sample_positions(len(array), frames)
     tiles = np.stack([prepare(read_image(array[position])) for position in positions])
     return Video(tiles, positions, len(array), None, None, ())
+
+
+def share_frames(frames: npt.NDArray[np.uint8], threshold: float) -> tuple[npt.NDArray[np.uint8], int]:
+    """Replace each frame that is similar to an earlier one by the nearest of those, so that it is encoded once.
+
+    Two frames are similar if the mean of the absolute differences of their levels (0 to 255, all pixels and
+    colors) is at most ``threshold``. A frame that was replaced replaces no other: nothing drifts.
+
+    Args:
+        frames: uint8 [F, S, S, 3].
+        threshold: In levels; 0 for identical frames only.
+
+    Returns:
+        The frames, uint8 [F, S, S, 3], and the number of those replaced.
+    """
+    kept: list[int] = []
+    source = []
+    for at, frame in enumerate(frames):
+        distances = [_distance(frame, frames[other]) for other in kept]
+        nearest = min(range(len(kept)), key=distances.__getitem__, default=None)
+        if nearest is not None and distances[nearest] <= threshold:
+            source.append(kept[nearest])
+        else:
+            kept.append(at)
+            source.append(at)
+    reused = len(frames) - len(kept)
+    return (frames[source] if reused else frames), reused
+
+
+def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
+    # The larger less the smaller stays within uint8.
+    return float((np.maximum(one, other) - np.minimum(one, other)).mean())
