@@ -19,7 +19,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.runtime.engine import OneVision
-from onevision.runtime.prefill.policy import Prefill
+from onevision.runtime.options import Prefill
 
 
 def main() -> None:
@@ -35,20 +35,20 @@ def main() -> None:
     with OneVision.load(chosen.bundle, device="cpu", threads=chosen.threads, prefill="onnx") as model:
         files, room = model.bundle.manifest.files, 1
         result["precisions"] = {name: files[name].precision for name in (BACKBONE, PREFILL)}
-        result["load_ms"] = model.prefiller.load(max(chosen.tokens))
+        result["load_ms"] = model.pipeline.prefill_runner.load(max(chosen.tokens))
         for tokens in chosen.tokens:
-            rows = np.random.default_rng(0).standard_normal((tokens - 1, model.backbone.hidden))
+            rows = np.random.default_rng(0).standard_normal((tokens - 1, model.pipeline.backbone.hidden))
             parts = [rows.astype(np.float32) * 0.02, (0,)]
             times: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(chosen.rounds):
                 for way in ways:
                     started = time.perf_counter()
-                    model.prefiller.read(parts, room, lambda _: None, choice=way)
+                    model.pipeline.prefill_runner.read(parts, room, lambda _: None, choice=way)
                     times[way].append((time.perf_counter() - started) * 1e3)
             medians = {way: round(median(taken), 1) for way, taken in times.items()}
             ratio = round(medians["onnx"] / medians["llama"], 3)
             result[str(tokens)] = {"median_ms": medians, "onnx/llama": ratio, "ms": times}
-        result["warnings"] = model.prefiller.warnings
+        result["warnings"] = model.pipeline.prefill_runner.warnings
     print(json.dumps(result, indent=2))  # noqa: T201
 
 

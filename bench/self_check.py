@@ -29,7 +29,7 @@ import numpy as np
 from onevision.bench import roofline
 from onevision.native.device import default_threads
 from onevision.proof.reference import synthetic_image
-from onevision.runtime.answer import StageClock
+from onevision.runtime.clock import StageClock
 from onevision.runtime.engine import OneVision
 
 _TURNS = 12

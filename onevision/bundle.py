@@ -1,14 +1,14 @@
-"""A bundle: the folder that is copied to a device, and its manifest ``onevision.json``.
+"""Bundle: the folder that is copied to a device, and its manifest ``onevision.json``.
 
-In: a folder. Out: a :class:`Bundle` whose files are known to be there and of the right size (and, with
-``check=True``, of the right contents). Writing goes through :func:`write_bundle`: everything is made in a
-temporary folder beside the target, which takes the target's name only when it is complete.
+In: a folder. Out: a :class:`Bundle` whose files exist with the right size (with ``check=True``: the right
+contents). :func:`write_bundle` writes a temporary folder beside the target and renames it when complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 SCHEMA_VERSION = 1
-#: Release of this package that first read a schema version: what an old installation is told to update to.
+#: First release of this package that reads a schema version.
 READABLE_SINCE = {1: "0.1.0"}
 
 MANIFEST = "onevision.json"
@@ -31,7 +31,7 @@ VISION = "vision.onnx"
 VISION_DATA = "vision.onnx.data"  # the matrices of vision.onnx; the graph holds this name
 BACKBONE = "backbone.gguf"
 NEWLINE = "image_newline.npy"
-PREFILL = "prefill.onnx"  # in bundles that were exported with it
+PREFILL = "prefill.onnx"  # optional: the prefill graph
 PREFILL_DATA = "prefill.onnx.data"
 GOLDEN = "golden.npz"
 CARD = "README.md"
@@ -49,7 +49,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where the weights come from. ``revision`` is the commit of a Hub repository, else None."""
+    """Source of the weights. ``revision`` is the commit of a Hub repository, else None."""
 
     repo: str
     revision: str | None
@@ -58,7 +58,7 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """What the runtime needs to cut tiles. ``grid_pinpoints`` are (height, width) in pixels."""
+    """Shape of the vision encoder, and tiling. ``grid_pinpoints`` are (height, width) in pixels."""
 
     image_size: int
     patch_size: int
@@ -122,7 +122,7 @@ class Manifest:
     quality: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Text of the manifest: sorted, so that the same bundle gives the same bytes."""
+        """Text of the manifest, with sorted keys: the same bundle gives the same bytes."""
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -151,12 +151,12 @@ class Manifest:
             manifest = build(cls, data)
         except ValueError as error:
             raise BundleError(f"{where}: {error}", hint="export the bundle again") from error
-        if not manifest._makes_sense():
-            raise BundleError(f"{where} has sizes that no model has", hint="copy or export the bundle again")
+        if not manifest._is_valid():
+            raise BundleError(f"{where} has impossible sizes", hint="copy or export the bundle again")
         return manifest
 
-    def _makes_sense(self) -> bool:
-        """Whether the runtime can compute with the numbers, and the files are files of this folder."""
+    def _is_valid(self) -> bool:
+        """Whether the sizes are possible, and all files lie in the bundle's folder."""
         vision, backbone, video = self.vision, self.backbone, self.video
         sizes = (vision.patch_size, backbone.hidden, backbone.heads, backbone.context_length, video.frames)
         return (
@@ -171,7 +171,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose manifest was read and whose files were found."""
+    """A bundle on disk, with its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -186,7 +186,7 @@ class Bundle:
         return sum(info.bytes for info in self.manifest.files.values())
 
     def damage(self, *, checksums: bool) -> list[str]:
-        """What is wrong with the files, a line each; empty if nothing is.
+        """Describe missing and changed files, a text each.
 
         Args:
             checksums: Read every file and compare its sha256; otherwise compare sizes only.
@@ -207,16 +207,16 @@ class Bundle:
 
 
 def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundle:
-    """Read a bundle's manifest and check its files: sizes always, checksums with ``check``.
+    """Read a bundle's manifest and check its files: sizes, and with ``check`` checksums too.
 
     Raises:
-        BundleError: No bundle there, or files that are missing, truncated or (``check``) changed.
+        BundleError: No bundle there, or a file is missing, truncated or (``check``) changed.
     """
     root = Path(folder)
     if not root.exists():
         raise BundleError(
             f"no bundle at {root}: there is no such folder",
-            hint="make one with: onevision export --size 0.5b -o FOLDER",
+            hint=f"make one with: {_export_command(str(folder))}",
         )
     if not root.is_dir():
         raise BundleError(f"{root} is a file, not a bundle folder", hint="give the folder that holds it")
@@ -239,6 +239,16 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
             f"bundle {root} is damaged: {'; '.join(damage)}", hint="copy or export the bundle again"
         )
     return bundle
+
+
+def _export_command(name: str) -> str:
+    """Command that makes the bundle that ``name`` probably stands for: a size, a Hub id, or a folder."""
+    source = "--size 0.5b"
+    if re.fullmatch(r"[\d.]+b", name):
+        source = f"--size {name}"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]*(llava|onevision)[\w.-]*", name, re.IGNORECASE):
+        source = f"--source {name}"
+    return f"onevision export {source} -o FOLDER"
 
 
 def sha256_of(path: Path) -> str:
@@ -264,10 +274,10 @@ def files_of(paths: Iterable[Path], precisions: Mapping[str, str]) -> dict[str, 
 
 
 def check_target(target: Path, *, force: bool) -> None:
-    """Refuse a place where no bundle should be written, before any work is done.
+    """Check that a bundle may be written to ``target``, before any work is done.
 
     Raises:
-        UsageError: Something is there; with ``force``, something that is not a bundle.
+        UsageError: ``target`` exists; with ``force``: it is not a bundle.
     """
     if is_vacant(target):
         return
@@ -279,11 +289,11 @@ def check_target(target: Path, *, force: bool) -> None:
 
 @contextmanager
 def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes ``target`` if the body ends well, see :func:`whole_folder`.
+    """Yield a temporary folder that becomes ``target`` if the body succeeds, see :func:`whole_folder`.
 
     Raises:
         UsageError: See :func:`check_target`, or the parent folder cannot be written.
-        BundleError: The operating system refused a write: the disk is full, say.
+        BundleError: The operating system refused a write, for example because the disk is full.
     """
     check_target(target, force=force)
     try:

@@ -1,24 +1,24 @@
-"""What can go wrong, as one tree.
+"""Error classes.
 
-Every error a user can cause is one of these: a sentence that says what is wrong and, in ``hint``, what to
-do about it. The command line prints both and exits with ``exit_code``; nothing else is caught.
+Every error that a user can cause is one of these. The message says what is wrong, ``hint`` what to do. The
+command line prints both and exits with ``exit_code``; it catches no other exception.
 
 * OneVisionError
     * UsageError                 wrong options or arguments (exit status 2)
-    * SourceError                the checkpoint cannot be found or fetched
-        * DownloadError          the network, the Hub or the disk said no
-    * CheckpointError            the checkpoint is there, and bad
-        * UnsupportedCheckpointError   a good checkpoint of something we do not export
-    * ExportError                the conversion itself failed
-    * QuantError                 a model that cannot be quantised, or calibration that says nothing about it
+    * SourceError                the checkpoint cannot be found
+        * DownloadError          the network, the Hub or the disk failed
+    * CheckpointError            the checkpoint is damaged
+        * UnsupportedCheckpointError   the checkpoint is of another architecture
+    * ExportError                the conversion failed
+    * QuantError                 the model cannot be quantized, or the calibration images are unusable
     * BundleError                a bundle is missing, damaged or of another schema
-    * ResultError                a benchmark's result is damaged or of another schema
-    * InputError                 a picture, video or prompt that cannot be used
+    * ResultError                a benchmark result is damaged or of another schema
+    * InputError                 an image, video or prompt cannot be used
         * ImageError
         * VideoError
         * PromptError            malformed messages, or more tokens than the context holds
-    * DeviceError                the device asked for is not there
-    * GenerationError            llama.cpp or ONNX Runtime refused the work
+    * DeviceError                the requested device is not available
+    * GenerationError            llama.cpp or ONNX Runtime failed
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class OneVisionError(Exception):
 
 
 class UsageError(OneVisionError, ValueError):
-    """Options or arguments that make no sense, alone or together."""
+    """An option or argument is invalid, alone or in combination."""
 
     exit_code = 2
 
 
 class SourceError(OneVisionError):
-    """The checkpoint that was named cannot be found."""
+    """The checkpoint cannot be found."""
 
 
 class DownloadError(SourceError, OSError):
-    """The checkpoint could not be fetched, wholly or in part."""
+    """The checkpoint could not be downloaded completely."""
 
 
 class CheckpointError(OneVisionError, ValueError):
@@ -59,7 +59,7 @@ class CheckpointError(OneVisionError, ValueError):
 
 
 class UnsupportedCheckpointError(CheckpointError):
-    """The checkpoint is sound but uses something that this package does not export."""
+    """The checkpoint is valid but has a part that this package cannot export."""
 
 
 class ExportError(OneVisionError):
@@ -67,7 +67,7 @@ class ExportError(OneVisionError):
 
 
 class QuantError(OneVisionError):
-    """A model that cannot be quantised, or calibration pictures that say nothing about it."""
+    """The model cannot be quantized, or the calibration images are unusable."""
 
 
 class BundleError(OneVisionError):
@@ -75,28 +75,28 @@ class BundleError(OneVisionError):
 
 
 class ResultError(OneVisionError):
-    """A file that should hold the result of a benchmark is damaged or written by another schema."""
+    """A benchmark result is damaged or written by another schema."""
 
 
 class InputError(OneVisionError, ValueError):
-    """Something the user wants to ask about cannot be used."""
+    """An image, video or prompt cannot be used."""
 
 
 class ImageError(InputError):
-    """A file or value that is not a usable picture."""
+    """A file or value is not a usable image."""
 
 
 class VideoError(InputError):
-    """A file that is not a usable video."""
+    """A file is not a usable video."""
 
 
 class PromptError(InputError):
-    """Messages of the wrong form, or a prompt that the context cannot hold."""
+    """Messages have the wrong form, or the prompt does not fit the context."""
 
 
 class DeviceError(OneVisionError):
-    """The device or execution provider asked for is not available."""
+    """The requested device or execution provider is not available."""
 
 
 class GenerationError(OneVisionError, RuntimeError):
-    """A native library refused the work (usually memory)."""
+    """A native library failed, usually for lack of memory."""

@@ -6,10 +6,12 @@ from importlib.util import find_spec
 
 from onevision.errors import UsageError
 
+_EXPORT = ("onnx", "ml_dtypes", "gguf", "safetensors", "huggingface_hub", "filelock")
+
 #: Modules of each extra of ``pip install 'onevision[…]'`` that the base install lacks.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "export": ("onnx", "gguf", "safetensors", "huggingface_hub", "filelock"),
-    "proof": ("torch", "transformers"),
+    "export": _EXPORT,
+    "proof": (*_EXPORT, "torch", "transformers"),
     "video": ("av",),
     "bench": ("matplotlib", "onnx"),
 }

@@ -17,10 +17,18 @@ Advance = Callable[[float], None]
 _LOG = logging.getLogger("onevision")
 
 
+class StepProgress(Protocol):
+    """An :data:`Advance` that also takes a text to show, such as ``3/12``."""
+
+    def __call__(self, fraction: float, text: str = "") -> None:
+        """Report the fraction that is done."""
+        ...
+
+
 class Progress(Protocol):
     """Receiver of the progress of an export, a quantization or an evaluation."""
 
-    def step(self, name: str) -> AbstractContextManager[Advance]:
+    def step(self, name: str) -> AbstractContextManager[StepProgress]:
         """Enter a step; the value takes the fraction that is done, and the step ends with the body."""
         ...
 
@@ -33,10 +41,10 @@ class LogProgress:
     """Progress written to the log ``onevision`` at level INFO."""
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Advance]:
+    def step(self, name: str) -> Iterator[StepProgress]:
         """Log the step's name."""
         _LOG.info(name)
-        yield lambda _fraction: None
+        yield lambda _fraction, _text="": None
 
     def note(self, text: str) -> None:
         """Log the note."""

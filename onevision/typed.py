@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def build(kind: type[T], data: object, key: str = "") -> T:
-    """Make dataclass ``kind`` from a JSON object. Keys that it does not have are passed over.
+    """Make dataclass ``kind`` from a JSON object. Unknown keys are ignored.
 
     Args:
         kind: Its fields are numbers, texts, literals, tuples, dictionaries, other such dataclasses, ``Any``,
@@ -19,10 +19,10 @@ def build(kind: type[T], data: object, key: str = "") -> T:
         key: Its name in the file, for errors.
 
     Raises:
-        ValueError: A key is missing, or of another type; the message says which.
+        ValueError: A key is missing or its value is of another type; the message names both.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"{key or 'the whole'} is not an object")  # noqa: TRY004 (of the data)
+        raise ValueError(f"{key or 'it'} is not a JSON object")  # noqa: TRY004 (the data's fault)
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
@@ -45,12 +45,15 @@ def _convert(hint: Any, value: object, key: str) -> Any:  # noqa: ANN401
     if origin is tuple and isinstance(value, list):
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) == len(value):
-            pairs = zip(kinds, value, strict=True)
-            return tuple(_convert(kind, item, f"{key}[]") for kind, item in pairs)
+            return tuple(
+                _convert(kind, item, f"{key}[{at}]")
+                for at, (kind, item) in enumerate(zip(kinds, value, strict=True))
+            )
     elif origin is dict and isinstance(value, dict):
         return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif origin is None and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise ValueError(f"{key} has a value of the wrong type")
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+    raise ValueError(f"{key} is {repr(value)[:60]}, expected {wanted}")

@@ -305,7 +305,10 @@ PROMPTS = (
         make=file("m.json", "[" * 100_000),
     ),
     Bad(
-        "messages an object", "run --messages m.json -m {bundle}", "must be a list", make=file("m.json", "{}")
+        "messages an object",
+        "run --messages m.json -m {bundle}",
+        "has no messages",
+        make=file("m.json", "{}"),
     ),
     Bad("messages empty", "run --messages m.json -m {bundle}", "messages is empty", make=messages()),
     Bad("message a string", "run --messages m.json -m {bundle}", "is not an object", make=messages("Hello")),
@@ -433,8 +436,12 @@ BUNDLES = (
             ("newer schema", "has schema version 99", manifest(schema_version=99)),
             ("schema a text", "has no schema_version", manifest(schema_version="1")),
             ("no means", "vision.mean is missing", manifest(vision__mean=...)),
-            ("a text for a number", "backbone.hidden has a value", manifest(backbone__hidden="896")),
-            ("null for a section", "video is not an object", manifest(video=None)),
+            (
+                "a text for a number",
+                "backbone.hidden is '896', expected int",
+                manifest(backbone__hidden="896"),
+            ),
+            ("null for a section", "video is not a JSON object", manifest(video=None)),
             ("no files", "lists no vision.onnx", manifest(files={})),
             ("another width", r"is float32 \[128\], not float32 \[64\]", manifest(backbone__hidden=64)),
             ("no GGUF", "llama.cpp cannot load", honest("backbone.gguf", b"no GGUF at all")),
@@ -458,7 +465,7 @@ BUNDLES = (
         make=manifest(prompt__template="wild"),
     ),
     *(
-        Bad(name, "inspect bad", "onevision.json has sizes that no model has", make=manifest(**changes))
+        Bad(name, "inspect bad", "onevision.json has impossible sizes", make=manifest(**changes))
         for name, changes in (
             ("another tile", {"vision__image_size": 28}),
             ("no tile", {"vision__image_size": 0}),

@@ -283,6 +283,10 @@ def test_places_that_hold_no_bundle(tmp_path: Path, toy_checkpoint: Path, bundle
     with pytest.raises(BundleError, match="there is no such folder") as caught:
         open_bundle(tmp_path / "nowhere")
     assert "onevision export" in str(caught.value.hint)
+    for name, option in {"llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "--source", "7b": "--size"}.items():
+        with pytest.raises(BundleError) as caught:
+            open_bundle(name)
+        assert f"onevision export {option} {name} -o FOLDER" in str(caught.value.hint)
     with pytest.raises(BundleError, match="is a file"):
         open_bundle(bundle / VISION)
     with pytest.raises(BundleError, match=r"it has no onevision\.json"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from onevision.eval.ask import Settings, ask, of_bundle
+from onevision.eval.ask import EvalSettings, ask, of_bundle
 from onevision.eval.questions import tiny_suite
 from onevision.eval.report import report
 from onevision.eval.suite import FAMILIES
@@ -24,10 +24,10 @@ AT_LEAST = {"image": 0.83, "images": 0.87, "video": 0.79}
 def test_it_answers_as_documented(tiny_bundle: Path):
     questions = tiny_suite(limit=EACH * len(FAMILIES), seed=7)
     with OneVision.load(tiny_bundle, device="cpu") as model:
-        tile = model.preparer.anyres.tile
-        sees = report(list(ask(of_bundle(model), questions, Settings(), tile=tile, run="sees")))
+        tile = model.pipeline.preparer.anyres.tile
+        sees = report(list(ask(of_bundle(model), questions, EvalSettings(), tile=tile, run="sees")))
         guesses = report(
-            list(ask(of_bundle(model), questions, Settings(see="nothing"), tile=tile, run="guesses"))
+            list(ask(of_bundle(model), questions, EvalSettings(see="nothing"), tile=tile, run="guesses"))
         )
     for kind, least in AT_LEAST.items():
         assert sees.kinds[kind].accuracy >= least

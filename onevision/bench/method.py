@@ -17,7 +17,7 @@ from onevision.bench.machine import energy, energy_between
 from onevision.bench.result import Measured, Run
 from onevision.bench.scenarios import ScenarioInputs
 from onevision.errors import OneVisionError
-from onevision.runtime.answer import StageClock
+from onevision.runtime.clock import StageClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

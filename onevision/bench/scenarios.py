@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from onevision.errors import ImageError, UsageError, VideoError
 from onevision.eval.suite.draw import FONT_FOLDER
-from onevision.eval.suite.vocabulary import COLOURS, SHAPES
+from onevision.eval.suite.vocabulary import COLORS, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +130,7 @@ def scan(size: tuple[int, int], seed: int = 0) -> bytes:
     margin, line = width // 10, height // 70
     face = ImageFont.truetype(FONT_FOLDER / "DejaVuSerif.ttf", round(line * 0.7))
     for top in range(margin, height - margin, line):
-        text = " ".join(generator.choice([*COLOURS, *SHAPES], 24))
+        text = " ".join(generator.choice([*COLORS, *SHAPES], 24))
         while face.getlength(text) > width - 2 * margin:
             text = text.rpartition(" ")[0]
         draw.text((margin, top), text, (30, 30, 34), face)

@@ -123,7 +123,6 @@ def _live_cases(
     from onevision.extras import require
     from onevision.runtime.images import read_image
 
-    require("export", "verify --reference")
     require("proof", "verify --reference")
     from onevision.export.checkpoint import Checkpoint
     from onevision.export.reference import load_reference

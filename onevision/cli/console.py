@@ -18,9 +18,11 @@ from onevision.errors import UsageError
 from onevision.native.device import MAX_THREADS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
+
+    from onevision.progress import StepProgress
 
 Model = Annotated[
     Path | None,
@@ -211,28 +213,46 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 
 class ConsoleProgress:
-    """Long work, step by step: bars on a terminal, a line when a step ends elsewhere."""
+    """Progress on stderr: a bar per step on a terminal, and a line when a step ends.
+
+    Args:
+        lines: Print a line at the end of each step, on a terminal or not.
+    """
+
+    def __init__(self, *, lines: bool = True) -> None:
+        self._lines = lines
 
     @cached_property
     def _console(self) -> Console:
         return stderr()
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[float], None]]:
-        """Show a step while the body runs, and how long it took."""
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    def step(self, name: str) -> Iterator[StepProgress]:
+        """Show a bar while the body runs, and then its duration."""
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
         from rich.text import Text
 
         started = time.perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(
-            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
-        ) as bars:
-            task = bars.add_task(name, total=None)
-            yield lambda fraction: bars.update(task, total=1.0, completed=fraction)
-        took = f"{time.perf_counter() - started:.1f} s"
-        self._console.print(Text.assemble(("✓", "green"), f" {name} ", (took, "dim")))
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        console = self._console
+        with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+            task = bars.add_task(name, total=None, text="")
+
+            def advance(fraction: float, text: str = "") -> None:
+                bars.update(task, total=1.0, completed=fraction, text=text)
+
+            yield advance
+        if self._lines:
+            took = f"{time.perf_counter() - started:.1f} s"
+            console.print(Text.assemble(("✓", "green"), f" {name} ", (took, "dim")))
 
     def note(self, text: str) -> None:
-        """A line between progress."""
+        """Print a line between steps."""
         self._console.print(f"  {text}", style="dim", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from onevision.planning.cost import Media, Shape
 
 HELP = examples(
-    "Tell the tiles, tokens, operations, memory and time of a prompt, before anything is run. Times are rough "
-    "until `onevision bench` has measured the bundle.",
+    "Show the tiles, tokens, operations, memory and time of a prompt, before anything is run. Times are "
+    "rough until `onevision bench` has measured the bundle.",
     "onevision plan photo.jpg",
     "onevision plan photo.jpg -m bundle",
     "onevision plan photo.jpg --ttft-target 5s -m bundle",
@@ -69,10 +68,10 @@ def plan(
     from onevision.cli.costs import print_plan
     from onevision.native import device as devices
     from onevision.planning.plan import media_size, plan_bundle, plan_shape
-    from onevision.runtime.prefill import policy
+    from onevision.runtime import options as answering
 
     where = one_of(device, get_args(devices.Device), "--device")
-    backend = one_of(prefill, get_args(policy.Prefill), "--prefill")
+    backend = one_of(prefill, get_args(answering.Prefill), "--prefill")
     if options.ttft_target is not None and size is not None:
         raise UsageError(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"

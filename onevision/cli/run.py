@@ -32,10 +32,11 @@ from onevision.cli.console import (
     stderr,
 )
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
+from onevision.runtime.messages import Reading, parse_request
+from onevision.runtime.options import DEFAULT_MAX_TOKENS, AnswerOptions, make_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
 
     from onevision.runtime.answer import Answer, OnProgress
 
@@ -70,7 +71,8 @@ def run(
     messages: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Instead of a prompt: a conversation as JSON, in the form of OpenAI's API."
+            metavar="FILE",
+            help="Instead of a prompt: messages or a request as JSON, as sent to OpenAI's or Ollama's API.",
         ),
     ] = None,
     model: Model = None,
@@ -124,11 +126,11 @@ def run(
     ] = False,
 ) -> None:
     """Ask about a picture, several pictures or a video."""
+    from onevision import load
     from onevision.native import device as devices
-    from onevision.runtime.engine import OneVision
-    from onevision.runtime.prefill import policy as prefiller
+    from onevision.runtime import options as answering
 
-    question: dict[str, Any] = _question(prompt, image or [], video, messages)
+    question, requested = _question(prompt, image or [], video, messages)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -147,14 +149,16 @@ def run(
         "template": template,
         "system": system,
     }
+    defaults = AnswerOptions()
+    for name, value in requested.items():  # a flag that was given wins over the request
+        if name not in options or options[name] == getattr(defaults, name):
+            options[name] = value
     make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
-    reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
+    reader = one_of(prefill, get_args(answering.Prefill), "--prefill")
     bundle = bundle_folder(model, quiet=quiet)
     with (
-        OneVision.load(
-            bundle, device=where, threads=threads, check=check, prefill=reader, cache=cache
-        ) as loaded,
+        load(bundle, device=where, threads=threads, check=check, prefill=reader, cache=cache) as loaded,
         _progress(shown=not quiet) as on_progress,
         closing(loaded.stream(**question, on_progress=on_progress, **options)) as stream,
     ):
@@ -162,7 +166,7 @@ def run(
             if not as_json:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-        answer, notes = stream.answer, loaded.notes
+        answer = stream.answer
     if as_json:
         print_json(answer.to_dict())
     else:
@@ -171,27 +175,29 @@ def run(
         for warning in answer.warnings:
             print_warning(warning)
         if not as_json:
-            _print_statistics(answer, notes)
+            _print_statistics(answer)
 
 
 def _question(
     prompt: str | None, images: list[str], video: str | None, messages: Path | None
-) -> dict[str, Any]:
-    """Arguments of :meth:`OneVision.stream`."""
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
     if messages is None:
         if prompt is None:
             raise UsageError("there is no prompt", hint='onevision run "What is in the picture?" --image P')
         if prompt == "-":
             prompt = _read_stdin()
-        return {"prompt": prompt, "images": images, "video": video}
+        return {"prompt": prompt, "images": images, "video": video}, {}
     if prompt is not None or images or video is not None:
         raise UsageError("--messages stands alone: no prompt, --image or --video beside it")
     try:
-        return {"messages": json.loads(messages.read_text(encoding="utf-8-sig"))}
+        data = json.loads(messages.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PromptError(f"cannot read {messages}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{messages} is not valid JSON: {error}") from error
+    request = parse_request(data, Reading(messages.absolute().parent))
+    return {"messages": request.messages}, request.options
 
 
 def _read_stdin() -> str:
@@ -234,7 +240,7 @@ def _progress(*, shown: bool) -> Iterator[OnProgress | None]:
         bars.stop()
 
 
-def _print_statistics(answer: Answer, notes: Sequence[str]) -> None:
+def _print_statistics(answer: Answer) -> None:
     usage, times = answer.usage, answer.timings
     console = stderr()
     if not console.is_terminal:
@@ -243,12 +249,10 @@ def _print_statistics(answer: Answer, notes: Sequence[str]) -> None:
     speed = f", {steps / (times.total - times.ttft) * 1e3:.1f} tokens/s" if steps > 0 else ""
     reused = f" ({usage.reused_frames} frames reused)" if usage.reused_frames else ""
     pictures = f"{usage.tiles} tiles{reused}, {usage.image_tokens:,} of " if usage.tiles else ""
-    predicted = answer.budget.predicted_ttft_ms
-    expected = f" ({predicted / 1e3:.2f} s predicted)" if predicted is not None else ""
+    predicted = answer.predicted_ttft
+    expected = f" ({predicted:.2f} s predicted)" if predicted is not None else ""
     console.print(
         f"{pictures}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
         f"{expected}{speed}; loaded in {times.load / 1e3:.2f} s",
-        *notes,
-        sep="\n",
         style="dim",
     )

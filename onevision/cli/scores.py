@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from onevision.cli.console import stdout
 
 if TYPE_CHECKING:
-    from onevision.eval.compare import Comparison, Difference
-    from onevision.eval.report import Report, Score
-    from onevision.eval.suite.sample import Kind
+    from onevision.eval.compare import EvalComparison, PairedDifference
+    from onevision.eval.report import EvalReport, Score
+    from onevision.eval.suite.sample import InputKind
 
-_KINDS: dict[Kind, str] = {"image": "one picture", "images": "pictures", "video": "video", "text": "text"}
+_KINDS: dict[InputKind, str] = {"image": "one image", "images": "images", "video": "video", "text": "text"}
 
 
-def print_scores(scores: Report) -> None:
+def print_scores(scores: EvalReport) -> None:
     """Accuracy by family, by kind of input, and overall."""
     from rich.table import Column, Table
 
@@ -49,7 +49,7 @@ def _cells(score: Score, *, chances: bool) -> tuple[str, ...]:
     )
 
 
-def print_comparison(comparison: Comparison, scores: Report, name: str) -> None:
+def print_comparison(comparison: EvalComparison, scores: EvalReport, name: str) -> None:
     """Both accuracies and their difference by family, and how alike the answers are."""
     from rich.table import Column, Table
 
@@ -57,7 +57,9 @@ def print_comparison(comparison: Comparison, scores: Report, name: str) -> None:
     numbers = [Column(name, justify="right", no_wrap=True) for name in names]
     table = Table(Column("family", overflow="fold"), *numbers, box=None, pad_edge=False)
 
-    def add(name: str, ours: Score, other: Score, difference: Difference, style: str | None = None) -> None:
+    def add(
+        name: str, ours: Score, other: Score, difference: PairedDifference, style: str | None = None
+    ) -> None:
         table.add_row(
             name,
             _percent(ours.accuracy),

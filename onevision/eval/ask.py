@@ -1,4 +1,4 @@
-"""Samples to records: each is put to a model as a single question, and answered greedily."""
+"""Samples to records: each question is asked on its own and answered greedily."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from onevision._version import __version__
 from onevision.errors import InputError
-from onevision.eval.records import Record, Reply
+from onevision.eval.records import EvalReply, Record
 from onevision.runtime.anyres import squash
 from onevision.runtime.images import read_image
 
@@ -22,66 +22,58 @@ if TYPE_CHECKING:
     from onevision.eval.suite import Sample
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import Detail
-    from onevision.runtime.prefill.policy import Prefill
+    from onevision.runtime.options import Detail, Prefill
     from onevision.runtime.video import VideoSource
 
-#: How much of the pictures the model sees: ``all`` is as always. ``base`` squashes a single picture to one
-#: tile first, so that nothing finer than AnyRes' base view is left. ``nothing`` takes pictures and videos
-#: away.
+#: Visual input that the model gets: ``all`` of it; ``base``, where a single image is squashed to one tile, so
+#: that nothing finer than the base view is left; or ``nothing``, no images and no videos.
 See = Literal["all", "base", "nothing"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How all questions of a run are put."""
+class EvalSettings:
+    """Options of all questions of a run."""
 
     see: See = "all"
-    max_tokens: int = 64
-    frames: int | None = None  # of a video file; None for the bundle's default. Arrays are seen whole.
+    max_tokens: int = 64  # enough for the suite's longest sentence; ends an answer that never stops
+    frames: int | None = None  # sampled from a video file; None: the bundle's default. Arrays are used whole.
     max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.AnswerOptions`
     detail: Detail = "auto"
     dedup: float | None = None
 
     @property
     def is_reference(self) -> bool:
-        """Whether pictures and videos are given as the reference gives them."""
+        """Whether images and videos are prepared as in the reference."""
         return self.max_tiles is None and self.detail == "auto" and self.dedup is None
 
 
 class Answerer(Protocol):
-    """What can be asked: a bundle (:func:`of_bundle`), or the reference (:mod:`onevision.eval.reference`)."""
+    """Model under evaluation: a bundle, see :func:`of_bundle`, or the reference in transformers."""
 
     def __call__(
-        self, prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: Settings
-    ) -> Reply:
+        self, prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: EvalSettings
+    ) -> EvalReply:
         """Answer greedily.
 
         Raises:
-            InputError: A picture or video that cannot be used.
+            InputError: An image or video cannot be used.
         """
         ...
 
 
 def of_bundle(model: OneVision) -> Answerer:
-    """A loaded bundle as what can be asked."""
+    """Answer with a loaded bundle."""
 
     def reply(
-        prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: Settings
-    ) -> Reply:
-        frames = len(video) if isinstance(video, np.ndarray) else settings.frames
-        answer = model.generate(
-            prompt,
-            images=images,
-            video=video,
-            max_tokens=settings.max_tokens,
-            frames=frames,
-            max_tiles=settings.max_tiles,
-            detail=settings.detail,
-            dedup=settings.dedup,
-        )
+        prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: EvalSettings
+    ) -> EvalReply:
+        options = asdict(settings)
+        del options["see"]
+        if isinstance(video, np.ndarray):
+            options["frames"] = len(video)
+        answer = model.generate(prompt, images=images, video=video, **options)
         usage = answer.usage
-        return Reply(
+        return EvalReply(
             answer.text,
             answer.finish_reason,
             round(answer.timings.ttft, 3),
@@ -93,33 +85,33 @@ def of_bundle(model: OneVision) -> Answerer:
 
 
 def ask(
-    answerer: Answerer, samples: Iterable[Sample], settings: Settings, *, tile: int, run: str
+    answerer: Answerer, samples: Iterable[Sample], settings: EvalSettings, *, tile: int, run: str
 ) -> Iterator[Record]:
-    """Ask one question after the other. One that cannot be asked counts as wrong, with the reason.
+    """Ask one question after the other. A question that cannot be asked counts as wrong and keeps the reason.
 
     Args:
-        answerer: Who is asked.
+        answerer: The model.
         samples: The questions.
-        settings: How they are put.
-        tile: Pixels a side of the model's tiles.
-        run: What the records are marked with, see :func:`run_id`.
+        settings: Options of all questions.
+        tile: Pixels per side of the model's tiles.
+        run: Identifier stored in the records, see :func:`run_id`.
     """
     for sample in samples:
         try:
             reply = answerer(sample.prompt, *_seen(sample, settings.see, tile), settings)
         except InputError as error:
-            reply = Reply("", error=error.message)
+            reply = EvalReply("", error=error.message)
         yield Record.of(sample, reply, run)
 
 
-def run_id(manifest: Manifest, settings: Settings, prefill: Prefill = "auto") -> str:
-    """Twelve hexadecimal digits of all that the answers depend on besides the questions and the machine."""
+def run_id(manifest: Manifest, settings: EvalSettings, prefill: Prefill = "auto") -> str:
+    """Hash everything that answers depend on, except questions and machine: 12 hexadecimal digits."""
     facts = json.dumps([__version__, manifest.to_json(), asdict(settings), prefill])
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def _seen(sample: Sample, see: See, tile: int) -> tuple[Sequence[ImageSource], VideoSource | None]:
-    """The pictures and the video of a question, as the model gets them."""
+    """Images and video of a question as the model gets them."""
     if see == "nothing":
         return (), None
     if see == "base" and len(sample.images) == 1:

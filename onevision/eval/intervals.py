@@ -1,4 +1,4 @@
-"""Intervals of 95 % for shares and their differences, and an exact test. Formulas alone: nothing is drawn."""
+"""95 % intervals for shares and their differences, and exact tests. Closed formulas, no sampling."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # 1.96
 
 
 def wilson(right: int, n: int) -> Interval:
-    """Wilson's score interval of a share: ``right`` of ``n``. It never leaves 0 to 1, nor has no width."""
+    """Wilson's score interval of a share: ``right`` of ``n``. It stays within 0 to 1, never of width 0."""
     share = right / n
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    # At the ends it is exact, and rounding is not.
+    # Exact at the ends, without rounding.
     return (0.0 if right == 0 else middle - half), (1.0 if right == n else middle + half)
 
 
 def mean_interval(means: Sequence[float], intervals: Sequence[Interval]) -> Interval:
     """Interval of the mean of independent estimates, from the interval of each.
 
-    The distances to the lower limits add up as standard errors do, and so do those to the upper ones
-    (MOVER, Zou and Donner 2008): ``mean - sqrt(Σ (mean_i - lower_i)²) / k``. Where the intervals are normal
-    approximations this is the stratified normal approximation, ``Z · sqrt(Σ variance_i) / k``; with Wilson's
-    it is right near 0 and 1 too, and of a single estimate it is that estimate's own.
+    Distances to the lower and to the upper limits are combined like standard errors (MOVER, Zou and Donner
+    2008): ``mean - sqrt(Σ (mean_i - lower_i)²) / k``. For normal approximations this is the stratified one,
+    ``Z · sqrt(Σ variance_i) / k``; with Wilson's intervals it also holds near 0 and 1.
+
+    Args:
+        means: The estimates.
+        intervals: Their intervals, in the same order.
     """
     middle, count = fmean(means), len(means)
     pairs = list(zip(means, intervals, strict=True))
@@ -42,8 +45,13 @@ def mean_interval(means: Sequence[float], intervals: Sequence[Interval]) -> Inte
 def paired_interval(wins: int, losses: int, n: int) -> Interval:
     """Interval of ``(wins - losses) / n``, the difference of two shares of the same ``n`` samples.
 
-    The normal approximation with half a sample added to each of the four cells (Agresti and Min 2005): two
-    models that have not differed yet may still do so, and a single win proves nothing.
+    Normal approximation with half a sample added to each of the four cells (Agresti and Min 2005), so that
+    models without a difference so far still get a width.
+
+    Args:
+        wins: Samples that only ours answered right.
+        losses: Samples that only the other answered right.
+        n: All samples.
     """
     middle = (wins - losses) / (n + 2)
     half = Z * sqrt((wins + losses + 1) / (n + 2) - middle**2) / sqrt(n + 2)
@@ -51,14 +59,14 @@ def paired_interval(wins: int, losses: int, n: int) -> Interval:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact one-sided p: so many losses or more, were wins as likely as losses."""
+    """Exact one-sided p: probability of at least so many losses, if wins are as likely as losses."""
     n = wins + losses
     p: float = sum(comb(n, k) for k in range(losses, n + 1)) / 2**n
     return p
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """Exact two-sided p of McNemar's test: a split at least as uneven, were wins as likely as losses."""
+    """Exact two-sided p of McNemar's test: a split at least this uneven, if wins are as likely as losses."""
     n = wins + losses
     tail = sum(comb(n, k) for k in range(min(wins, losses) + 1))
     p: float = 2 * tail / 2**n

@@ -1,25 +1,28 @@
-"""JSON Lines: one object a line, read with the number of the line, so that an error can name it."""
+"""JSON Lines: one object per line, read with its line number for error messages."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onevision.errors import InputError
+from onevision.typed import build
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+T = TypeVar("T")
+
 
 def read_objects(path: Path, *, unfinished: bool = False) -> dict[int, dict[str, Any]]:
-    """The objects of a file by line, from 1. Blank lines are passed over.
+    """Read the objects of a file by line number, from 1. Blank lines are skipped.
 
     Args:
         path: The file, in UTF-8.
-        unfinished: The file may have been cut off while its last line was written: leave that line out.
+        unfinished: The writer may have been interrupted: leave out a last line without an end.
 
     Raises:
-        InputError: The file cannot be read, is not UTF-8, or a line is no JSON object.
+        InputError: The file cannot be read, is not UTF-8, or a line is not a JSON object.
     """
     try:
         data = path.read_bytes()
@@ -31,25 +34,40 @@ def read_objects(path: Path, *, unfinished: bool = False) -> dict[int, dict[str,
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text", hint="one JSON object a line, saved as UTF-8"
+            f"{path} is not UTF-8 text", hint="one JSON object per line, saved as UTF-8"
         ) from error
     return {
         number: _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
     }
 
 
+def read_as(kind: type[T], path: Path, noun: str, *, unfinished: bool = False) -> list[T]:
+    """Read the lines of a file as dataclass ``kind``, called ``noun`` in messages ("an answer").
+
+    Raises:
+        InputError: See :func:`read_objects`, or a line is something else.
+    """
+
+    def convert(number: int, data: dict[str, Any]) -> T:
+        try:
+            return build(kind, data)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not {noun}: {error}") from error
+
+    return [convert(*item) for item in read_objects(path, unfinished=unfinished).items()]
+
+
 def to_line(data: dict[str, Any]) -> bytes:
-    """One line. Bytes of a file name that are no UTF-8 become escapes, which inside JSON are JSON's own."""
+    """One line. Bytes of a file name that are not UTF-8 become JSON escapes."""
     return json.dumps(data, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
+    hint = "each line must be one whole JSON object"
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where} is not valid JSON: {error}", hint="each line is one JSON object, whole"
-        ) from error
+        raise InputError(f"{where} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(data, dict):
-        raise InputError(f"{where} is not a JSON object", hint="each line is one JSON object, whole")
+        raise InputError(f"{where} is not a JSON object", hint=hint)
     return data

@@ -1,14 +1,14 @@
-r"""What is asked: the tiny suite, or a user's file. Both have a length, and can be gone through again.
+r"""Questions to ask: the tiny suite, or a user's file. Both have a length and can be iterated again.
 
-A user's file is JSON Lines; pictures and videos are found from the folder of the file::
+A user's file is JSON Lines; relative paths start at the folder of the file::
 
-    {"prompt": "What colour is the door?", "image": "door.jpg", "answers": ["red", "dark red"]}
+    {"prompt": "What color is the door?", "image": "door.jpg", "answers": ["red", "dark red"]}
     {"prompt": "Which is newer?\nA. the first\nB. the second", "images": ["a.png", "b.png"],
      "answer": "B", "form": "letter", "family": "age", "id": "age-1"}
 
-``form`` says how an answer is judged, see :func:`onevision.eval.suite.score`: ``short`` (the default),
-``letter``, or ``sentence``, whose first answer is the full sentence and whose others are phrases that may
-stand in its place.
+``form`` says how an answer is scored, see :func:`onevision.eval.suite.score`: ``short`` (the default),
+``letter``, or ``sentence``, where the first answer is the full sentence and the others are phrases that are
+accepted as well.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, Any, get_args
 from onevision.errors import ImageError, InputError, UsageError, VideoError
 from onevision.eval.jsonl import read_objects
 from onevision.eval.suite import FAMILIES, Sample, iter_samples
-from onevision.eval.suite.sample import Form, normalised
+from onevision.eval.suite.sample import Form, normalize
 from onevision.runtime.images import existing_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-#: The file that is looked for in a folder.
+SUITES = ("tiny",)
+#: Name of the questions file in a folder.
 QUESTIONS = "questions.jsonl"
 #: Samples of each family of the tiny suite, unless a limit is given.
 SAMPLES_EACH = 100
@@ -41,9 +42,9 @@ _KEYS = ("prompt", "image", "images", "video", "answer", "answers", "form", "fam
 
 @dataclass(frozen=True)
 class TinySuite:
-    """Samples of the suite's test split, families in turn; drawn anew each time one goes through them.
+    """Samples of the suite's test split, families in turn; generated again at each iteration.
 
-    Sample k of a family is the same whichever other families are asked for.
+    Sample k of a family does not depend on the other families.
     """
 
     families: tuple[str, ...]
@@ -58,16 +59,61 @@ class TinySuite:
         return islice(chain.from_iterable(zip(*streams, strict=True)), self.limit)
 
 
-def tiny_suite(families: Sequence[str] = (), *, limit: int | None = None, seed: int = 0) -> TinySuite:
-    """The generated suite.
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of a run and where they come from, as in the JSON of ``onevision eval``."""
+
+    samples: TinySuite | tuple[Sample, ...]
+    source: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+
+def choose_questions(
+    suite: str | None = None,
+    file: Path | None = None,
+    *,
+    families: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int | None = None,
+) -> QuestionSet:
+    """Questions of a suite, or of a user's file.
 
     Args:
-        families: Names of :data:`onevision.eval.suite.FAMILIES`; none means all.
-        limit: Samples in all; None for :data:`SAMPLES_EACH` of each family.
-        seed: Which samples.
+        suite: Name of a suite, one of :data:`SUITES`; None for ``tiny``.
+        file: Instead of a suite: a JSONL file, or a folder with ``questions.jsonl``.
+        families: Families to ask; empty for all.
+        limit: Number of questions; None for 100 of each family of a suite, or the whole file.
+        seed: Seed of a suite; None for 0.
 
     Raises:
-        UsageError: There is no such family.
+        UsageError: Unknown suite or family, or options that exclude each other.
+        InputError: The file cannot be read, or has something wrong in it.
+    """
+    if file is not None:
+        if suite is not None or seed is not None:
+            raise UsageError("--questions cannot be combined with --suite or --seed")
+        return QuestionSet(read_questions(file, families, limit=limit), {"questions": str(file)})
+    if suite not in (None, *SUITES):
+        raise UsageError(f"unknown suite {suite!r}", hint=f"one of {', '.join(SUITES)}")
+    samples = tiny_suite(families, limit=limit, seed=seed or 0)
+    return QuestionSet(samples, {"suite": SUITES[0], "seed": samples.seed})
+
+
+def tiny_suite(families: Sequence[str] = (), *, limit: int | None = None, seed: int = 0) -> TinySuite:
+    """Choose questions of the generated suite.
+
+    Args:
+        families: Names from :data:`onevision.eval.suite.FAMILIES`; empty for all.
+        limit: Number of samples; None for :data:`SAMPLES_EACH` of each family.
+        seed: Seed of the samples.
+
+    Raises:
+        UsageError: Unknown family.
     """
     chosen = _chosen(families, FAMILIES)
     return TinySuite(chosen, SAMPLES_EACH * len(chosen) if limit is None else limit, seed)
@@ -76,16 +122,16 @@ def tiny_suite(families: Sequence[str] = (), *, limit: int | None = None, seed: 
 def read_questions(
     place: Path, families: Sequence[str] = (), *, limit: int | None = None
 ) -> tuple[Sample, ...]:
-    """A user's questions, all of them checked: whether the pictures can be decoded shows when they are asked.
+    """Read and check a user's questions. Images are decoded only when their question is asked.
 
     Args:
         place: The file, or a folder with a file :data:`QUESTIONS`.
-        families: Only these; none means all.
-        limit: The first so many; None for all.
+        families: Families to keep; empty for all.
+        limit: Number of questions to keep; None for all.
 
     Raises:
         InputError: No such file, no question in it, or a line that is wrong.
-        UsageError: There is no such family, or a video without PyAV.
+        UsageError: Unknown family, or a video without PyAV.
     """
     path = place / QUESTIONS if place.is_dir() else place
     samples: list[Sample] = []
@@ -98,20 +144,20 @@ def read_questions(
         if (first := line_of.setdefault(sample.id, number)) != number:
             raise InputError(
                 f"{path}, line {number}: the id {sample.id!r} is that of line {first}",
-                hint="a question without an id has the number of its line",
+                hint="a question without an id gets the number of its line",
             )
         samples.append(sample)
     if not samples:
         raise InputError(f"{path} has no questions", hint='{"prompt": "…", "image": "a.png", "answer": "…"}')
     chosen = _chosen(families, dict.fromkeys(sample.family for sample in samples))
-    asked = tuple(sample for sample in samples if sample.family in chosen)[:limit]
-    if any(sample.video is not None for sample in asked) and find_spec("av") is None:
+    kept = tuple(sample for sample in samples if sample.family in chosen)[:limit]
+    if any(sample.video is not None for sample in kept) and find_spec("av") is None:
         raise UsageError(f"{path} asks about videos, which need PyAV", hint="pip install 'onevision[video]'")
-    return asked
+    return kept
 
 
 def _chosen(wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
-    """The families wanted, each once, or all."""
+    """The wanted families without repetition, or all."""
     names = tuple(known)
     if unknown := [name for name in wanted if name not in names]:
         raise UsageError(f"there is no family {unknown[0]!r}", hint=f"known: {', '.join(names)}")
@@ -119,7 +165,7 @@ def _chosen(wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
 
 
 def _sample(data: dict[str, Any], number: int, folder: Path) -> Sample:
-    """A question of one line. A key whose value is null is not there."""
+    """Convert one line. A key whose value is null counts as left out."""
     given = {key: value for key, value in data.items() if value is not None}
     if unknown := [key for key in given if key not in _KEYS]:
         raise InputError(f"unknown key {unknown[0]!r}", hint=f"known: {', '.join(_KEYS)}")
@@ -131,7 +177,7 @@ def _sample(data: dict[str, Any], number: int, folder: Path) -> Sample:
     images = tuple(_file(name, folder, ImageError) for name in _texts(given, "image", "images"))
     video = _file(_text(given["video"], "video"), folder, VideoError) if "video" in given else None
     if images and video:
-        raise InputError("a question has pictures or a video, not both")
+        raise InputError("a question has images or a video, not both")
     return Sample(
         id=_text(given.get("id", number), "id"),
         family=_text(given.get("family", DEFAULT_FAMILY), "family"),
@@ -152,13 +198,13 @@ def _answers(given: dict[str, Any], form: Form) -> tuple[str, ...]:
     for answer in answers:
         if form == "letter" and not re.fullmatch("[A-Z]", answer):
             raise InputError(f"the answer {answer!r} is not a letter from A to Z")
-        if not normalised(answer):
-            raise InputError(f"the answer {answer!r} has no letter or digit: any answer would do")
+        if not normalize(answer):
+            raise InputError(f"the answer {answer!r} has no letter or digit")
     return answers
 
 
 def _texts(given: dict[str, Any], one: str, many: str) -> tuple[str, ...]:
-    """Of two keys, the one that is there: a text, or a list of texts."""
+    """Texts under either of two keys: a text under ``one``, or a list under ``many``."""
     if one in given and many in given:
         raise InputError(f"there are both {one} and {many}")
     if one in given:
@@ -170,7 +216,7 @@ def _texts(given: dict[str, Any], one: str, many: str) -> tuple[str, ...]:
 
 
 def _text(value: object, key: str) -> str:
-    """A text that says something; a whole number is taken for one."""
+    """Check a text, which must not be blank; a whole number is converted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -183,7 +229,7 @@ def _text(value: object, key: str) -> str:
 
 
 def _file(name: str, folder: Path, error: type[InputError]) -> Path:
-    """The path of a file that is there; relative to the folder of the questions."""
+    """Path of an existing file; a relative name starts at ``folder``."""
     place = name if "://" in name else folder / name
     try:
         return existing_file(place, error)

@@ -1,7 +1,7 @@
-"""What came of each question, and the file of it: JSON Lines, written as the answers come.
+"""Answers of a run: records, and the JSON Lines file that they are written to one by one.
 
-Until the last answer is there the file is called ``FILE.part``, and a run that finds one of its own goes on
-after it.
+Until the last answer is written the file is called ``FILE.part``; the next run with the same questions and
+options resumes after it.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onevision.errors import InputError, OneVisionError, UsageError
-from onevision.eval.jsonl import read_objects, to_line
+from onevision.eval.jsonl import read_as, to_line
 from onevision.eval.suite import score
+from onevision.eval.suite.sample import Form, InputKind  # noqa: TC001 (read_as evaluates annotations)
+from onevision.runtime.answer import FinishReason  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from onevision.eval.suite import Sample
-    from onevision.eval.suite.sample import Form, Kind
-    from onevision.runtime.answer import FinishReason
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a model said, or why it could not be asked."""
+class EvalReply:
+    """A model's answer, or the reason why the question could not be asked."""
 
     text: str
     finish_reason: FinishReason | None = None
@@ -42,7 +42,7 @@ class Record:
 
     id: str
     family: str
-    kind: Kind
+    kind: InputKind
     form: Form
     prompt: str
     answers: tuple[str, ...]
@@ -57,7 +57,7 @@ class Record:
     run: str  # of :func:`onevision.eval.ask.run_id`
 
     @classmethod
-    def of(cls, sample: Sample, reply: Reply, run: str) -> Record:
+    def of(cls, sample: Sample, reply: EvalReply, run: str) -> Record:
         """Score a reply."""
         return cls(
             id=sample.id,
@@ -73,109 +73,79 @@ class Record:
         )
 
     @property
-    def reply(self) -> Reply:
-        """Without the question."""
-        return Reply(**{item.name: getattr(self, item.name) for item in fields(Reply)})
-
-
-#: Types of the keys of a line.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "id": (str,),
-    "family": (str,),
-    "kind": (str,),
-    "form": (str,),
-    "prompt": (str,),
-    "answers": (list,),
-    "chance": (float, int, type(None)),
-    "text": (str,),
-    "right": (bool,),
-    "finish_reason": (str, type(None)),
-    "ttft_ms": (float, int, type(None)),
-    "image_tokens": (int, type(None)),
-    "tiles": (int, type(None)),
-    "error": (str, type(None)),
-    "run": (str,),
-}
+    def reply(self) -> EvalReply:
+        """The reply alone."""
+        return EvalReply(**{item.name: getattr(self, item.name) for item in fields(EvalReply)})
 
 
 def read_records(path: Path, *, unfinished: bool = False) -> list[Record]:
-    """An answers file.
+    """Read an answers file.
 
     Args:
-        path: Of a run with ``-o``.
-        unfinished: The run was stopped: what it wrote of its last line is left out.
+        path: A file that ``onevision eval -o`` wrote.
+        unfinished: The run was interrupted: leave out a last line that is cut off.
 
     Raises:
-        InputError: The file cannot be read, or is no answers file.
+        InputError: The file cannot be read, or is not an answers file.
     """
-    return [
-        _record(data, f"{path}, line {number}")
-        for number, data in read_objects(path, unfinished=unfinished).items()
-    ]
-
-
-def _record(data: dict[str, Any], where: str) -> Record:
-    for key, types in _TYPES.items():
-        if key not in data or not isinstance(data[key], types):
-            raise InputError(f"{where} is no answer: it has no {key}, or a wrong one")
-    return Record(**{key: data[key] for key in _TYPES} | {"answers": tuple(data["answers"])})
+    return read_as(Record, path, "an answer", unfinished=unfinished)
 
 
 class AnswersFile:
-    """Where the answers of a run go, as they come.
+    """The answers file of a run, written while the run goes on.
 
     Args:
         path: The file; ``part`` until all answers are there.
-        force: Replace a file of that name.
+        force: Replace an existing file.
 
     Attributes:
-        part: What is written to.
-        kept: Records in it, of the same run when it was stopped.
+        part: The unfinished file.
+        kept: Records of an interrupted run that ``part`` already holds.
 
     Raises:
         UsageError: The file exists.
-        InputError: ``part`` exists and is no answers file.
+        InputError: ``part`` exists and is not an answers file.
     """
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
         if path.is_dir():
-            raise UsageError(f"{path} is a folder, not a file of answers")
+            raise UsageError(f"{path} is a folder, not an answers file")
         if path.exists() and not force:
-            raise UsageError(f"{path} exists", hint="choose another -o/--answers, or --force to replace it")
+            raise UsageError(f"{path} exists", hint="choose another -o/--output, or --force to replace it")
         self._path = path
         self.part = path.with_name(f"{path.name}.part")
         try:
             self.kept = read_records(self.part, unfinished=True) if self.part.exists() else []
         except InputError as error:
-            raise InputError(error.message, hint="remove it, or choose another -o/--answers") from error
+            raise InputError(error.message, hint="delete it, or choose another -o/--output") from error
 
     def count(self) -> int:
         """Answers in ``part``; 0 when the file is finished."""
         return self.part.read_bytes().count(b"\n") if self.part.exists() else 0
 
     def check(self, samples: Iterable[Sample], run: str) -> None:
-        """Whether what is kept is the beginning of this run.
+        """Check that ``part`` holds the beginning of this run.
 
         Raises:
-            UsageError: It is of other questions, another bundle or other options.
+            UsageError: It holds other questions, or answers of another bundle or with other options.
         """
         for record, sample in zip_longest(self.kept, islice(samples, len(self.kept))):
             if sample is None or Record.of(sample, record.reply, run) != record:
                 raise UsageError(
                     f"{self.part} is of another run: its answer {record.id!r} is not one of these",
-                    hint="remove it, or choose another -o/--answers",
+                    hint="delete it, or choose another -o/--output",
                 )
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Record], None]]:
-        """Open the file behind what is kept, and give it its name when the body has ended well.
+        """Append to ``part``, and give it its final name when the body ends without an error.
 
         Yields:
-            What adds a record, and hands it to the operating system.
+            A function that writes one record and hands it to the operating system.
 
         Raises:
             UsageError: The file cannot be written there.
-            OneVisionError: The operating system refuses a write: the disk is full, say.
+            OneVisionError: The operating system refuses a write, for example because the disk is full.
         """
         try:
             file = self.part.open("a+b")

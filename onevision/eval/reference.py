@@ -1,4 +1,4 @@
-"""The reference as what is asked: transformers in fp32, from a checkpoint. Needs the extra ``proof``."""
+"""Answers of the reference: transformers in fp32, from a checkpoint. Needs the extra ``proof``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onevision.errors import CheckpointError
-from onevision.eval.records import Reply
+from onevision.eval.records import EvalReply
 from onevision.runtime.images import read_image
 from onevision.runtime.video import read_video
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from onevision.eval.ask import Settings
+    from onevision.eval.ask import EvalSettings
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 
 
 class ReferenceModel:
-    """A checkpoint in transformers.
+    """A checkpoint loaded into transformers; an :class:`onevision.eval.ask.Answerer`.
 
     Args:
-        folder: The checkpoint's.
+        folder: Folder of the checkpoint.
 
     Attributes:
-        tile: Pixels a side of a tile.
+        tile: Pixels per side of a tile.
 
     Raises:
-        CheckpointError: It is damaged, of something else, or too large for this memory.
+        CheckpointError: It is damaged, of another architecture, or too large for the memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class ReferenceModel:
         with Checkpoint.open(folder) as checkpoint:
             if not fits_in_memory(checkpoint):
                 raise CheckpointError(
-                    f"{folder} does not fit in this memory in fp32", hint="compare with a bundle instead"
+                    f"{folder} does not fit in memory in fp32", hint="compare with a bundle instead"
                 )
             never_sampled = read_tokenizer(folder, checkpoint.config).never_sampled
             self._reference = Reference(checkpoint, never_sampled=never_sampled)
@@ -49,21 +49,16 @@ class ReferenceModel:
             self.tile = checkpoint.config.vision.image_size
 
     def __call__(
-        self, prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: Settings
-    ) -> Reply:
-        """See :class:`onevision.eval.ask.Answerer`."""
+        self, prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: EvalSettings
+    ) -> EvalReply:
+        """Answer greedily, see :class:`onevision.eval.ask.Answerer`."""
+        if video is not None and not isinstance(video, np.ndarray):
+            frames = settings.frames or self._frames
+            video = read_video(video, frames=frames, prepare=np.asarray).tiles
         text = self._reference.answer(
             prompt,
             images=[np.asarray(read_image(image)) for image in images],
-            video=None if video is None else self._sampled(video, settings.frames),
+            video=video,
             max_tokens=settings.max_tokens,
         )
-        return Reply(text)
-
-    def _sampled(
-        self, video: VideoSource, frames: int | None
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """The frames of a video that are seen, uint8 [N, h, w, 3]; an array is seen whole."""
-        if isinstance(video, np.ndarray):
-            return video
-        return read_video(video, frames=frames or self._frames, prepare=np.asarray).tiles
+        return EvalReply(text)

@@ -1,7 +1,7 @@
-"""Records to accuracies: by family, by kind of input and over all.
+"""Records to accuracies: by family, by kind of input, and overall.
 
-The accuracy of a family is the share of its questions that were answered rightly, with Wilson's interval.
-That of a kind, and the overall one, is the mean of its families, so that a family counts the same however
+The accuracy of a family is the share of its questions answered right, with Wilson's interval. The accuracy of
+a kind, and the overall one, is the mean over its families, so that each family has the same weight however
 often it was asked; see :func:`onevision.eval.intervals.mean_interval` for its interval.
 """
 
@@ -12,61 +12,61 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
 from onevision.eval.intervals import Interval, mean_interval, wilson
-from onevision.eval.suite.sample import Kind
+from onevision.eval.suite.sample import InputKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from onevision.eval.records import Record
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good some answers are."""
+    """Accuracy and mean costs of some answers."""
 
     accuracy: float
     interval: Interval  # 95 %
     n: int
-    chance: float | None  # accuracy of guessing, where it is known of all questions
+    chance: float | None  # accuracy of guessing, if known for all questions
     ttft_ms: float | None  # mean time to the first token, of the questions that could be asked
-    tiles: float | None  # mean passes of the encoder, of those
-    image_tokens: float | None  # mean visual tokens, of those
+    tiles: float | None  # mean passes of the encoder, of the same questions
+    image_tokens: float | None  # mean visual tokens, of the same questions
 
 
 @dataclass(frozen=True)
-class Report:
+class EvalReport:
     """Scores of a run."""
 
     overall: Score
-    kinds: dict[Kind, Score]
+    kinds: dict[InputKind, Score]
     families: dict[str, Score]  # in the order of their kinds
     errors: int  # questions that could not be asked; they count as wrong
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``onevision eval --json``: the overall score with the others in it."""
+        """JSON object for ``onevision eval --json``: the overall score comes first."""
         data = asdict(self)
         overall: dict[str, Any] = data.pop("overall")
         return overall | data
 
 
-def report(records: Sequence[Record]) -> Report:
-    """Score the records of a run, of which there is at least one."""
-    return Report(
+def report(records: Sequence[Record]) -> EvalReport:
+    """Score the records of a run, at least one."""
+    return EvalReport(
         overall=_mean_of_families(records),
         kinds={
-            kind: _mean_of_families(those)
+            kind: _mean_of_families(chosen)
             for kind in KINDS
-            if (those := [record for record in records if record.kind == kind])
+            if (chosen := [record for record in records if record.kind == kind])
         },
-        families={family: _score(those) for family, those in by_family(records).items()},
+        families={family: _score(chosen) for family, chosen in by_family(records).items()},
         errors=sum(record.error is not None for record in records),
     )
 
 
 def by_family(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by family: those about one picture first, then several, videos, and text alone."""
+    """Records by family: one image first, then several images, videos, and text alone."""
     groups: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: KINDS.index(record.kind)):
         groups.setdefault(record.family, []).append(record)
@@ -74,7 +74,7 @@ def by_family(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def _score(records: Sequence[Record]) -> Score:
-    """Of one family."""
+    """Score of one family."""
     right, n = sum(record.right for record in records), len(records)
     chances = [record.chance for record in records if record.chance is not None]
     return Score(
@@ -82,12 +82,12 @@ def _score(records: Sequence[Record]) -> Score:
         interval=wilson(right, n),
         n=n,
         chance=fmean(chances) if len(chances) == n else None,
-        **_means(records),
+        **_mean_costs(records),
     )
 
 
 def _mean_of_families(records: Sequence[Record]) -> Score:
-    scores = [_score(those) for those in by_family(records).values()]
+    scores = [_score(family) for family in by_family(records).values()]
     means = [score.accuracy for score in scores]
     chances = [score.chance for score in scores if score.chance is not None]
     return Score(
@@ -95,14 +95,14 @@ def _mean_of_families(records: Sequence[Record]) -> Score:
         interval=mean_interval(means, [score.interval for score in scores]),
         n=len(records),
         chance=fmean(chances) if len(chances) == len(scores) else None,
-        **_means(records),
+        **_mean_costs(records),
     )
 
 
-def _means(records: Sequence[Record]) -> dict[str, float | None]:
-    """What the questions took on average, of those that tell."""
-    told = {
+def _mean_costs(records: Sequence[Record]) -> dict[str, float | None]:
+    """Means over the questions that have the figure; None if no question has it."""
+    costs = {
         name: [value for record in records if (value := getattr(record, name)) is not None]
         for name in ("ttft_ms", "tiles", "image_tokens")
     }
-    return {name: fmean(values) if values else None for name, values in told.items()}
+    return {name: fmean(values) if values else None for name, values in costs.items()}

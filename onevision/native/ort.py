@@ -143,4 +143,4 @@ def first_line(error: BaseException) -> str:
 
 def _reason(error: Exception) -> str:
     """ONNX Runtime's own reason, without its codes: ``[ONNXRuntimeError] : 1 : FAIL : …``."""
-    return first_line(error).rpartition(" : ")[2]
+    return first_line(error).rpartition(" : ")[2].rpartition(" failed:")[2].rstrip(".")

@@ -21,8 +21,8 @@ from onevision.runtime import generate
 from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.clock import StageClock
 from onevision.runtime.images import read_image
+from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import ImagePart, Message, VideoPart
 from onevision.runtime.video import probe_video
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from onevision.planning.speed import SpeedProfile
     from onevision.runtime.answer import Answer, OnProgress
+    from onevision.runtime.messages import Part
     from onevision.runtime.pipeline import Pipeline
     from onevision.runtime.prefill.policy import PrefillBackend
-    from onevision.runtime.prompt import Part
     from onevision.runtime.video import VideoSource
 
 
@@ -103,7 +103,7 @@ class Forecaster:
         """Forecasts for a budget, and for each smaller one that differs, from the largest down."""
         by_size: dict[tuple[int, int], Forecast] = {}
         for max_tiles, frames in product(self._tiles(options), self._frames(options)):
-            # The budget itself comes first and unchanged, so that it gives the same input as without a target.
+            # The budget itself comes first, unchanged: it gives the same input as without a target.
             less = options if max_tiles is None else replace(options, max_tiles=max_tiles, detail="auto")
             forecast = self.forecast(less if frames is None else replace(less, frames=frames))
             by_size.setdefault((forecast.cost.tiles, forecast.cost.image_tokens), forecast)
@@ -126,7 +126,7 @@ class Forecaster:
         return [None, *range(min(options.frames or self._shape.video.frames, longest) - 1, 0, -1)]
 
     def table(self, options: AnswerOptions) -> tuple[Forecast, ...]:
-        """Budgets worth knowing for a single image or video, from the largest down; ``frames`` is the most."""
+        """Budgets worth knowing for a single image or video, the largest first; ``frames`` is the most."""
         usual = AnswerOptions(frames=options.frames)
         if len(self._images) == 1 and not self._videos:
             rows, high = self.levels(usual), self.forecast(replace(usual, detail="high"))
@@ -206,7 +206,7 @@ def measure(messages: Sequence[Message], *, exif: bool) -> tuple[list[Message], 
         if isinstance(part, ImagePart):
             image = read_image(part.source, exif=exif)
             media.append(Media("", "image", image.width, image.height))
-            return ImagePart(np.asarray(image))
+            return replace(part, source=np.asarray(image))
         if isinstance(part, VideoPart):
             media.append(video_size(part.source))
         return part

@@ -184,6 +184,9 @@ def prompt_cost(
     image_tokens = sum(item.image_tokens for item in inputs)
     tokens = image_tokens + text_tokens
     flops = {"encode": shape.encode_flops(tiles - reused_frames), "prefill": shape.prefill_flops(tokens)}
+    seconds = None
+    if flops_per_second is not None:
+        seconds = {stage: count / flops_per_second for stage, count in flops.items()}
     return PromptCost(
         inputs=inputs,
         tiles=tiles,
@@ -192,7 +195,7 @@ def prompt_cost(
         context_length=shape.backbone.context_length,
         kv_bytes=tokens * shape.kv_bytes_per_token,
         flops=flops,
-        seconds=flops_per_second and {stage: count / flops_per_second for stage, count in flops.items()},
+        seconds=seconds,
         reused_frames=reused_frames,
     )
 

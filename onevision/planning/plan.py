@@ -16,9 +16,9 @@ from onevision.planning.cost import Media, Shape, machine_rate
 from onevision.planning.speed import needed_profile, profile_path, read_profile
 from onevision.runtime.anyres import squash
 from onevision.runtime.images import read_image
-from onevision.runtime.prefill.policy import Prefill, PrefillBackend, choose_backend
+from onevision.runtime.messages import ImagePart, Message
+from onevision.runtime.prefill.policy import PrefillBackend, choose_backend
 from onevision.runtime.prepare import Preparer
-from onevision.runtime.prompt import ImagePart, Message
 from onevision.runtime.tokenizer import open_tokenizer
 from onevision.runtime.video import read_video, share_frames
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from onevision.bundle import Bundle
     from onevision.native.device import Device
-    from onevision.runtime.options import AnswerOptions
+    from onevision.runtime.options import AnswerOptions, Prefill
 
 #: Tokens of the training format around a question, system prompt included.
 _TEMPLATE_TOKENS = 22

@@ -1,7 +1,7 @@
 """Cache of image features by tile, and of the keys and values of prompts up to their last image.
 
-In: a key that names all that an entry depends on, and bytes. Out: the same bytes, or None. Entries are kept in
-memory and, with a folder, on disk; of too many, the least recently used are removed.
+In: a key that names all that an entry depends on, and bytes. Out: the same bytes, or None. Entries are kept
+in memory and, with a folder, on disk; of too many, the least recently used are removed.
 
 A file is a header (magic, sha256 of the rest) and the bytes. It is written under another name and renamed, so
 that another process sees all of it or nothing; a damaged file is removed. A failing disk is no error: the

@@ -19,16 +19,16 @@ from onevision.files import whole_file
 from onevision.runtime.clock import StageClock
 from onevision.runtime.generate import complete
 from onevision.runtime.images import read_image
+from onevision.runtime.messages import ImagePart, Message, VideoPart, parse_messages
 from onevision.runtime.options import make_options
-from onevision.runtime.prompt import ImagePart, Message, VideoPart, parse_messages
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from onevision.runtime.answer import Answer, AnswerStream, OnProgress
-    from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
+    from onevision.runtime.pipeline import Pipeline
     from onevision.runtime.video import VideoSource
 
 
@@ -58,7 +58,8 @@ class Chat:
     """A conversation with a model, made by :meth:`OneVision.chat`.
 
     Args:
-        model: Answers; other questions to it in between cost a new prefill of the conversation.
+        pipeline: The loaded bundle. Other questions to it in between cost a new prefill of the conversation.
+        run: Makes a stream of an answer that has the pipeline for itself.
         **options: Of every turn, see :class:`onevision.runtime.options.AnswerOptions`.
 
     Attributes:
@@ -69,8 +70,13 @@ class Chat:
         UsageError: Options that are not valid.
     """
 
-    def __init__(self, model: OneVision, **options: Any) -> None:  # noqa: ANN401
-        self._model, self._options = model, make_options(options)
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        run: Callable[[Generator[str, None, Answer]], AnswerStream],
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        self._pipeline, self._run, self._options = pipeline, run, make_options(options)
         if self._options.ttft_target is not None:
             # Chosen anew for each turn, it would cut earlier images anew, and compute all of them again.
             raise UsageError(
@@ -96,8 +102,8 @@ class Chat:
         Raises:
             VideoError: It cannot be used.
         """
-        frames = self._options.frames or self._model.bundle.manifest.video.frames
-        video = read_video(source, frames=frames, prepare=self._model.pipeline.preparer.frame)
+        frames = self._options.frames or self._pipeline.bundle.manifest.video.frames
+        video = read_video(source, frames=frames, prepare=self._pipeline.preparer.frame)
         self._next.append(Given(VideoPart(video.tiles), _saved("video", source)))
         return video.warnings
 
@@ -113,12 +119,12 @@ class Chat:
         """
         if not prompt.strip():
             raise PromptError("the prompt is empty")
-        return self._model.run(self._turn(prompt, tuple(self._next), on_progress))
+        return self._run(self._turn(prompt, tuple(self._next), on_progress))
 
     def _turn(
         self, prompt: str, given: tuple[Given, ...], on_progress: OnProgress | None
     ) -> Generator[str, None, Answer]:
-        pipeline, options, clock = self._model.pipeline, self._options, StageClock()
+        pipeline, options, clock = self._pipeline, self._options, StageClock()
         # The oldest turns are left out until the rest fits; the question itself always stays.
         for dropped in range(len(self.turns) + 1):
             turns = self.turns[dropped:]
@@ -172,7 +178,7 @@ class Chat:
         parsed = parse_messages(
             [*messages, Message("user", ("",))] if isinstance(messages, list) else messages
         )[:-1]
-        saved = Chat(self._model)
+        saved = Chat(self._pipeline, self._run)
         saved._options = self._options
         for question, answer in zip(parsed[::2], [*parsed[1::2], None], strict=False):
             texts = [part for part in question.content if isinstance(part, str)]

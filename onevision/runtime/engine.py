@@ -13,9 +13,9 @@ from onevision.bundle import Bundle, open_bundle
 from onevision.errors import UsageError
 from onevision.runtime.answer import Answer, AnswerStream, OnProgress
 from onevision.runtime.generate import answer
+from onevision.runtime.messages import Message, conversation_of
 from onevision.runtime.options import AnswerOptions, make_options
 from onevision.runtime.pipeline import Pipeline
-from onevision.runtime.prompt import Message, conversation_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onevision.runtime.cache import Cache
     from onevision.runtime.chat import Chat
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.prefill.policy import Prefill
+    from onevision.runtime.options import Prefill
     from onevision.runtime.video import VideoSource
 
 #: Answering of messages in pieces; :func:`onevision.planning.budget.answer` takes a ``ttft_target`` as well.
@@ -127,7 +127,7 @@ class OneVision:
                 padded to squares.
             video: A path, or frames as an array (N, H, W, 3) uint8.
             messages: Instead of the three above: a conversation, see
-                :func:`onevision.runtime.prompt.parse_messages`.
+                :func:`onevision.runtime.messages.parse_messages`.
             on_progress: Called as stages go on.
             **options: Fields of :class:`onevision.runtime.options.AnswerOptions`.
 
@@ -146,7 +146,7 @@ class OneVision:
         """Begin a conversation: each turn computes only what is new. Options are those of :meth:`stream`."""
         from onevision.runtime.chat import Chat
 
-        return Chat(self, **options)
+        return Chat(self.pipeline, self.run, **options)
 
     def run(self, pieces: Generator[str, None, Answer]) -> AnswerStream:
         """Stream of an answer that has the pipeline for itself, from its first piece on."""

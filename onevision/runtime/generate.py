@@ -1,8 +1,8 @@
 """An answer in pieces: the stages joined, from messages to text.
 
 ``tokenize, read, preprocess -> encode -> pack -> prefill -> first token -> decode -> detokenize``; one
-direction, no stage reaches back. Lengths are known after ``preprocess``: a prompt that the context cannot hold
-is refused before anything is encoded.
+direction, no stage reaches back. Lengths are known after ``preprocess``: a prompt that the context cannot
+hold is refused before anything is encoded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from onevision.runtime.clock import StageClock
+    from onevision.runtime.messages import Message
     from onevision.runtime.options import AnswerOptions
     from onevision.runtime.pipeline import Pipeline
     from onevision.runtime.prepare import PreparedPrompt
-    from onevision.runtime.prompt import Message
 
 
 def answer(

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+    ImageSource: TypeAlias = (
+        str | os.PathLike[str] | bytes | BinaryIO | io.BytesIO | Image.Image | NDArray[np.uint8]
+    )
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; at 3 bytes a pixel that is half a gibibyte
 MAX_SIDE = 65_535  # JPEG's longest side
@@ -103,7 +105,8 @@ def read_image(source: ImageSource, *, exif: bool = True) -> Image.Image:
     floating-point greyscale is taken as 0 to 1 if it stays within, else as 0 to 255.
 
     Args:
-        source: A path, a file's bytes, a PIL image, or an array uint8 [H, W, 3].
+        source: A path, a file's bytes, an open binary file, a PIL image, or an array uint8 [H, W],
+            [H, W, 3] or [H, W, 4].
         exif: Turn the picture as its EXIF orientation says. The original LLaVA-NeXT does not.
 
     Raises:
@@ -126,9 +129,14 @@ def read_image(source: ImageSource, *, exif: bool = True) -> Image.Image:
             raise ImageError(f"{path} cannot be opened: {error.strerror}") from error
         with file:
             return _open(file, str(path), exif=exif)
+    if hasattr(source, "read"):
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise ImageError("the file is open as text", hint="open it as binary: open(path, 'rb')")
+        return read_image(data, exif=exif)
     raise ImageError(
         f"a picture cannot be read from a value of type {type(source).__name__}",
-        hint="give a path, the bytes of a file, a PIL image or a uint8 array (H, W, 3)",
+        hint="give a path, the bytes of a file, an open file, a PIL image or a uint8 array (H, W, 3)",
     )
 
 
@@ -231,13 +239,15 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ImageError(
             f"an array of shape {array.shape} and type {array.dtype} is not a picture",
-            hint="give uint8 of shape (height, width, 3), in the order red, green, blue",
+            hint="give uint8 of shape (height, width), or (height, width, 3 or 4) as red, green, blue, alpha",
         )
     _check_size(array.shape[1], array.shape[0], "the array")
-    return Image.fromarray(array)
+    image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
+    return _to_rgb(image, "the array", exif=False)
 
 
 def _to_rgb(image: Image.Image, name: str, *, exif: bool) -> Image.Image:

@@ -12,7 +12,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from onevision.errors import UsageError
-from onevision.runtime.prompt import TEMPLATES, Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +19,13 @@ if TYPE_CHECKING:
 #: ``auto`` is the reference's choice. ``low`` is one tile, as for each of several images. ``high`` enlarges a
 #: small image first, to the pixels of the most tiles whose tokens the model takes.
 Detail = Literal["low", "auto", "high"]
+
+#: Prompt formats, see :func:`onevision.runtime.prompt.render`.
+Template = Literal["training", "hf"]
+TEMPLATES: tuple[Template, ...] = get_args(Template)
+
+#: Prefill backends. ``auto`` takes the bundle's graph for a long prompt, where the backbone runs on the CPU.
+Prefill = Literal["auto", "onnx", "llama"]
 
 DEFAULT_MAX_TOKENS = 512
 

@@ -10,8 +10,6 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA
 from onevision.native.device import check_device, has_nvidia_gpu
 from onevision.native.ort import has_cuda
@@ -20,7 +18,7 @@ from onevision.runtime.backbone import Backbone
 from onevision.runtime.cache import Cache
 from onevision.runtime.clock import StageClock
 from onevision.runtime.pack import read_newline
-from onevision.runtime.prefill.policy import Prefill, PrefillRunner
+from onevision.runtime.prefill.policy import PrefillRunner
 from onevision.runtime.prefill.reuse import PrefixReuse
 from onevision.runtime.prepare import Preparer
 from onevision.runtime.sampler import Sampler
@@ -29,14 +27,15 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from onevision.bundle import Bundle
     from onevision.native.device import Device
     from onevision.runtime.answer import OnProgress
-    from onevision.runtime.options import AnswerOptions
+    from onevision.runtime.messages import Message
+    from onevision.runtime.options import AnswerOptions, Prefill
     from onevision.runtime.prepare import PreparedPrompt
-    from onevision.runtime.prompt import Message
     from onevision.runtime.vision import VisionEncoder
 
 
@@ -50,7 +49,7 @@ class Pipeline:
         bundle: An opened bundle.
         device: ``cpu``, ``cuda``, or ``auto``: the GPU where both libraries can use it, else the CPU.
         threads: CPU threads; None for all cores.
-        prefill: Prefill backend, see :data:`onevision.runtime.prefill.policy.Prefill`.
+        prefill: Prefill backend, see :data:`onevision.runtime.options.Prefill`.
         cache: Keeps image features, and keys and values of prompts up to their last image: a folder, or
             ``Cache()`` for memory alone. None: nothing is kept. See :mod:`onevision.runtime.cache`.
         features: Keeps image features alone, where prompts are not to be kept.
@@ -212,7 +211,7 @@ class Pipeline:
 
         Args:
             prepared: The whole prompt.
-            embeddings: Visual tokens of the images and videos after the ``known`` tokens, float32 [n, H] each.
+            embeddings: Visual tokens of the images and videos after ``known``, float32 [n, H] each.
             room: Tokens to keep room for after the prompt.
             known: Tokens of the prompt that the KV cache holds already.
             on_progress: Called as it goes on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -12,11 +12,13 @@ from PIL import Image
 
 from onevision.errors import BundleError
 from onevision.runtime import anyres, pack
-from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.answer import Usage
+from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import TEMPLATES, Control, ImagePart, render
+from onevision.runtime.messages import ImagePart
+from onevision.runtime.options import TEMPLATES
+from onevision.runtime.prompt import Control, render
 from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 
     from onevision.bundle import Manifest
     from onevision.runtime.clock import StageTimer
-    from onevision.runtime.options import AnswerOptions
-    from onevision.runtime.prompt import Message, Segment, Template, VideoPart
+    from onevision.runtime.messages import Message, VideoPart
+    from onevision.runtime.options import AnswerOptions, Template
+    from onevision.runtime.prompt import Segment
     from onevision.runtime.tokenizer import GgufTokenizer
 
 
@@ -226,6 +229,8 @@ class Preparer:
         self, part: ImagePart, several: bool, options: AnswerOptions, timer: StageTimer
     ) -> VisualInput:
         newline = self._newline
+        if part.detail is not None and options.detail == "auto" and options.max_tiles is None:
+            options = replace(options, detail=part.detail)  # an image's own wish yields to the options
         with timer("read"):
             image = read_image(part.source, exif=options.exif)
         with timer("preprocess"):

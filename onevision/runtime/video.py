@@ -257,8 +257,8 @@ def _from_array(array: NDArray[np.uint8], frames: int, prepare: Prepare) -> Vide
     return Video(tiles, positions, len(array), None, None, ())
 
 
-def share_frames(frames: npt.NDArray[np.uint8], threshold: float) -> tuple[npt.NDArray[np.uint8], int]:
-    """Replace each frame that is similar to an earlier one by the nearest of those, so that it is encoded once.
+def share_frames(frames: NDArray[np.uint8], threshold: float) -> tuple[NDArray[np.uint8], int]:
+    """Replace each frame that is similar to an earlier one by the nearest such frame, to encode it only once.
 
     Two frames are similar if the mean of the absolute differences of their levels (0 to 255, all pixels and
     colors) is at most ``threshold``. A frame that was replaced replaces no other: nothing drifts.
@@ -284,6 +284,6 @@ def share_frames(frames: npt.NDArray[np.uint8], threshold: float) -> tuple[npt.N
     return (frames[source] if reused else frames), reused
 
 
-def _distance(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
+def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     # The larger less the smaller stays within uint8.
     return float((np.maximum(one, other) - np.minimum(one, other)).mean())

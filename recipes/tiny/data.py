@@ -16,7 +16,8 @@ from PIL import Image
 
 from onevision.eval.suite.sample import pose
 from onevision.runtime import anyres, pack
-from onevision.runtime.prompt import Control, Visual, conversation_of, render
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.prompt import Control, Visual, render
 from recipes.tiny.model import PATCHES, SIDE, SPEC, TILE
 
 if TYPE_CHECKING:

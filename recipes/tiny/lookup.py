@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onevision.eval.suite.general import PLACES
 from onevision.eval.suite.sample import LETTERS
 from onevision.eval.suite.several import ORDINALS
-from onevision.eval.suite.vocabulary import COLOURS, SHAPES, draw_numbers, draw_things, draw_words
+from onevision.eval.suite.vocabulary import COLORS, SHAPES, draw_numbers, draw_things, draw_words
 
 if TYPE_CHECKING:
     from random import Random
@@ -92,5 +92,5 @@ def _draw(random: Random, sort: str, count: int) -> list[str]:
         return draw_words(random, "train", count)
     if sort == "number":
         return draw_numbers(random, "train", count)
-    pool = {"colour": tuple(COLOURS), "shape": SHAPES, "place": tuple(PLACES)}[sort]
+    pool = {"colour": tuple(COLORS), "shape": SHAPES, "place": tuple(PLACES)}[sort]
     return random.sample(pool, min(count, len(pool)))

@@ -15,7 +15,7 @@ import numpy as np
 
 from onevision.eval.suite.draw import Canvas, shade, text_width, tilt
 from onevision.eval.suite.vocabulary import (
-    COLOURS,
+    COLORS,
     HELD_OUT_NUMBERS,
     HELD_OUT_WORDS,
     SHAPES,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+"
 #: Where in its tile a patch is: patches in the middle row or column are on neither side of it.
 SIDES = ("top", "bottom", "left", "right", "centre")
-LABELS = (*GLYPHS, *SHAPES, *COLOURS, *SIDES)
+LABELS = (*GLYPHS, *SHAPES, *COLORS, *SIDES)
 _INDEX = {label: at for at, label in enumerate(LABELS)}
 _PIXELS = GRID * TILE  # a side of the canvas that is cut to GRID² tiles
 
@@ -91,7 +91,7 @@ def _thing(
     text = _text(random)
     font, cap, ink = draw_font(random, "train"), scale * random.uniform(0.5, 0.85), canvas.ink()
     if random.random() < 0.25:
-        ink = shade(random, random.choice(sorted(COLOURS)))
+        ink = shade(random, random.choice(sorted(COLORS)))
     width = text_width(text, font, cap)
     canvas.text(text, (x + width / 2, y), font, cap, ink, random.choice((0.0, 0.0, random.uniform(-5, 5))))
     edges = [x, *(x + text_width(text[: end + 1], font, cap) for end in range(len(text)))]

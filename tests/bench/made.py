@@ -16,7 +16,7 @@ from onevision.bench.result import (
     Run,
     Work,
 )
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 
 #: Milliseconds of a run's stages.
 TYPICAL = {

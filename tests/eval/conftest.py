@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onevision.eval.records import Record, Reply
+from onevision.eval.records import EvalReply, Record
 from onevision.eval.suite import Sample
 from tests.test_bad_inputs import place
 
@@ -19,7 +19,7 @@ def sample(number: int = 0, family: str = "colour", kind: str = "image", **field
 
 def record(number: int = 0, text: str = "red", *, error: str | None = None, **fields: object) -> Record:
     """A question with the text that a model is supposed to have said after 10 ms."""
-    reply = Reply(text, "stop", 10.0, 25, 2) if error is None else Reply("", error=error)
+    reply = EvalReply(text, "stop", 10.0, 25, 2) if error is None else EvalReply("", error=error)
     return Record.of(sample(number, **fields), reply, "run")
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from onevision import OneVision
 from onevision.eval import ask as asking
-from onevision.eval.ask import Settings, of_bundle, run_id
+from onevision.eval.ask import EvalSettings, of_bundle, run_id
 from onevision.eval.questions import tiny_suite
-from onevision.eval.suite.sample import normalised
+from onevision.eval.suite.sample import normalize
 from onevision.runtime.anyres import squash
 from tests.eval.conftest import sample
 from tests.runtime.media import noise
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onevision.eval.suite import Sample
 
 TOKENS = 6
-SETTINGS = Settings(max_tokens=TOKENS)
+SETTINGS = EvalSettings(max_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def model(toy_bundle: Path) -> Iterator[OneVision]:
         yield loaded
 
 
-def ask(model: OneVision, samples: Iterable[Sample], settings: Settings) -> Iterator[Record]:
+def ask(model: OneVision, samples: Iterable[Sample], settings: EvalSettings) -> Iterator[Record]:
     run = run_id(model.bundle.manifest, settings)
-    return asking.ask(of_bundle(model), samples, settings, tile=model.preparer.anyres.tile, run=run)
+    return asking.ask(of_bundle(model), samples, settings, tile=model.pipeline.preparer.anyres.tile, run=run)
 
 
 def test_the_tiny_suite(model: OneVision):
@@ -57,7 +57,7 @@ def test_the_tiny_suite(model: OneVision):
 
 def test_what_counts_as_right(model: OneVision):
     said = model.generate("What is it?", max_tokens=TOKENS).text
-    assert normalised(said)
+    assert normalize(said)
     answers = ((said,), ("something else", f"  {said.upper()}!"), ("something else",))
     asked = [sample(at, kind="text", prompt="What is it?", answers=each) for at, each in enumerate(answers)]
     assert [got.right for got in ask(model, asked, SETTINGS)] == [True, True, False]
@@ -70,7 +70,7 @@ def test_base_is_the_picture_squashed_to_a_tile(form: str, model: OneVision, tmp
     asked = sample(images=(np.asarray(picture) if form == "image" else tmp_path / "p.png",))
     (whole,) = ask(model, [asked], SETTINGS)
     (base,) = ask(model, [asked], replace(SETTINGS, see="base"))
-    tile = squash(picture, model.preparer.anyres.tile)
+    tile = squash(picture, model.pipeline.preparer.anyres.tile)
     squashed = model.generate(asked.prompt, images=[tile], max_tokens=TOKENS)
     assert (base.text, base.image_tokens) == (squashed.text, squashed.usage.image_tokens)
     assert whole.image_tokens > base.image_tokens
@@ -112,6 +112,6 @@ def test_the_run_tells_bundles_and_settings_apart(model: OneVision):
     ids = {run_id(manifest, settings) for settings in (SETTINGS, *others)}
     ids.add(run_id(replace(manifest, name="other"), SETTINGS))
     assert len(ids) == 5
-    assert run_id(manifest, Settings(max_tokens=TOKENS)) == run_id(manifest, SETTINGS)
+    assert run_id(manifest, EvalSettings(max_tokens=TOKENS)) == run_id(manifest, SETTINGS)
     (got,) = ask(model, [sample(kind="text")], SETTINGS)
     assert got.run == run_id(manifest, SETTINGS)

@@ -16,7 +16,7 @@ import pytest
 from onevision import OneVision
 from onevision.cli import _run
 from onevision.eval.suite import FAMILIES
-from onevision.eval.suite.sample import normalised
+from onevision.eval.suite.sample import normalize
 from tests.eval.test_questions import write
 from tests.runtime.media import encode_video, noise, numbered_frames
 from tests.test_bad_inputs import Bad, Place, arguments, check_error, file, finish, folder, listing, start
@@ -77,7 +77,7 @@ def mine(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for question in asked:
             images = [place / name for name in question.get("images", [question.get("image")]) if name]
             said = model.generate(question["prompt"], images=images, max_tokens=TOKENS).text
-            assert normalised(said)
+            assert normalize(said)
             question.setdefault("answers", [said]) if "answer" not in question else None
     write(place, *asked)
     return place
@@ -120,7 +120,7 @@ def test_table(cli, monkeypatch):
     assert (status, err) == (0, "")
     assert len(out.splitlines()) == 1 + 26 + 1 + 4 + 1 + 2
     assert re.search(r"^colour +1 +0\.0% +0\.0 to 79\.3 +\d+\.\d% +[\d,]+ ms$", out, re.MULTILINE)
-    assert re.search(r"^one picture +15 +0\.0% ", out, re.MULTILINE)
+    assert re.search(r"^one image +15 +0\.0% ", out, re.MULTILINE)
     assert re.search(r"^on average \d\.\d\d tiles and \d+ visual tokens a question$", out, re.MULTILINE)
     assert re.search(r"^overall +26 +0\.0% +0\.0 to 15\.6 ", out, re.MULTILINE)
     monkeypatch.setenv("COLUMNS", "80")
@@ -218,7 +218,7 @@ def test_a_run_that_was_stopped_goes_on(cli, tmp_path):
     kept = b"".join(whole.splitlines(keepends=True)[:3])
     (tmp_path / "b.jsonl.part").write_bytes(kept + b'{"id": "rela')
     status, out, err = cli(*run, "b.jsonl")
-    assert (status, err) == (0, "going on after 3 answers in b.jsonl.part\n")
+    assert (status, err) == (0, "  resuming after 3 answers in b.jsonl.part\n")
     assert "overall" in out
     assert (tmp_path / "b.jsonl").read_bytes().startswith(kept), "they are not asked again"
     assert without_times(tmp_path / "b.jsonl") == without_times(tmp_path / "whole.jsonl")
@@ -249,7 +249,7 @@ def test_stopped(number: signal.Signals, expected: int, place: Place) -> None:
     status, out, err = finish(process)
     assert (status, out) == (expected, "")
     (count,) = re.findall(
-        r"^warning: (\d+) of 2,600 answers are kept in a\.jsonl\.part: the same command", err, re.MULTILINE
+        r"^  (\d+) of 2,600 answers are in a\.jsonl\.part; run the same command to resume$", err, re.MULTILINE
     )
     assert len(lines(part)) == int(count)
     assert ("error: interrupted" in err) == (number == signal.SIGINT)
@@ -371,7 +371,7 @@ def part(data: bytes) -> Callable[[Place], object]:
 
 
 KINDS = (
-    Bad("no such suite", "eval --suite huge", "--suite is 'huge'", 2),
+    Bad("no such suite", "eval --suite huge", "unknown suite 'huge'", 2),
     Bad("no such family", "eval --family color", "there is no family 'color'", 2),
     Bad("no such sight", "eval --see half", "--see is 'half'", 2),
     Bad("no such device", "eval --device tpu", "--device is 'tpu'", 2),
@@ -388,10 +388,20 @@ KINDS = (
         "a checkpoint in transformers takes no --max-tiles",
         2,
     ),
-    Bad("frames of a suite", "eval --frames 4", "--frames is for --questions", 2),
-    Bad("suite and questions", "eval --suite tiny --questions {mine}", "instead of --suite", 2),
-    Bad("seed and questions", "eval --seed 1 --questions {mine}", "instead of --suite and --seed", 2),
-    Bad("force alone", "eval --force", "--force belongs to -o", 2),
+    Bad("frames of a suite", "eval --frames 4", "--frames needs --questions", 2),
+    Bad(
+        "suite and questions",
+        "eval --suite tiny --questions {mine}",
+        "--questions cannot be combined with --suite",
+        2,
+    ),
+    Bad(
+        "seed and questions",
+        "eval --seed 1 --questions {mine}",
+        "cannot be combined with --suite or --seed",
+        2,
+    ),
+    Bad("force alone", "eval --force", "--force needs -o", 2),
     Bad("no bundle there", "eval -m no", "no bundle at no"),
     Bad("questions for a bundle", "eval -m {mine}", "is not a bundle"),
     Bad("nowhere to write", "eval -m {bundle} --limit 1 -o no/a.jsonl", "cannot write no.a.jsonl.part", 2),
@@ -404,7 +414,10 @@ KINDS = (
         make=part(b"x\n"),
     ),
     Bad(
-        "answers of another form", "eval -o a.jsonl", "line 1 is no answer: it has no id", make=part(b"{}\n")
+        "answers of another form",
+        "eval -o a.jsonl",
+        "line 1 is not an answer: id is missing",
+        make=part(b"{}\n"),
     ),
     Bad("no questions there", "eval --questions no.jsonl", "cannot read no.jsonl: No such file"),
     Bad("a folder without", "eval --questions d", "cannot read d.questions.jsonl", make=folder("d")),
@@ -415,7 +428,7 @@ KINDS = (
     Bad(
         "questions to compare with",
         "eval -m {bundle} --questions q.jsonl --against q.jsonl",
-        "q.jsonl, line 1 is no answer: it has no id",
+        "q.jsonl, line 1 is not an answer: id is missing",
         make=asked({}),
     ),
     line("empty", "q.jsonl has no questions"),
@@ -449,7 +462,7 @@ KINDS = (
     line("image a list", "line 1: image is not a text", {"image": ["a.png"]}),
     line("image and images", "there are both image and images", {"image": "a", "images": ["b"]}),
     Bad("an empty picture", "eval --questions q.jsonl", "e.png is empty", make=empty_picture),
-    Bad("picture and video", "eval --questions {mine}/../both.jsonl", "pictures or a video, not both"),
+    Bad("picture and video", "eval --questions {mine}/../both.jsonl", "images or a video, not both"),
 )
 
 

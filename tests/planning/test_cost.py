@@ -14,9 +14,8 @@ from onevision import OneVision
 from onevision.bundle import open_bundle
 from onevision.cli import _run
 from onevision.planning.cost import Input, Shape, machine_rate, plan, published
-from onevision.runtime.answer import StageClock
+from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prompt import conversation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,9 +101,7 @@ sizes = st.tuples(st.integers(1, 500), st.integers(1, 500))
 @settings(max_examples=50)
 def test_counts_are_those_of_the_prompt(shape: Shape, model: OneVision, pictures: list[tuple[int, int]]):
     images = [Image.new("RGB", size) for size in pictures]
-    prepared = model.preparer.prepare(
-        conversation_of("Hi.", images, None, None), AnswerOptions(), StageClock()
-    )
+    prepared = model.pipeline.prepare(conversation_of("Hi.", images, None, None), AnswerOptions())
     text = prepared.tokens - prepared.image_tokens
     costs = plan(shape, [picture(*size) for size in pictures], text_tokens=text)
     assert [item.tiles for item in costs.inputs] == [len(visual.tiles) for visual in prepared.visuals]

@@ -202,14 +202,14 @@ def test_a_folder_may_have_any_name(toy_bundle: Path, tmp_path: Path):
 
 
 def test_pieces_join_to_the_text(backbone: Backbone):
-    vocabulary = backbone.vocabulary
+    vocabulary = backbone.tokenizer
     for text in ("", "Hi.", " two  spaces\n\n\ttab", "naïve 🙂 日本語", "null\0byte", "x" * 3000):
         ids = vocabulary.encode(text)
         assert b"".join(map(vocabulary.piece, ids)) == text.encode()
 
 
 def test_control_tokens_have_ids_and_no_text(backbone: Backbone):
-    vocabulary = backbone.vocabulary
+    vocabulary = backbone.tokenizer
     controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
     ids = [vocabulary.control_id(token) for token in controls]
     assert ids == list(range(755, 760))
@@ -220,7 +220,7 @@ def test_control_tokens_have_ids_and_no_text(backbone: Backbone):
 
 
 def test_rows_without_a_token_are_unused(backbone: Backbone):
-    assert backbone.vocabulary.unused == range(760, 768)
+    assert backbone.tokenizer.unused == range(760, 768)
 
 
 # Sampling.
@@ -231,14 +231,14 @@ BANNED = (758, 759, *range(760, 768))
 def draw(backbone: Backbone, count: int, **options: Any) -> list[int]:
     """Samples of the next token, all from the same logits."""
     options.setdefault("seed", 3)
-    with Sampler(AnswerOptions(**options), backbone.vocabulary.size, BANNED) as sampler:
+    with Sampler(AnswerOptions(**options), backbone.tokenizer.size, BANNED) as sampler:
         return [sampler.sample(backbone) for _ in range(count)]
 
 
 def write(backbone: Backbone, count: int, **options: Any) -> list[int]:
     """A continuation of the prompt."""
     read(backbone, PROMPT[:30], room=count)
-    with Sampler(AnswerOptions(**options), backbone.vocabulary.size, BANNED) as sampler:
+    with Sampler(AnswerOptions(**options), backbone.tokenizer.size, BANNED) as sampler:
         tokens = []
         for _ in range(count):
             tokens.append(sampler.sample(backbone))
@@ -341,13 +341,13 @@ def test_banned_tokens_never_come(backbone: Backbone, scores: npt.NDArray[np.flo
     assert len(set(seen)) > 300
     assert not set(seen) & set(BANNED)
     # They would have come, had they not been banned.
-    with Sampler(AnswerOptions(temperature=5.0, seed=3), backbone.vocabulary.size, ()) as sampler:
+    with Sampler(AnswerOptions(temperature=5.0, seed=3), backbone.tokenizer.size, ()) as sampler:
         free = {sampler.sample(backbone) for _ in range(3000)}
     assert free & set(BANNED)
 
 
 def test_a_sampler_can_be_closed_twice(backbone: Backbone):
-    sampler = Sampler(AnswerOptions(), backbone.vocabulary.size, BANNED)
+    sampler = Sampler(AnswerOptions(), backbone.tokenizer.size, BANNED)
     sampler.close()
     sampler.close()
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onevision.runtime.features import encode_once, share_frames
 from PIL import Image
 
 from onevision import OneVision
@@ -24,7 +25,6 @@ from onevision.errors import UsageError
 from onevision.runtime import cache as caching
 from onevision.runtime import engine
 from onevision.runtime.cache import Cache, key_of
-from onevision.runtime.features import encode_once, share_frames
 from tests.runtime.media import photograph
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path
         with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
             got = model.generate(question, images=[picture], max_tokens=12)
             assert got.token_ids == answer
-            assert model._encoder is None or question == QUESTIONS[0], "a known picture needs no encoder"
+            assert model.pipeline._encoder is None or question == QUESTIONS[0], (
+                "a known picture needs no encoder"
+            )
     assert got.usage.cached_tokens > 0
 
 
@@ -174,16 +176,16 @@ def test_features_are_kept_by_where_they_were_computed(toy_bundle: Path, monkeyp
     """Not by the device that was asked for: ``auto`` is the CPU where there is no GPU."""
     cache, tiles = Cache(), np.zeros((1, 56, 56, 3), np.uint8)
     with OneVision.load(toy_bundle, device="cpu", threads=1, cache=cache) as model:
-        features = model.image_features(tiles)
+        features = model.pipeline.image_features(tiles)
     with OneVision.load(toy_bundle, device="auto", threads=1, cache=cache) as model:
         if model.placement != "encoder cpu, backbone cpu":
             pytest.skip("this machine has a GPU")
-        assert np.array_equal(model.image_features(tiles), features)
-        assert model._encoder is None, "it was known before"
+        assert np.array_equal(model.pipeline.image_features(tiles), features)
+        assert model.pipeline._encoder is None, "it was known before"
         # Where a GPU might be used, the encoder tells whether it is.
         monkeypatch.setattr(engine, "has_cuda", lambda: True)
-        assert np.array_equal(model.image_features(tiles), features)
-        assert model._encoder.device == "cpu"
+        assert np.array_equal(model.pipeline.image_features(tiles), features)
+        assert model.pipeline._encoder.device == "cpu"
     assert len(cache._memory) == 1
 
 

@@ -315,9 +315,8 @@ def test_empty_images_are_refused():
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 1), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4,), np.uint8),
         np.zeros((3, 4, 5), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros((4, 4, 3), np.float32),
@@ -334,7 +333,27 @@ def test_arrays_of_another_form_are_refused(array):
         read_image(array)
 
 
-@pytest.mark.parametrize("source", [None, 7, ["a.jpg"], io.BytesIO(b"x"), bytearray(b"x")])
+def test_arrays_without_color_and_with_alpha():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    expected = np.repeat(grey[:, :, None], 3, axis=2)
+    assert np.array_equal(np.asarray(read_image(grey)), expected)
+    assert np.array_equal(np.asarray(read_image(grey[:, :, None])), expected)
+    alpha = np.dstack([expected, np.array([[0, 255, 255, 255]] * 3, np.uint8)])
+    assert np.array_equal(np.asarray(read_image(alpha))[:, 1:], expected[:, 1:])
+    assert (np.asarray(read_image(alpha))[:, 0] == 255).all(), "transparent is white"
+
+
+def test_open_files(tmp_path):
+    image = Image.new("RGB", (4, 3), "red")
+    image.save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        assert read_image(file) == image
+    assert read_image(io.BytesIO((tmp_path / "a.png").read_bytes())) == image
+    with pytest.raises(ImageError, match="open as text"):
+        read_image(io.StringIO("x"))
+
+
+@pytest.mark.parametrize("source", [None, 7, ["a.jpg"], bytearray(b"x")])
 def test_other_types_are_refused(source):
     with pytest.raises(ImageError, match="type") as caught:
         read_image(source)

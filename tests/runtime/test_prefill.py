@@ -91,7 +91,7 @@ def test_other_caches_take_the_keys_and_values_over(
     for way in ("llama", "onnx"):
         with load(bundle, way) as model:
             assert model.generate(LONG, max_tokens=1).warnings == ()
-            logits[way] = model.backbone.logits()
+            logits[way] = model.pipeline.backbone.logits()
     assert cosine(logits["onnx"], logits["llama"]) > (0.97 if backbone == "q4_0" else 0.999)
 
 
@@ -100,7 +100,7 @@ def test_int8_comes_close(small: Path, photo: Path):
     for way in ("llama", "onnx"):
         with load(small, way) as model:
             assert model.generate(QUESTION, images=[photo], max_tokens=1).warnings == ()
-            logits[way] = model.backbone.logits()
+            logits[way] = model.pipeline.backbone.logits()
     assert cosine(logits["onnx"], logits["llama"]) > 0.98
 
 

@@ -14,9 +14,10 @@ from onevision.bench.result import Counts
 from onevision.bench.target import Target, TimedAnswer, question
 from onevision.bundle import NEWLINE
 from onevision.errors import CheckpointError, DeviceError, UsageError
-from onevision.runtime.answer import StageClock
+from onevision.runtime.clock import StageClock
 from onevision.runtime.images import read_image
-from onevision.runtime.prompt import Control, ImagePart, Visual, render
+from onevision.runtime.messages import ImagePart
+from onevision.runtime.prompt import Control, Visual, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from onevision.bench.scenarios import Scenario, ScenarioInputs
     from onevision.bundle import Bundle
     from onevision.models.shapes import ModelConfig
-    from onevision.runtime.answer import Stage
-    from onevision.runtime.prompt import Segment, Template
+    from onevision.runtime.clock import Stage
+    from onevision.runtime.options import Template
+    from onevision.runtime.prompt import Segment
 
 _BYTES = {"bf16": 2, "fp32": 4}  # per weight
 _IMAGE, _VIDEO = "<image>", "<video>"
@@ -101,7 +103,7 @@ class TransformersTarget(Target):
         segments = render(question(inputs), cast("Template", prompt.template), prompt.system)
         text, clock = "".join(map(_as_text, segments)), new_clock()
         if self._device == "cuda":
-            clock.synchronise = torch.cuda.synchronize
+            clock.synchronize = torch.cuda.synchronize
         stages = _Stages(clock)
         with stages:
             stages.enter("read")

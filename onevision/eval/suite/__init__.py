@@ -1,8 +1,7 @@
-"""The tiny suite: generated pictures, videos and questions with known answers.
+"""The tiny suite: generated images, videos and questions with known answers.
 
 ``seed -> scene (pixels, facts, questions) -> sample (one question in one answer form)``. NumPy and Pillow
-only. The same seed gives the same samples, and the ``test`` split holds combinations that ``train`` never
-has.
+only. The same seed gives the same samples. The ``test`` split holds combinations that are never in ``train``.
 """
 
 from onevision.eval.suite.sample import Question, Sample, Scene, Split, score

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onevision.eval.suite.draw import Canvas, fitting, shade
 from onevision.eval.suite.sample import Question, Scene, options_of
-from onevision.eval.suite.vocabulary import COLOURS, draw_font, draw_numbers, draw_words, like, numbers, words
+from onevision.eval.suite.vocabulary import COLORS, draw_font, draw_numbers, draw_words, like, numbers, words
 
 if TYPE_CHECKING:
     from random import Random
@@ -51,45 +51,45 @@ def form(random: Random, split: Split) -> Scene:
 
 
 def bars(random: Random, split: Split) -> Scene:
-    """Three or four bars, each of a colour and with its value above; the values agree with the heights."""
+    """Three or four bars, each of a color and with its value above; the values agree with the heights."""
     count = random.randint(3, 4)
     canvas = Canvas(random, (random.randint(126, 150), random.randint(110, 150)))
-    colours = random.sample(sorted(COLOURS), count)
+    colors = random.sample(sorted(COLORS), count)
     values = _spread(random, split, count)
     font, ink = draw_font(random, split), canvas.ink()
     floor, step = canvas.height * 0.94, canvas.width * 0.9 / count
-    for at, (colour, value) in enumerate(zip(colours, values, strict=True)):
+    for at, (color, value) in enumerate(zip(colors, values, strict=True)):
         x = canvas.width * 0.05 + step * (at + 0.5)
         top = floor - canvas.height * 0.66 * int(value) / 99
-        canvas.rectangle((x - step * 0.36, top, x + step * 0.36, floor), shade(random, colour))
+        canvas.rectangle((x - step * 0.36, top, x + step * 0.36, floor), shade(random, color))
         canvas.text(value, (x, top - canvas.height * 0.09), font, fitting("88", font, 14, step * 0.82), ink)
     canvas.line((canvas.width * 0.04, floor), (canvas.width * 0.96, floor), ink, 1.2)
-    by_colour = dict(zip(colours, values, strict=True))
-    order = sorted(colours, key=lambda colour: int(by_colour[colour]))
+    by_color = dict(zip(colors, values, strict=True))
+    order = sorted(colors, key=lambda color: int(by_color[color]))
     questions = [
         Question(
             "highest_bar",
             f"Which colour is the {extreme} bar?",
-            colour,
-            options_of(colour, colours, random),
-            f"The {extreme} bar is {colour}.",
-            1 / len(COLOURS),
+            color,
+            options_of(color, colors, random),
+            f"The {extreme} bar is {color}.",
+            1 / len(COLORS),
         )
-        for extreme, colour in (("highest", order[-1]), ("lowest", order[0]))
+        for extreme, color in (("highest", order[-1]), ("lowest", order[0]))
     ]
     questions += [
         Question(
             "bar_value",
-            f"What is the value of the {colour} bar?",
-            by_colour[colour],
-            options_of(by_colour[colour], numbers(split), random),
-            f"The value of the {colour} bar is {by_colour[colour]}.",
+            f"What is the value of the {color} bar?",
+            by_color[color],
+            options_of(by_color[color], numbers(split), random),
+            f"The value of the {color} bar is {by_color[color]}.",
             1 / len(numbers(split)),
         )
-        for colour in random.sample(colours, 2)
+        for color in random.sample(colors, 2)
     ]
-    caption = "The bars are " + ", ".join(f"{colour} {value}" for colour, value in by_colour.items()) + "."
-    return Scene.of_image(canvas.finish(), caption, questions, {"bars": by_colour})
+    caption = "The bars are " + ", ".join(f"{color} {value}" for color, value in by_color.items()) + "."
+    return Scene.of_image(canvas.finish(), caption, questions, {"bars": by_color})
 
 
 def table(random: Random, split: Split) -> Scene:
@@ -135,48 +135,48 @@ def table(random: Random, split: Split) -> Scene:
 
 
 def screen(random: Random, split: Split) -> Scene:
-    """A window with two or three coloured buttons, each with a word."""
+    """A window with two or three colored buttons, each with a word."""
     count = random.randint(2, 3)
     canvas = Canvas(random, (random.randint(110, 150), random.randint(110, 150)))
     font = draw_font(random, split)
-    colours, labels = random.sample(sorted(COLOURS), count), draw_words(random, split, count)
+    colors, labels = random.sample(sorted(COLORS), count), draw_words(random, split, count)
     canvas.rectangle(
         (2, 2, canvas.width - 2, canvas.height * 0.13),
         canvas.ink(),
         radius=2,
     )
     step = canvas.height * 0.84 / count
-    for at, (colour, label) in enumerate(zip(colours, labels, strict=True)):
+    for at, (color, label) in enumerate(zip(colors, labels, strict=True)):
         y = canvas.height * 0.15 + step * (at + 0.5)
         high, wide = min(step * 0.42, canvas.height * 0.17), canvas.width * random.uniform(0.38, 0.44)
         x = canvas.width * 0.5 + random.uniform(-0.04, 0.04) * canvas.width
-        face = shade(random, colour)
+        face = shade(random, color)
         canvas.rectangle((x - wide, y - high, x + wide, y + high), face, radius=random.uniform(0, 7))
         ink = (15, 15, 20) if sum(face) > 330 else (250, 250, 245)
         canvas.text(label, (x, y), font, fitting(label, font, high * 1.1, wide * 1.8), ink)
     questions = []
-    for colour, label in zip(colours, labels, strict=True):
+    for color, label in zip(colors, labels, strict=True):
         others = draw_words(random, split, 4)
         questions.append(
             Question(
                 "button",
-                f"What does the {colour} button say?",
+                f"What does the {color} button say?",
                 label,
                 options_of(label, others, random),
-                f"The {colour} button says {label}.",
+                f"The {color} button says {label}.",
                 1 / len(words(split)),
             )
         )
     caption = " ".join(
-        f"The {colour} button says {label}." for colour, label in zip(colours, labels, strict=True)
+        f"The {color} button says {label}." for color, label in zip(colors, labels, strict=True)
     )
     return Scene.of_image(
-        canvas.finish(), caption, questions, {"buttons": dict(zip(colours, labels, strict=True))}
+        canvas.finish(), caption, questions, {"buttons": dict(zip(colors, labels, strict=True))}
     )
 
 
 def _spread(random: Random, split: Split, count: int) -> list[str]:
-    """Numbers of which the highest and the lowest differ from the next by 10 or more, so that it shows."""
+    """Numbers whose highest and lowest differ visibly from the next, by 10 or more."""
     while True:
         values = random.sample(numbers(split), count)
         order = sorted(map(int, values))

@@ -1,6 +1,6 @@
 """Drawing: a canvas with shapes and text, anti-aliased, on varied grounds, with grain.
 
-Coordinates and sizes are pixels of the finished picture, floats; the canvas is drawn twice as large and
+Coordinates and sizes are pixels of the finished image, floats; the canvas is drawn twice as large and
 reduced.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from onevision.eval.suite.vocabulary import COLOURS
+from onevision.eval.suite.vocabulary import COLORS
 
 if TYPE_CHECKING:
     from random import Random
@@ -29,12 +29,12 @@ FONT_FOLDER = Path(__file__).parent / "fonts"
 
 
 class Canvas:
-    """A picture being drawn.
+    """A image being drawn.
 
     Args:
-        random: Where all variation comes from.
+        random: Source of all variation.
         size: (width, height) in pixels.
-        dark: Draw on a dark ground; None to draw lots.
+        dark: Draw on a dark ground; None: at random.
     """
 
     def __init__(self, random: Random, size: tuple[int, int], *, dark: bool | None = None) -> None:
@@ -45,7 +45,7 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def copy(self) -> Canvas:
-        """Another canvas with what is drawn so far."""
+        """A copy with everything drawn so far."""
         other = object.__new__(Canvas)
         other.random, other.width, other.height, other.dark = self.random, self.width, self.height, self.dark
         other._image = self._image.copy()
@@ -53,7 +53,7 @@ class Canvas:
         return other
 
     def ink(self) -> Rgb:
-        """A colour that can be read on this ground: near black or near white, with a tint."""
+        """A readable color for this ground: near black or near white, with a tint."""
         low, high = (205, 255) if self.dark else (0, 70)
         return (
             self.random.randint(low, high),
@@ -62,21 +62,21 @@ class Canvas:
         )
 
     def shape(
-        self, shape: str, colour: Rgb, centre: tuple[float, float], size: float, angle: float = 0.0
+        self, shape: str, color: Rgb, center: tuple[float, float], size: float, angle: float = 0.0
     ) -> None:
-        """One of ``vocabulary.SHAPES``, ``size`` pixels across, turned by ``angle`` degrees."""
-        x, y, radius = centre[0] * SCALE, centre[1] * SCALE, size * SCALE / 2
+        """Draw one of ``vocabulary.SHAPES``, ``size`` pixels across, turned by ``angle`` degrees."""
+        x, y, radius = center[0] * SCALE, center[1] * SCALE, size * SCALE / 2
         if shape in ("circle", "ring"):
             box = (x - radius, y - radius, x + radius, y + radius)
             if shape == "circle":
-                self._draw.ellipse(box, fill=colour)
+                self._draw.ellipse(box, fill=color)
             else:
-                self._draw.ellipse(box, outline=colour, width=round(radius * 0.38))
+                self._draw.ellipse(box, outline=color, width=round(radius * 0.38))
             return
         turn = math.radians(angle)
         cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
         outline = [(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in _OUTLINES[shape]]
-        self._draw.polygon(outline, fill=colour)
+        self._draw.polygon(outline, fill=color)
 
     def rectangle(
         self,
@@ -87,42 +87,42 @@ class Canvas:
         line: float = 1.0,
         radius: float = 0.0,
     ) -> None:
-        """A rectangle (left, top, right, bottom), filled, framed or both, with corners rounded."""
+        """Draw a rectangle (left, top, right, bottom), filled, framed or both, with rounded corners."""
         scaled = tuple(SCALE * edge for edge in box)
         width = max(1, round(line * SCALE))
         self._draw.rounded_rectangle(scaled, radius * SCALE, fill, outline, width)
 
     def line(
-        self, start: tuple[float, float], end: tuple[float, float], colour: Rgb, width: float = 1.0
+        self, start: tuple[float, float], end: tuple[float, float], color: Rgb, width: float = 1.0
     ) -> None:
-        """A straight line."""
+        """Draw a straight line."""
         points = [(x * SCALE, y * SCALE) for x, y in (start, end)]
-        self._draw.line(points, colour, max(1, round(width * SCALE)))
+        self._draw.line(points, color, max(1, round(width * SCALE)))
 
     def text(
         self,
         text: str,
-        centre: tuple[float, float],
+        center: tuple[float, float],
         font: str,
         cap_height: float,
-        colour: Rgb,
+        color: Rgb,
         angle: float = 0.0,
     ) -> None:
-        """A line of text around its centre; ``cap_height`` is the height of its capitals."""
+        """Draw a line of text around its center; ``cap_height`` is the height of its capitals."""
         face = _face(font, round(cap_height * SCALE / CAP_HEIGHT))
-        x, y = centre[0] * SCALE, centre[1] * SCALE
+        x, y = center[0] * SCALE, center[1] * SCALE
         left, top, right, bottom = face.getbbox(text, anchor="ls")
         if not angle:
-            self._draw.text((x - (left + right) / 2, y - (top + bottom) / 2), text, colour, face, anchor="ls")
+            self._draw.text((x - (left + right) / 2, y - (top + bottom) / 2), text, color, face, anchor="ls")
             return
         pad = 2
         mask = Image.new("L", (math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad))
         ImageDraw.Draw(mask).text((pad - left, pad - top), text, 255, face, anchor="ls")
         mask = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-        self._image.paste(colour, (round(x - mask.width / 2), round(y - mask.height / 2)), mask)
+        self._image.paste(color, (round(x - mask.width / 2), round(y - mask.height / 2)), mask)
 
     def finish(self, grain: float | None = None) -> NDArray[np.uint8]:
-        """The finished picture, uint8 [height, width, 3]; ``grain`` is its noise in levels, or drawn."""
+        """The finished image, uint8 [height, width, 3]; ``grain`` is its noise in levels, None: at random."""
         pixels = np.asarray(self._image.reduce(SCALE), np.int16)
         grain = self.random.choice((0.0, 2.0, 4.0, 8.0)) if grain is None else grain
         if grain:
@@ -134,24 +134,24 @@ class Canvas:
 
 
 def text_width(text: str, font: str, cap_height: float) -> float:
-    """Pixels that a line of text takes."""
+    """Width of a line of text, in pixels."""
     left, _, right, _ = _face(font, round(cap_height * SCALE / CAP_HEIGHT)).getbbox(text, anchor="ls")
     return (right - left) / SCALE
 
 
 def fitting(text: str, font: str, cap_height: float, width: float) -> float:
-    """The cap height at which the text is no wider than ``width``, at most the one given."""
+    """Largest cap height, up to the given one, at which the text is no wider than ``width``."""
     return min(cap_height, cap_height * width / text_width(text, font, cap_height))
 
 
-def shade(random: Random, colour: str) -> Rgb:
-    """A shade of one of ``vocabulary.COLOURS``."""
-    red, green, blue = (min(255, max(0, level + random.randint(-14, 14))) for level in COLOURS[colour])
+def shade(random: Random, color: str) -> Rgb:
+    """A shade of one of ``vocabulary.COLORS``."""
+    red, green, blue = (min(255, max(0, level + random.randint(-14, 14))) for level in COLORS[color])
     return red, green, blue
 
 
 def tilt(random: Random, shape: str) -> float:
-    """Degrees by which a shape may be turned and still be what it is."""
+    """Random rotation, in degrees, that keeps a shape recognizable."""
     return random.uniform(-180, 180) if shape == "star" else random.uniform(-14, 14)
 
 
@@ -165,7 +165,7 @@ def _face(font: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def _ground(random: Random, size: tuple[int, int], *, dark: bool) -> Image.Image:
-    """A plain, graded or blotched ground without strong colours."""
+    """A plain, graded or blotched ground without strong colors."""
     level = random.randint(15, 50) if dark else random.randint(215, 250)
 
     def tint() -> Rgb:
@@ -204,10 +204,10 @@ def _moon() -> list[tuple[float, float]]:
     outer = [math.radians(degrees) for degrees in range(50, 311, 10)]
     points = [(math.cos(turn) + 0.25, math.sin(turn)) for turn in outer]
     tip_x, tip_y = points[0]
-    centre = 0.62 + 0.25
-    radius, reach = math.hypot(centre - tip_x, tip_y), math.atan2(tip_y, tip_x - centre)
+    center = 0.62 + 0.25
+    radius, reach = math.hypot(center - tip_x, tip_y), math.atan2(tip_y, tip_x - center)
     inner = np.linspace(2 * math.pi - reach, reach, 24)
-    return points + [(centre + radius * math.cos(turn), radius * math.sin(turn)) for turn in inner]
+    return points + [(center + radius * math.cos(turn), radius * math.sin(turn)) for turn in inner]
 
 
 _ARM = 0.34

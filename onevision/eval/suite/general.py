@@ -1,4 +1,4 @@
-"""General questions about one picture: colour, shape, position, relation, count."""
+"""General questions about one image: color, shape, position, relation, count."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
 from onevision.eval.suite.sample import Question, Scene, options_of
-from onevision.eval.suite.vocabulary import COLOURS, SHAPES, a_thing, draw_things, plural, things
+from onevision.eval.suite.vocabulary import COLORS, SHAPES, a_thing, draw_things, plural, things
 
 if TYPE_CHECKING:
     from random import Random
 
     from onevision.eval.suite.sample import Split
 
-#: Where a thing may stand, as parts of width and height.
+#: Places of a thing, as fractions of width and height.
 PLACES: dict[str, tuple[float, float]] = {
     "top left": (0.22, 0.22),
     "top right": (0.78, 0.22),
@@ -30,8 +30,8 @@ RELATIONS: dict[str, tuple[int, int]] = {
 COUNTS = ("1", "2", "3", "4", "5")
 
 
-def picture_size(random: Random, low: int = 56, high: int = 140) -> tuple[int, int]:
-    """(width, height) of a picture in pixels: each side as often short, below 70, as long."""
+def image_size(random: Random, low: int = 56, high: int = 140) -> tuple[int, int]:
+    """(width, height) of a image in pixels: each side is below 70 half of the time."""
     short = max(low, 70)
     width, height = (
         random.choice((random.randint(low, short), random.randint(short, high))) for _ in range(2)
@@ -40,20 +40,20 @@ def picture_size(random: Random, low: int = 56, high: int = 140) -> tuple[int, i
 
 
 def objects(random: Random, split: Split) -> Scene:
-    """Two or three things in places of their own: asked for colour, shape and position."""
-    canvas = Canvas(random, picture_size(random))
+    """Two or three things in different places: questions about color, shape and position."""
+    canvas = Canvas(random, image_size(random))
     drawn = draw_things(random, split, random.randint(2, 3))
     facts: list[dict[str, Any]] = []
     side = min(canvas.width, canvas.height)
-    for (colour, shape), place in zip(drawn, random.sample(sorted(PLACES), len(drawn)), strict=True):
+    for (color, shape), place in zip(drawn, random.sample(sorted(PLACES), len(drawn)), strict=True):
         x, y = (at + random.uniform(-0.05, 0.05) for at in PLACES[place])
         size = side * random.uniform(0.24, 0.36)
-        centre = (x * canvas.width, y * canvas.height)
-        canvas.shape(shape, shade(random, colour), centre, size, tilt(random, shape))
-        facts.append({"colour": colour, "shape": shape, "place": place, "centre": centre, "size": size})
+        center = (x * canvas.width, y * canvas.height)
+        canvas.shape(shape, shade(random, color), center, size, tilt(random, shape))
+        facts.append({"colour": color, "shape": shape, "place": place, "centre": center, "size": size})
     questions = []
     for fact in facts:
-        questions += [_colour(fact, random), _shape(fact, random), _position(fact, random)]
+        questions += [_color(fact, random), _shape(fact, random), _position(fact, random)]
     caption = " ".join(f"There is {a_thing((f['colour'], f['shape']))}, {_at(f['place'])}." for f in facts)
     return Scene.of_image(
         canvas.finish(), caption, random.sample(questions, len(questions)), {"things": facts}
@@ -61,8 +61,8 @@ def objects(random: Random, split: Split) -> Scene:
 
 
 def pair(random: Random, split: Split) -> Scene:
-    """Two things beside or above each other: asked for the relation, and for what stands where."""
-    canvas = Canvas(random, picture_size(random))
+    """Two things side by side or one above the other: questions about their relation, color and shape."""
+    canvas = Canvas(random, image_size(random))
     (first, second) = draw_things(random, split, 2)
     relation = random.choice(sorted(RELATIONS))
     dx, dy = RELATIONS[relation]
@@ -73,11 +73,11 @@ def pair(random: Random, split: Split) -> Scene:
     x = random.uniform(margin, canvas.width - margin) if dx else canvas.width * random.uniform(0.4, 0.6)
     y = random.uniform(margin, canvas.height - margin) if dy else canvas.height * random.uniform(0.4, 0.6)
     facts = []
-    for (colour, shape), sign in ((first, 0.5), (second, -0.5)):
-        centre = (x + sign * (dx * gap + dy * drift), y + sign * (dy * gap + dx * drift))
+    for (color, shape), sign in ((first, 0.5), (second, -0.5)):
+        center = (x + sign * (dx * gap + dy * drift), y + sign * (dy * gap + dx * drift))
         own = size * random.uniform(0.8, 1.1)
-        canvas.shape(shape, shade(random, colour), centre, own, tilt(random, shape))
-        facts.append({"colour": colour, "shape": shape, "centre": centre, "size": own})
+        canvas.shape(shape, shade(random, color), center, own, tilt(random, shape))
+        facts.append({"colour": color, "shape": shape, "centre": center, "size": own})
     one, other = facts
     phrase = f"The {one['shape']} is {relation} the {other['shape']}."
     question = Question(
@@ -89,21 +89,19 @@ def pair(random: Random, split: Split) -> Scene:
         1 / len(RELATIONS),
         aliases=(f"{relation} the {other['shape']}", relation.removesuffix(" of")),
     )
-    questions = [question, *(_colour(fact, random) for fact in facts), _shape(one, random)]
+    questions = [question, *(_color(fact, random) for fact in facts), _shape(one, random)]
     caption = f"There is {a_thing(first)} and {a_thing(second)}. {phrase}"
     return Scene.of_image(canvas.finish(), caption, questions, {"things": facts})
 
 
 def crowd(random: Random, split: Split) -> Scene:
-    """One to five things of one shape, and as many of another, asked for counts and which are more."""
-    canvas = Canvas(random, picture_size(random, 84))
+    """One to five things of one shape, and another number of a second: questions about counts."""
+    canvas = Canvas(random, image_size(random, 84))
     first, second = random.sample(SHAPES, 2)
     counts = dict(zip((first, second), random.sample(range(1, 6), 2), strict=True))
     cells = random.sample([(column, row) for column in range(3) for row in range(3)], sum(counts.values()))
     places = iter(cells)
-    pools = {
-        shape: [colour for colour, other in things(split) if other == shape] for shape in (first, second)
-    }
+    pools = {shape: [color for color, other in things(split) if other == shape] for shape in (first, second)}
     side = min(canvas.width, canvas.height) / 3
     facts = []
     for shape, count in counts.items():
@@ -112,9 +110,9 @@ def crowd(random: Random, split: Split) -> Scene:
             size = side * random.uniform(0.65, 0.8)
             x = (column + 0.5 + random.uniform(-0.08, 0.08)) * canvas.width / 3
             y = (row + 0.5 + random.uniform(-0.08, 0.08)) * canvas.height / 3
-            colour = random.choice(pools[shape])
-            canvas.shape(shape, shade(random, colour), (x, y), size, tilt(random, shape))
-            facts.append({"colour": colour, "shape": shape, "centre": (x, y), "size": size})
+            color = random.choice(pools[shape])
+            canvas.shape(shape, shade(random, color), (x, y), size, tilt(random, shape))
+            facts.append({"colour": color, "shape": shape, "centre": (x, y), "size": size})
     questions = [
         _count(first, counts[first], random),
         _count(second, counts[second], random),
@@ -132,28 +130,28 @@ def _there_are(shape: str, count: int) -> str:
     return f"There is 1 {shape}." if count == 1 else f"There are {count} {plural(shape)}."
 
 
-def _colour(fact: dict[str, Any], random: Random) -> Question:
-    colour, shape = fact["colour"], fact["shape"]
+def _color(fact: dict[str, Any], random: Random) -> Question:
+    color, shape = fact["colour"], fact["shape"]
     return Question(
         "colour",
         f"What colour is the {shape}?",
-        colour,
-        options_of(colour, list(COLOURS), random),
-        f"The {shape} is {colour}.",
-        1 / len(COLOURS),
+        color,
+        options_of(color, list(COLORS), random),
+        f"The {shape} is {color}.",
+        1 / len(COLORS),
     )
 
 
 def _shape(fact: dict[str, Any], random: Random) -> Question:
-    colour, shape = fact["colour"], fact["shape"]
+    color, shape = fact["colour"], fact["shape"]
     return Question(
         "shape",
-        f"What shape is the {colour} thing?",
+        f"What shape is the {color} thing?",
         shape,
         options_of(shape, SHAPES, random),
-        f"The {colour} thing is a {shape}.",
+        f"The {color} thing is a {shape}.",
         1 / len(SHAPES),
-        aliases=(f"{colour} {shape}",),
+        aliases=(f"{color} {shape}",),
     )
 
 

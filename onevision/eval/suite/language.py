@@ -1,4 +1,4 @@
-"""Language alone: short instructions without a picture."""
+"""Language alone: short instructions without a image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onevision.eval.suite.maths import question_of_sum
 from onevision.eval.suite.sample import Question, Scene, options_of
-from onevision.eval.suite.vocabulary import COLOURS, draw_sum, draw_things, draw_words
+from onevision.eval.suite.vocabulary import COLORS, draw_sum, draw_things, draw_words
 
 if TYPE_CHECKING:
     from random import Random
@@ -20,8 +20,8 @@ def text(random: Random, split: Split) -> Scene:
     listed = draw_words(random, split, 3)
     at = random.randrange(3)
     things = draw_things(random, split, 2, new=True)  # or a test sample could be in training
-    colour, shape = random.choice(things)
-    told = " ".join(f"The {shape} is {colour}." for colour, shape in things)
+    color, shape = random.choice(things)
+    told = " ".join(f"The {shape} is {color}." for color, shape in things)
     questions = [
         question_of_sum("text_sum", f"What is {a} + {b}?", a, b, split, random),
         Question(
@@ -35,9 +35,9 @@ def text(random: Random, split: Split) -> Scene:
         Question(
             "text_fact",
             f"{told} What colour is the {shape}?",
-            colour,
-            options_of(colour, list(COLOURS), random),
-            f"The {shape} is {colour}.",
+            color,
+            options_of(color, list(COLORS), random),
+            f"The {shape} is {color}.",
             1 / len(things),
         ),
     ]

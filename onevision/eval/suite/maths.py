@@ -1,11 +1,11 @@
-"""Mathematics: a sum in the picture. Comparing counts is asked of ``general.crowd``."""
+"""Mathematics: a sum in the image. Questions that compare counts are in ``general.crowd``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from onevision.eval.suite.draw import Canvas, fitting
-from onevision.eval.suite.general import picture_size
+from onevision.eval.suite.general import image_size
 from onevision.eval.suite.sample import Question, Scene, options_of
 from onevision.eval.suite.vocabulary import draw_font, draw_sum, sums
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from onevision.eval.suite.sample import Split
 
 
-def sum_in_picture(random: Random, split: Split) -> Scene:
+def sum_in_image(random: Random, split: Split) -> Scene:
     """Two numbers and a plus sign on a line, or one above the other as on paper."""
-    canvas = Canvas(random, picture_size(random))
+    canvas = Canvas(random, image_size(random))
     a, b = draw_sum(random, split)
     font, ink = draw_font(random, split), canvas.ink()
     if random.random() < 0.5:
@@ -38,7 +38,7 @@ def sum_in_picture(random: Random, split: Split) -> Scene:
 
 
 def question_of_sum(family: str, text: str, a: int, b: int, split: Split, random: Random) -> Question:
-    """Asks for a + b."""
+    """A question for a + b."""
     total = str(a + b)
     if max(a, b) < 10:
         totals = [str(total) for total in sorted({x + y for x, y in sums(split)})]

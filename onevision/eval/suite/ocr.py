@@ -1,13 +1,13 @@
-"""Reading: a word, a number, and small print on a large picture that the base view alone cannot show."""
+"""Reading: a word, a number, and small print on a large image, unreadable in the base view."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from onevision.eval.suite.draw import Canvas, fitting, shade
-from onevision.eval.suite.general import picture_size
+from onevision.eval.suite.general import image_size
 from onevision.eval.suite.sample import Question, Scene, options_of
-from onevision.eval.suite.vocabulary import COLOURS, draw_font, draw_numbers, draw_words, like, numbers, words
+from onevision.eval.suite.vocabulary import COLORS, draw_font, draw_numbers, draw_words, like, numbers, words
 
 if TYPE_CHECKING:
     from random import Random
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def sign(random: Random, split: Split) -> Scene:
-    """A word and a number, one above the other, each in its own font, size and colour."""
-    canvas = Canvas(random, picture_size(random, 66))
+    """A word and a number, one above the other, each in its own font, size and color."""
+    canvas = Canvas(random, image_size(random, 66))
     word, number = draw_words(random, split, 1)[0], draw_numbers(random, split, 1)[0]
     heights = random.sample((0.3, 0.72), 2)
     for text, at in zip((word, number), heights, strict=True):
@@ -50,7 +50,7 @@ def sign(random: Random, split: Split) -> Scene:
 
 
 def small_print(random: Random, split: Split) -> Scene:
-    """A large picture with a heading, and small labels in coloured frames with a number each."""
+    """A large image with a heading, and small labels in colored frames with a number each."""
     size = random.choice(((200, 200), (210, 180), (180, 210), (270, 200), (200, 270), (260, 260)))
     width, height = (side + random.randint(-10, 10) for side in size)
     canvas = Canvas(random, (width, height))
@@ -58,28 +58,28 @@ def small_print(random: Random, split: Split) -> Scene:
     cap = fitting(heading, font, height * 0.14, width * 0.8)
     canvas.text(heading, (width / 2, height * 0.16), font, cap, canvas.ink())
     labels = {}
-    colours = random.sample(sorted(COLOURS), random.randint(2, 3))
-    cells = random.sample([(column, row) for column in range(2) for row in range(2)], len(colours))
-    values = draw_numbers(random, split, len(colours))
-    for colour, (column, row), value in zip(colours, cells, values, strict=True):
+    colors = random.sample(sorted(COLORS), random.randint(2, 3))
+    cells = random.sample([(column, row) for column in range(2) for row in range(2)], len(colors))
+    values = draw_numbers(random, split, len(colors))
+    for color, (column, row), value in zip(colors, cells, values, strict=True):
         x = width * (0.27 + 0.46 * column + random.uniform(-0.06, 0.06))
         y = height * (0.47 + 0.34 * row + random.uniform(-0.05, 0.05))
         cap = random.uniform(11.5, 14.0)
         half = cap * 1.5
-        canvas.rectangle((x - half, y - cap, x + half, y + cap), None, shade(random, colour), line=4)
+        canvas.rectangle((x - half, y - cap, x + half, y + cap), None, shade(random, color), line=4)
         canvas.text(value, (x, y), draw_font(random, split), cap, canvas.ink())
-        labels[colour] = value
+        labels[color] = value
     questions = [
         Question(
             "small_print",
-            f"Which number is in the small {colour} frame?",
+            f"Which number is in the small {color} frame?",
             value,
             options_of(value, like(value, random, split), random),
-            f"The number in the {colour} frame is {value}.",
+            f"The number in the {color} frame is {value}.",
             1 / len(numbers(split)),
         )
-        for colour, value in labels.items()
+        for color, value in labels.items()
     ]
-    frames = " ".join(f"The {colour} frame says {value}." for colour, value in labels.items())
+    frames = " ".join(f"The {color} frame says {value}." for color, value in labels.items())
     facts = {"heading": heading, "labels": labels}
     return Scene.of_image(canvas.finish(), f"The heading says {heading}. {frames}", questions, facts)

@@ -1,7 +1,7 @@
-"""What the suite is made of: scenes with their questions, and samples, each one question in one answer form.
+"""Scenes with their questions, and samples: one question in one answer form.
 
-The three forms are LLaVA-1.5's: a short answer, a letter of given choices, a full sentence. The prompt says
-which.
+The three forms are LLaVA-1.5's: a short answer, a letter of given choices, a full sentence. The prompt names
+the form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 
-Kind = Literal["image", "images", "video", "text"]
+InputKind = Literal["image", "images", "video", "text"]
 Split = Literal["train", "test"]
 Form = Literal["short", "letter", "sentence"]
 
@@ -36,12 +36,12 @@ INSTRUCTIONS: dict[Form, str] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, in no form yet."""
+    """A question about a scene, before it has a form."""
 
     family: str
     text: str  # "What colour is the star?"
     answer: str  # "red"
-    options: tuple[str, ...]  # two to four different answers that could be, in an order that says nothing
+    options: tuple[str, ...]  # two to four plausible answers, in random order
     sentence: str  # the answer in a full sentence, "The star is red."
     chance: float  # of guessing the short answer
     aliases: tuple[str, ...] = ()  # other ways to say the answer
@@ -51,10 +51,10 @@ class Question:
 class Scene:
     """Pixels with a description and some questions. Exactly one of the four kinds of input."""
 
-    kind: Kind
+    kind: InputKind
     images: tuple[NDArray[np.uint8], ...]  # [h, w, 3] each
     video: NDArray[np.uint8] | None  # [N, h, w, 3]
-    caption: str  # everything that the questions ask for, in words
+    caption: str  # all answers, in words
     questions: tuple[Question, ...]
     facts: Mapping[str, Any] = field(repr=False)  # what was drawn, as plain data
 
@@ -62,7 +62,7 @@ class Scene:
     def of_image(
         cls, image: NDArray[np.uint8], caption: str, questions: list[Question], facts: Mapping[str, Any]
     ) -> Scene:
-        """A scene of one picture."""
+        """A scene of one image."""
         return cls("image", (image,), None, caption, tuple(questions), facts)
 
     @classmethod
@@ -73,7 +73,7 @@ class Scene:
         questions: list[Question],
         facts: Mapping[str, Any],
     ) -> Scene:
-        """A scene of several pictures."""
+        """A scene of several images."""
         return cls("images", tuple(images), None, caption, tuple(questions), facts)
 
     @classmethod
@@ -86,17 +86,17 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One question as a model gets it, and what counts as right: of this suite, or of a user's file."""
+    """One question as a model gets it, with its right answers: of this suite, or of a user's file."""
 
     id: str
     family: str
-    kind: Kind
+    kind: InputKind
     form: Form
     prompt: str
     images: tuple[ImageSource, ...]  # the suite's are uint8 [h, w, 3]
     video: VideoSource | None  # the suite's is uint8 [N, h, w, 3]
     answers: tuple[str, ...]  # accepted; the first is what training teaches
-    chance: float | None  # probability of guessing right without looking, where it is known
+    chance: float | None  # probability of guessing right without looking, if known
     split: Split | None = None  # of this suite; None for a user's question
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)  # for oracles, never for a model
 
@@ -112,7 +112,7 @@ class Posed:
 
 
 def pose(question: Question, random: Random) -> Posed:
-    """Puts a question in a form, which is drawn. Options are shuffled, so that letters are balanced."""
+    """Draw a form and put a question into it. Options are shuffled, so that letters are balanced."""
     form = random.choice(FORMS)
     text, instruction = question.text, INSTRUCTIONS[form]
     if form == "letter":
@@ -127,7 +127,7 @@ def pose(question: Question, random: Random) -> Posed:
 
 
 def options_of(answer: str, pool: tuple[str, ...] | list[str], random: Random) -> tuple[str, ...]:
-    """The answer and up to three others of the pool, in random order."""
+    """The answer and up to three others from the pool, in random order."""
     others = [other for other in pool if other != answer]
     chosen = [answer, *random.sample(others, min(3, len(others)))]
     return tuple(random.sample(chosen, len(chosen)))
@@ -136,23 +136,23 @@ def options_of(answer: str, pool: tuple[str, ...] | list[str], random: Random) -
 def score(sample: Sample, text: str) -> bool:
     """Whether a model's answer is right.
 
-    A letter has to be that letter, with or without a full stop or parenthesis behind it. A short answer may
-    differ in case, punctuation and a leading article. A sentence has to say the answer, in whole words, and
-    may not be longer than the sentence expected, which is the first answer, by more than half.
+    A letter must be the expected one, with or without a full stop or parenthesis after it. A short answer may
+    differ in case, punctuation and a leading article. A sentence must contain the answer, in whole words, and
+    have at most 1.5 times as many words as the expected sentence, which is the first answer.
     """
     if sample.form == "letter":
         return re.sub(r"[.)]$", "", text.strip()) in sample.answers
-    said = normalised(text)
-    accepted = [normalised(answer) for answer in sample.answers]
+    said = normalize(text)
+    accepted = [normalize(answer) for answer in sample.answers]
     if sample.form == "short":
         return said in accepted
-    # A listing of all that could be the answer is none.
+    # Listing all possible answers is not an answer.
     if len(said.split()) > 1.5 * len(accepted[0].split()):
         return False
     return any(f" {phrase} " in f" {said} " for phrase in accepted)
 
 
-def normalised(text: str) -> str:
-    """Lower case, without punctuation, in single spaces, without a leading article: what scoring compares."""
+def normalize(text: str) -> str:
+    """Text as scoring compares it: lower case, no punctuation, single spaces, no leading article."""
     words = re.sub(r"[^\w+\s]", " ", unicodedata.normalize("NFC", text.casefold())).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("the", "a", "an") else words)

@@ -1,4 +1,4 @@
-"""Two to four pictures: same or different, find the difference, which one has it, which one has more."""
+"""Two to four images: same or different, find the difference, which one has it, which one has more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIFFERENCES = ("colour", "shape", "size", "number")
 
 
 def same(random: Random, split: Split) -> Scene:
-    """One thing in each of two pictures: the same colour or shape, or another."""
+    """One thing in each of two images: the same color or shape, or another."""
     pool = things(split)
     first = random.choice(pool)
     alike = {"colour": random.random() < 0.5, "shape": random.random() < 0.5}
@@ -51,7 +51,7 @@ def same(random: Random, split: Split) -> Scene:
 
 
 def difference(random: Random, split: Split) -> Scene:
-    """Two pictures of two things, of which one changed its colour, shape or size, or is gone."""
+    """Two images of two things, of which one changed its color, shape or size, or is gone."""
     kind = random.choice(DIFFERENCES)
     kept, changed = draw_things(random, split, 2)
     fits = {"colour": 1, "shape": 0}  # the part of a thing that stays
@@ -65,7 +65,7 @@ def difference(random: Random, split: Split) -> Scene:
     places = random.sample(((0.27, 0.3), (0.73, 0.3), (0.27, 0.7), (0.73, 0.7)), 2)
     large, small = random.uniform(0.4, 0.44), random.uniform(0.2, 0.24)
     sizes = random.sample((large, small), 2) if kind == "size" else [random.choice((large, small))] * 2
-    # Which of the two pictures comes first says nothing: things vanish and appear, shrink and grow.
+    # Which of the two images comes first says nothing: things vanish and appear, shrink and grow.
     shown = random.sample([(changed, sizes[0]), (after, sizes[1])], 2)
     images = []
     for thing, size in shown:
@@ -89,7 +89,7 @@ def difference(random: Random, split: Split) -> Scene:
 
 
 def which_has(random: Random, split: Split) -> Scene:
-    """Two to four pictures of one thing each: which one has it?"""
+    """Two to four images of one thing each: which one has it?"""
     count = random.randint(2, 4)
     drawn = draw_things(random, split, count)
     images = [_single(thing, random) for thing in drawn]
@@ -101,15 +101,15 @@ def which_has(random: Random, split: Split) -> Scene:
 
 
 def more(random: Random, split: Split) -> Scene:
-    """Two pictures with one to four things of one shape: which one has more?"""
+    """Two images with one to four things of one shape: which one has more?"""
     shape = random.choice(SHAPES)
-    colours = [colour for colour, other in things(split) if other == shape]
+    colors = [color for color, other in things(split) if other == shape]
     counts = random.sample(range(1, 5), 2)
     images = []
     for count in counts:
         canvas = Canvas(random, _size(random))
         for place in random.sample(((0.27, 0.28), (0.73, 0.28), (0.27, 0.72), (0.73, 0.72)), count):
-            _put(canvas, (random.choice(colours), shape), place, 0.34, random)
+            _put(canvas, (random.choice(colors), shape), place, 0.34, random)
         images.append(canvas.finish())
     at = counts.index(max(counts))
     question = _which(f"Which picture has more {plural(shape)}?", "which_more", at, 2, random)
@@ -136,7 +136,7 @@ def _size(random: Random) -> tuple[int, int]:
 
 
 def _single(thing: Thing, random: Random) -> NDArray[np.uint8]:
-    """A picture of one thing."""
+    """A image of one thing."""
     canvas = Canvas(random, _size(random))
     place = random.uniform(0.35, 0.65), random.uniform(0.35, 0.65)
     _put(canvas, thing, place, random.uniform(0.35, 0.6), random)
@@ -144,12 +144,12 @@ def _single(thing: Thing, random: Random) -> NDArray[np.uint8]:
 
 
 def _put(canvas: Canvas, thing: Thing, place: tuple[float, float], size: float, random: Random) -> None:
-    """Draws a thing; place and size are parts of the picture's sides."""
-    colour, shape = thing
+    """Draw a thing; place and size are fractions of the image's sides."""
+    color, shape = thing
     x, y = (at + random.uniform(-0.03, 0.03) for at in place)
     side = min(canvas.width, canvas.height)
     canvas.shape(
-        shape, shade(random, colour), (x * canvas.width, y * canvas.height), size * side, tilt(random, shape)
+        shape, shade(random, color), (x * canvas.width, y * canvas.height), size * side, tilt(random, shape)
     )
 
 

@@ -1,4 +1,4 @@
-"""Scenes and samples without end, from a seed. Each is drawn from its own number: any can be had directly."""
+"""Endless scenes and samples from a seed. Each is drawn from its own number, so any can be drawn alone."""
 
 # ruff: noqa: S311  # samples are drawn, not secrets
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from onevision.eval.suite.sample import Scene, Split
 
-#: Kinds of scene by name, with the families of questions that each is asked for.
+#: Builders of scenes by name, with the families of questions about them.
 BUILDERS: dict[str, tuple[Callable[[Random, Split], Scene], tuple[str, ...]]] = {
     "objects": (general.objects, ("colour", "shape", "position")),
     "pair": (general.pair, ("relation",)),
@@ -27,7 +27,7 @@ BUILDERS: dict[str, tuple[Callable[[Random, Split], Scene], tuple[str, ...]]] = 
     "bars": (documents.bars, ("highest_bar", "bar_value")),
     "table": (documents.table, ("cell",)),
     "screen": (documents.screen, ("button",)),
-    "sum": (maths.sum_in_picture, ("sum",)),
+    "sum": (maths.sum_in_image, ("sum",)),
     "text": (language.text, ("text_sum", "text_list", "text_fact")),
     "same": (several.same, ("same",)),
     "difference": (several.difference, ("difference",)),
@@ -39,28 +39,28 @@ BUILDERS: dict[str, tuple[Callable[[Random, Split], Scene], tuple[str, ...]]] = 
     "changing": (video.changing, ("change",)),
 }
 
-#: Families of questions, with the scenes they are asked about.
+#: Families of questions, with the name of their scenes.
 FAMILIES: dict[str, str] = {family: name for name, (_, families) in BUILDERS.items() for family in families}
 
 
 def build_scene(name: str, split: Split, seed: int, number: int) -> Scene:
-    """Scene ``number`` of a kind. The same arguments give the same scene."""
+    """Draw scene ``number`` of a kind. The same arguments give the same scene."""
     build, _ = BUILDERS[name]
     return build(Random(f"{split} {seed} {name} {number}"), split)
 
 
 def iter_scenes(split: Split, seed: int, names: Sequence[str] | None = None) -> Iterator[Scene]:
-    """Scenes of all kinds in turn, or of those named, without end."""
+    """Draw scenes of all kinds in turn, or of those named, without end."""
     chosen = tuple(names or BUILDERS)
     for number in count():
         yield build_scene(chosen[number % len(chosen)], split, seed, number)
 
 
 def iter_samples(split: Split, seed: int, families: Sequence[str] | None = None) -> Iterator[Sample]:
-    """Samples of all families in turn, or of those named, without end: one question of a scene of its own.
+    """Draw samples of all families in turn, or of those named, without end; each has a scene of its own.
 
     Raises:
-        UsageError: There is no such family.
+        UsageError: Unknown family.
     """
     chosen = tuple(families or FAMILIES)
     if unknown := [family for family in chosen if family not in FAMILIES]:
@@ -72,7 +72,7 @@ def iter_samples(split: Split, seed: int, families: Sequence[str] | None = None)
 
 
 def build_sample(family: str, split: Split, seed: int, number: int) -> Sample:
-    """Sample ``number`` of a family. The same arguments give the same sample."""
+    """Draw sample ``number`` of a family. The same arguments give the same sample."""
     name = f"{split} {seed} {family} {number}"
     scene = BUILDERS[FAMILIES[family]][0](Random(name), split)
     random = Random(f"{name} question")

@@ -8,7 +8,7 @@ import numpy as np
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
 from onevision.eval.suite.sample import Question, Scene, options_of
-from onevision.eval.suite.vocabulary import COLOURS, Thing, a_thing, draw_speed, draw_things, things
+from onevision.eval.suite.vocabulary import COLORS, Thing, a_thing, draw_speed, draw_things, things
 
 if TYPE_CHECKING:
     from random import Random
@@ -22,15 +22,15 @@ FLASHES = ("1", "2", "3", "4")
 
 
 def moving(random: Random, split: Split) -> Scene:
-    """A thing crosses the picture, in places that say nothing of where it goes."""
+    """A thing crosses the image; its place alone does not give the direction away."""
     canvas, side = _stage(random)
-    colour, shape = random.choice(things(split))
+    color, shape = random.choice(things(split))
     direction = random.choice(sorted(DIRECTIONS))
     dx, dy = DIRECTIONS[direction]
     speed, size = draw_speed(random, split), random.uniform(0.26, 0.34)
     middle = [random.uniform(0.5 - (0.33 - speed / 2), 0.5 + (0.33 - speed / 2)) for _ in range(2)]
     across = [random.uniform(0.3, 0.7) for _ in range(2)]
-    rgb, angle = shade(random, colour), tilt(random, shape)
+    rgb, angle = shade(random, color), tilt(random, shape)
     frames = []
     for at in range(FRAMES):
         step = speed * (at / (FRAMES - 1) - 0.5)
@@ -48,8 +48,8 @@ def moving(random: Random, split: Split) -> Scene:
         1 / len(DIRECTIONS),
         aliases=(f"to the {direction}",),
     )
-    facts = {"thing": (colour, shape), "direction": direction, "speed": speed}
-    caption = f"There is {a_thing((colour, shape))} that moves {direction}."
+    facts = {"thing": (color, shape), "direction": direction, "speed": speed}
+    caption = f"There is {a_thing((color, shape))} that moves {direction}."
     return Scene.of_video(_film(frames), caption, [question], facts)
 
 
@@ -61,23 +61,23 @@ def order(random: Random, split: Split) -> Scene:
     places = random.sample(((0.25, 0.27), (0.75, 0.27), (0.25, 0.73), (0.75, 0.73), (0.5, 0.5)), 3)
     frames = []
     for at in range(FRAMES):
-        for (colour, shape), start, (x, y) in zip(drawn, starts, places, strict=True):
+        for (color, shape), start, (x, y) in zip(drawn, starts, places, strict=True):
             if at == start:
                 canvas.shape(
-                    shape, shade(random, colour), (x * side, y * side), side * 0.32, tilt(random, shape)
+                    shape, shade(random, color), (x * side, y * side), side * 0.32, tilt(random, shape)
                 )
         frames.append(canvas.copy())
-    colours = [colour for colour, _ in drawn]
+    colors = [color for color, _ in drawn]
     questions = [
         Question(
             "order",
             f"Which colour appears {when}?",
-            colour,
-            options_of(colour, colours, random),
-            f"The {colour} thing appears {when}.",
-            1 / len(COLOURS),
+            color,
+            options_of(color, colors, random),
+            f"The {color} thing appears {when}.",
+            1 / len(COLORS),
         )
-        for when, colour in zip(("first", "second", "last"), colours, strict=True)
+        for when, color in zip(("first", "second", "last"), colors, strict=True)
     ]
     caption = "First " + ", then ".join(map(a_thing, drawn)) + " appears."
     return Scene.of_video(_film(frames), caption, questions, {"things": drawn, "starts": starts})
@@ -88,9 +88,9 @@ def flashing(random: Random, split: Split) -> Scene:
     canvas, side = _stage(random)
     count = random.choice(FLASHES)
     lit = _apart(random, int(count))
-    colour, shape = random.choice(things(split))
+    color, shape = random.choice(things(split))
     place = random.uniform(0.3, 0.7) * side, random.uniform(0.3, 0.7) * side
-    size, angle, rgb = side * random.uniform(0.4, 0.55), tilt(random, shape), shade(random, colour)
+    size, angle, rgb = side * random.uniform(0.4, 0.55), tilt(random, shape), shade(random, color)
     off = (120, 120, 120)
     frames = []
     for at in range(FRAMES):
@@ -106,12 +106,12 @@ def flashing(random: Random, split: Split) -> Scene:
         f"The {shape} lights up {times}.",
         1 / len(FLASHES),
     )
-    caption = f"There is {a_thing((colour, shape))} that lights up {times}."
+    caption = f"There is {a_thing((color, shape))} that lights up {times}."
     return Scene.of_video(_film(frames), caption, [question], {"lit": lit})
 
 
 def changing(random: Random, split: Split) -> Scene:
-    """A thing changes its colour, shape, size or position, at a frame in the middle."""
+    """A thing changes its color, shape, size or position, at a frame in the middle."""
     canvas, side = _stage(random)
     kind, turn = random.choice(CHANGES), random.randint(3, 5)
     before = random.choice(things(split))
@@ -121,7 +121,7 @@ def changing(random: Random, split: Split) -> Scene:
         sizes = random.sample((random.uniform(0.2, 0.24), random.uniform(0.46, 0.52)), 2)
     spots = ((0.32, 0.32), (0.68, 0.32), (0.32, 0.68), (0.68, 0.68))
     places = random.sample(spots, 2) if kind == "position" else [random.choice(spots)] * 2
-    looks = [shade(random, colour) for colour, _ in (before, after)]
+    looks = [shade(random, color) for color, _ in (before, after)]
     rgbs = looks if kind == "colour" else looks[:1] * 2
     frames = []
     for at in range(FRAMES):
@@ -155,7 +155,7 @@ def _film(frames: list[Canvas]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8
 
 
 def _changed(thing: Thing, kind: str, random: Random, split: Split) -> Thing:
-    """The thing after a change of its colour or shape, itself after any other."""
+    """The thing after a change of its color or shape, itself after any other."""
     if kind not in ("colour", "shape"):
         return thing
     stays = 1 if kind == "colour" else 0
@@ -165,6 +165,6 @@ def _changed(thing: Thing, kind: str, random: Random, split: Split) -> Thing:
 
 
 def _apart(random: Random, count: int) -> list[int]:
-    """Frames of which no two are neighbours, all sets as likely."""
+    """Frames without neighbors, all sets equally likely."""
     gaps = sorted(random.sample(range(FRAMES - count + 1), count))
     return [gap + at for at, gap in enumerate(gaps)]

@@ -1,6 +1,6 @@
-"""What scenes are made of, and which of it is kept from training.
+"""Vocabulary of scenes, and the parts of it that are held out from training.
 
-Held out are combinations: pairs of shape and colour, words, numbers, sums, fonts, and speeds. Each is either
+Held out are combinations: pairs of shape and color, words, numbers, sums, fonts, and speeds. Each is either
 never seen in training or always allowed there. The test split draws from the held-out part alone where an
 answer is read (words, numbers, sums), and from everything where the parts are known and their combination is
 new.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onevision.eval.suite.sample import Split
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 30, 35),
     "orange": (245, 135, 20),
     "yellow": (235, 215, 30),
@@ -27,13 +27,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 
-Thing = tuple[str, str]  # (colour, shape)
-THINGS: tuple[Thing, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+Thing = tuple[str, str]  # (color, shape)
+THINGS: tuple[Thing, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
 
-#: Two colours of each shape, and two shapes of each colour, are never seen together in training.
+#: Two colors of each shape, and two shapes of each color, are never seen together in training.
 HELD_OUT_THINGS: frozenset[Thing] = frozenset(
-    (colour, shape)
-    for at, colour in enumerate(COLOURS)
+    (color, shape)
+    for at, color in enumerate(COLORS)
     for number, shape in enumerate(SHAPES)
     if (at + 3 * number) % 4 == 1
 )
@@ -83,7 +83,7 @@ FONTS = (
 )
 HELD_OUT_FONTS = frozenset(("Aileron", "DejaVuSerif-Bold"))
 
-#: How far a thing moves in a video, as parts of the picture's side.
+#: Distances that a thing moves in a video, as fractions of the image's side.
 TRAIN_SPEEDS = ((0.3, 0.42), (0.52, 0.62))
 HELD_OUT_SPEEDS = (0.43, 0.51)
 
@@ -91,7 +91,7 @@ _VOWELS, _CONSONANTS = "AEIOU", "BCDFGHJKLMNPQRSTVWXYZ"
 
 
 def things(split: Split) -> tuple[Thing, ...]:
-    """Pairs of colour and shape that may be drawn: in the test split all of them, evenly."""
+    """Pairs of color and shape that may be drawn: in the test split all of them, evenly."""
     return THINGS if split == "test" else _TRAIN_THINGS
 
 
@@ -101,7 +101,7 @@ def words(split: Split) -> tuple[str, ...]:
 
 
 def numbers(split: Split) -> tuple[str, ...]:
-    """Numbers of two digits of the split."""
+    """Two-digit numbers of the split."""
     return _TEST_NUMBERS if split == "test" else _TRAIN_NUMBERS
 
 
@@ -119,18 +119,18 @@ _TEST_NUMBERS = tuple(number for number in NUMBERS if number in HELD_OUT_NUMBERS
 
 
 def draw_things(random: Random, split: Split, count: int, *, new: bool = False) -> list[Thing]:
-    """Things of different shapes and colours; ``new``: in the test split only held-out ones."""
+    """Things of different shapes and colors; ``new``: in the test split only held-out ones."""
     pool = _HELD_OUT_THINGS if new and split == "test" else things(split)
     drawn: list[Thing] = []
     while len(drawn) < count:
-        colour, shape = random.choice(pool)
-        if all(shape != other and colour != hue for hue, other in drawn):
-            drawn.append((colour, shape))
+        color, shape = random.choice(pool)
+        if all(shape != other and color != hue for hue, other in drawn):
+            drawn.append((color, shape))
     return drawn
 
 
 def draw_word(random: Random, split: Split) -> str:
-    """A word; in training every other one is made up, so that letters are read and not words guessed."""
+    """A word; in training every other one is random letters: letters are read, not words guessed."""
     if split == "test" or random.random() < 0.5:
         return random.choice(words(split))
     while True:
@@ -154,9 +154,9 @@ def draw_words(random: Random, split: Split, count: int) -> list[str]:
 
 
 def draw_numbers(random: Random, split: Split, count: int) -> list[str]:
-    """Different numbers of two digits; in training every third has three, so that each digit is read.
+    """Different two-digit numbers; in training every third has three digits, so that each digit is read.
 
-    Of two digits alone, a model learns which never stand together in training, and is wrong in the test.
+    With two digits only, a model learns which digits never occur together in training, and fails the test.
     """
     drawn: list[str] = []
     while len(drawn) < count:
@@ -168,16 +168,16 @@ def draw_numbers(random: Random, split: Split, count: int) -> list[str]:
 
 
 def like(number: str, random: Random, split: Split) -> tuple[str, ...]:
-    """Numbers of as many digits, to choose from."""
+    """Numbers with the same number of digits, to choose from."""
     if len(number) == 2:
         return numbers(split)
     return tuple(str(other) for other in random.sample(range(100, 1000), 4))
 
 
 def draw_sum(random: Random, split: Split) -> Sum:
-    """Two summands from 1 to 9, every sum as likely as every other; in training every other pair is larger.
+    """Two summands from 1 to 9, all sums equally likely; in training every other pair is larger.
 
-    Of 72 pairs a model learns the sums by heart, and is wrong in the test.
+    With 72 pairs only, a model learns the sums by heart, and fails the test.
     """
     if split == "train" and random.random() < 0.5:
         while True:
@@ -196,16 +196,16 @@ def draw_font(random: Random, split: Split) -> str:
 
 
 def draw_speed(random: Random, split: Split) -> float:
-    """How far a thing moves from the first to the last frame, as a part of the picture's side."""
+    """Distance from the first to the last frame, as a fraction of the image's side."""
     return random.uniform(*(HELD_OUT_SPEEDS if split == "test" else random.choice(TRAIN_SPEEDS)))
 
 
 def a_thing(thing: Thing) -> str:
     """A thing with its article."""
-    colour, shape = thing
-    return f"{'an' if colour == 'orange' else 'a'} {colour} {shape}"
+    color, shape = thing
+    return f"{'an' if color == 'orange' else 'a'} {color} {shape}"
 
 
 def plural(shape: str) -> str:
-    """Of a shape's name."""
+    """Plural of a shape's name."""
     return shape + ("es" if shape == "cross" else "s")

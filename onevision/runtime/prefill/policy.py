@@ -13,6 +13,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.errors import GenerationError, UsageError
+from onevision.runtime.options import Prefill
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from onevision.runtime.prefill.graph import PrefillGraph
 
     PromptPart = Sequence[int] | npt.NDArray[np.float32]
-
-#: ``auto``: the graph where the bundle has one, the backbone runs on the CPU, and the prompt is long.
-Prefill = Literal["auto", "onnx", "llama"]
 
 #: What computes a prefill in the end: the prefill graph in ONNX Runtime, or llama.cpp.
 PrefillBackend = Literal["onnx", "llama"]
@@ -47,7 +45,7 @@ def choose_backend(choice: Prefill, tokens: int, *, has_graph: bool, offloaded: 
     """Backend for a prompt of so many tokens; the last token is never the graph's.
 
     Args:
-        choice: See :data:`Prefill`.
+        choice: See :data:`~onevision.runtime.options.Prefill`.
         tokens: Length of the prompt.
         has_graph: The bundle has the graph, and it can be used.
         offloaded: The backbone runs on a GPU.
@@ -65,7 +63,7 @@ class PrefillRunner:
     Args:
         bundle: Holds the graph.
         backbone: Receives the keys and values.
-        choice: See :data:`Prefill`.
+        choice: See :data:`~onevision.runtime.options.Prefill`.
         threads: CPU threads of the graph; None for all cores.
 
     Raises:

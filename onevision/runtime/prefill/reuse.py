@@ -42,7 +42,8 @@ class PrefixReuse:
             prepared: The prompt.
             room: Tokens of the answer.
             in_sequence: Keep what the sequence and the prompt have in common, as a conversation does.
-                Otherwise only the prefix up to the last image counts; the rest is computed as without a cache.
+                Otherwise only the prefix up to the last image counts: the rest is computed as without a
+                cache.
 
         Returns:
             Tokens of the prompt that are known; 0 if the sequence has yet to be started.

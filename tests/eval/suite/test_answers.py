@@ -11,7 +11,7 @@ import pytest
 
 from onevision.eval.suite import FAMILIES, Sample, iter_samples, score
 from onevision.eval.suite.draw import Canvas
-from onevision.eval.suite.vocabulary import COLOURS, SHAPES
+from onevision.eval.suite.vocabulary import COLORS, SHAPES
 
 WORDS_OF_ORDER = ("first", "second", "third", "fourth")
 
@@ -153,7 +153,7 @@ def test_the_colour_that_is_asked_for_is_in_the_picture():
         x, y = map(round, fact["centre"])
         reach = max(2, round(fact["size"] / 2))
         patch = sample.images[0][max(0, y - reach) : y + reach, max(0, x - reach) : x + reach].reshape(-1, 3)
-        near = np.abs(patch.astype(int) - COLOURS[fact["colour"]]).max(axis=1) < 45
+        near = np.abs(patch.astype(int) - COLORS[fact["colour"]]).max(axis=1) < 45
         assert near.mean() > 0.12, sample.id
 
 

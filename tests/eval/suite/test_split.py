@@ -13,7 +13,7 @@ from onevision.errors import UsageError
 from onevision.eval.suite import FAMILIES, Sample, build_scene, iter_samples, iter_scenes
 from onevision.eval.suite.stream import BUILDERS, build_sample
 from onevision.eval.suite.vocabulary import (
-    COLOURS,
+    COLORS,
     FONTS,
     HELD_OUT_FONTS,
     HELD_OUT_NUMBERS,
@@ -44,7 +44,7 @@ def values(facts: object) -> list[object]:
     if isinstance(facts, dict):
         pair = [(facts["colour"], facts["shape"])] if {"colour", "shape"} <= facts.keys() else []
         return pair + [leaf for key, value in facts.items() for leaf in (key, *values(value))]
-    if isinstance(facts, tuple) and len(facts) == 2 and facts[0] in COLOURS:
+    if isinstance(facts, tuple) and len(facts) == 2 and facts[0] in COLORS:
         return [facts]
     if isinstance(facts, (list, tuple)):
         pair = [tuple(facts)] if len(facts) == 2 and all(isinstance(value, int) for value in facts) else []
@@ -110,7 +110,7 @@ def test_fonts_are_held_out():
 @pytest.mark.parametrize(
     ("kept", "everything", "share"),
     [
-        (HELD_OUT_THINGS, len(COLOURS) * len(SHAPES), 0.25),
+        (HELD_OUT_THINGS, len(COLORS) * len(SHAPES), 0.25),
         (HELD_OUT_WORDS, len(WORDS), 0.2),
         (HELD_OUT_NUMBERS, len(NUMBERS), 0.2),
         (HELD_OUT_SUMS, len(SUMS), 0.11),
@@ -123,9 +123,9 @@ def test_a_fair_part_is_held_out(kept, everything, share):
 def test_parts_of_what_is_held_out_are_known():
     """Else a combination would not be new, but unknown."""
     known = [
-        (colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT_THINGS
+        (colour, shape) for colour in COLORS for shape in SHAPES if (colour, shape) not in HELD_OUT_THINGS
     ]
-    assert {colour for colour, _ in known} == set(COLOURS)
+    assert {colour for colour, _ in known} == set(COLORS)
     assert {shape for _, shape in known} == set(SHAPES)
     numbers = [number for number in NUMBERS if number not in HELD_OUT_NUMBERS]
     assert {number[0] for number in numbers} == set("123456789")

@@ -1,0 +1,351 @@
+"""Messages, in the forms that clients have: those of OpenAI, of Ollama and of transformers.
+
+In: parsed JSON or Python objects. Out: :class:`Message` objects whose images and
+videos are paths, bytes or Python objects. A part or key that is not known is refused, never dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from onevision.errors import PromptError, UsageError
+from onevision.runtime.options import Detail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onevision.runtime.images import ImageSource
+    from onevision.runtime.video import VideoSource
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image: path, bytes, file object, PIL image or array uint8; ``detail`` overrides the options'."""
+
+    source: ImageSource
+    detail: Detail | None = None
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """A video: a path, or frames as an array (N, H, W, 3) uint8."""
+
+    source: VideoSource
+
+
+Part = str | ImagePart | VideoPart
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: tuple[Part, ...]
+
+
+#: Keys of a chat request that are options of an answer, with the option's name.
+_REQUEST_OPTIONS = {
+    "max_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "seed": "seed",
+    "stop": "stop",
+    "frames": "frames",
+    "max_tiles": "max_tiles",
+    "detail": "detail",
+}
+#: Keys that say where and how a request is sent, and nothing about the answer.
+_REQUEST_ENVELOPE = ("model", "stream", "stream_options", "user", "store", "metadata")
+
+#: What an image part may hold its image under, by type of the part.
+_IMAGE_KEYS = {
+    "image": ("image", "url", "path", "base64"),
+    "image_url": ("image_url",),
+    "input_image": ("image_url",),
+}
+_VIDEO_KEYS = {
+    "video": ("video", "url", "path"),
+    "video_url": ("video_url",),
+    "input_video": ("video_url",),
+}
+_TEXT_KEYS = {"text": ("text",), "input_text": ("text",), "output_text": ("text",)}
+_KINDS = (*_TEXT_KEYS, *_IMAGE_KEYS, *_VIDEO_KEYS)
+
+
+_SHORTEST_BASE64 = 32  # characters; no image format has files of less than 24 bytes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How references in messages are read.
+
+    Attributes:
+        base: Folder that relative paths start from; None: the working directory.
+        fetch: Fetches an http(s) address; None: addresses are refused.
+    """
+
+    base: Path | None = None
+    fetch: Callable[[str], bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A chat request: messages, and the options that stood beside them."""
+
+    messages: tuple[Message, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_request(data: object, reading: Reading = Reading()) -> Request:
+    """Parse a list of messages, or a whole request body that holds one.
+
+    Raises:
+        PromptError: See :func:`parse_messages`, or a key of the body that is not known.
+    """
+    if not isinstance(data, Mapping):
+        return Request(parse_messages(cast("Sequence[Any]", data), reading))
+    if "messages" not in data:
+        raise PromptError(
+            "the request has no messages", hint='[{"role": "user", "content": "…"}], or {"messages": […]}'
+        )
+    options: dict[str, Any] = {}
+    for key, value in data.items():
+        if key == "messages" or key in _REQUEST_ENVELOPE or value is None:
+            continue
+        if key not in _REQUEST_OPTIONS:
+            raise PromptError(
+                f"the request has the unknown key {key!r}",
+                hint=f"known: messages, {', '.join((*_REQUEST_OPTIONS, *_REQUEST_ENVELOPE))}",
+            )
+        options[_REQUEST_OPTIONS[key]] = value
+    return Request(parse_messages(data["messages"], reading), options)
+
+
+def parse_messages(
+    messages: Sequence[Message | Mapping[str, Any]], reading: Reading = Reading()
+) -> tuple[Message, ...]:
+    """Check messages, and parse those that are not :class:`Message` objects.
+
+    A message is ``{"role": "user", "content": "…" | [part, …]}``; a part is
+
+    * ``{"type": "text", "text": …}``, or ``input_text``;
+    * ``{"type": "image_url", "image_url": {"url": …, "detail": …} | "…"}``, or ``input_image``;
+    * ``{"type": "image", "image" | "url" | "path" | "base64": …}``;
+    * ``{"type": "video", "video" | "url" | "path": …}``, ``{"type": "video_url", "video_url": …}``.
+
+    Ollama's form has ``"images": [base64, …]`` beside a text content; its images stand before the text. An
+    image is a path, a ``file://`` or ``data:`` URI, or an object that :func:`read_image` takes.
+
+    Args:
+        messages: In order; ``developer`` is another name for ``system``.
+        reading: How references are read.
+
+    Raises:
+        PromptError: Another form, an unknown key or part; no message; a last message that is not the user's;
+            a system message that is not the first; images outside user messages.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise PromptError(
+            "messages must be a list of messages", hint='[{"role": "user", "content": "Hello"}]'
+        )
+    parsed = tuple(
+        item if isinstance(item, Message) else _message(item, f"messages[{index}]", reading)
+        for index, item in enumerate(messages)
+    )
+    if not parsed:
+        raise PromptError("messages is empty")
+    if parsed[-1].role != "user":
+        raise PromptError(f"the last message must be the user's, not the {parsed[-1].role}'s")
+    for index, message in enumerate(parsed):
+        if message.role == "system" and index > 0:
+            raise PromptError(f"messages[{index}] is a system message: only the first can be")
+        if message.role != "user" and not all(isinstance(part, str) for part in message.content):
+            raise PromptError(f"messages[{index}] has an image or video: only user messages can")
+    return parsed
+
+
+def conversation_of(
+    prompt: str | None,
+    images: Sequence[ImageSource] | ImageSource,
+    video: VideoSource | Sequence[VideoSource] | None,
+    messages: Sequence[Message | Mapping[str, Any]] | None,
+) -> tuple[Message, ...]:
+    """Messages of the arguments that :meth:`OneVision.generate` takes.
+
+    Raises:
+        UsageError: Both a prompt and messages, or neither.
+        PromptError: See :func:`parse_messages`, or the prompt is empty.
+    """
+    given = [] if images is None else _sources(images)
+    if messages is not None:
+        if prompt is not None or given or video is not None:
+            raise UsageError("give either messages or a prompt with images and video, not both")
+        return parse_messages(messages)
+    if prompt is None:
+        raise UsageError("there is no prompt")
+    if not isinstance(prompt, str):
+        raise UsageError(f"the prompt is {prompt!r}, it must be a text")
+    if not prompt.strip():
+        raise PromptError("the prompt is empty")
+    parts: list[Part] = [ImagePart(image) for image in given]
+    if video is not None:
+        parts.append(VideoPart(cast("VideoSource", video)))
+    return (Message("user", (*parts, prompt)),)
+
+
+def _sources(images: object) -> list[Any]:
+    """Images of a list, or the one image that was given without a list."""
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    return [images]
+
+
+def _message(item: object, where: str, reading: Reading) -> Message:
+    if not isinstance(item, Mapping):
+        raise PromptError(f"{where} is not an object with role and content")
+    role = "system" if item.get("role") == "developer" else item.get("role")
+    if role not in get_args(Role):
+        raise PromptError(
+            f"{where} has the role {item.get('role')!r}", hint=f"one of {', '.join(get_args(Role))}"
+        )
+    _only(item, ("role", "content", "images"), where)
+    if item.get("content") is None and (role == "user" or "content" not in item):
+        raise PromptError(f"{where} has no content", hint="content is a text or a list of parts")
+    content, images = item["content"], item.get("images")
+    if content is None:
+        parts: list[Part] = []
+    elif isinstance(content, str):
+        parts = [content]
+    elif isinstance(content, Sequence) and not isinstance(content, bytes):
+        parts = [_part(part, f"{where}.content[{at}]", reading) for at, part in enumerate(content)]
+    else:
+        raise PromptError(
+            f"{where} has no content: a {type(content).__name__} is not a text or a list of parts"
+        )
+    if images is not None:
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+            raise PromptError(f"{where}.images is not a list")
+        before = [
+            ImagePart(_ollama_image(image, f"{where}.images[{at}]", reading))
+            for at, image in enumerate(images)
+        ]
+        parts = [*before, *parts]
+    return Message(cast("Role", role), tuple(parts))
+
+
+def _part(part: object, where: str, reading: Reading) -> Part:
+    if isinstance(part, (str, ImagePart, VideoPart)):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or kind not in _KINDS:
+        raise PromptError(f"{where} has the type {kind!r}", hint=f"one of {', '.join(_KINDS)}")
+    if kind in _TEXT_KEYS:
+        _only(part, ("type", "text", "annotations"), where)
+        if part.get("text") is None:
+            raise PromptError(f"{where} has no 'text'")
+        if not isinstance(part["text"], str):
+            raise PromptError(f"{where}: text must be a string")
+        return str(part["text"])
+    is_image = kind in _IMAGE_KEYS
+    keys = _IMAGE_KEYS[kind] if is_image else _VIDEO_KEYS[kind]
+    _only(part, ("type", *keys, *(("detail",) if is_image else ())), where)
+    found = [key for key in keys if part.get(key) is not None]
+    if not found:
+        raise PromptError(f"{where} has no {' or '.join(map(repr, keys))}")
+    if len(found) > 1:
+        raise PromptError(f"{where} has both {found[0]!r} and {found[1]!r}")
+    value, detail = part[found[0]], part.get("detail")
+    if found[0].endswith("_url") and isinstance(value, Mapping):
+        _only(value, ("url", "detail") if is_image else ("url",), f"{where}.{found[0]}")
+        detail = value.get("detail", detail)
+        value = value.get("url")
+        if value is None:
+            raise PromptError(f"{where}.{found[0]} has no 'url'")
+    if not is_image:
+        return VideoPart(_referenced(value, where, reading))
+    if detail is not None and detail not in get_args(Detail):
+        raise PromptError(f"{where} has the detail {detail!r}", hint=f"one of {', '.join(get_args(Detail))}")
+    source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
+    return ImagePart(source, detail)
+
+
+def _only(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse keys that are not known, unless they are null or empty: clients fill their whole form in."""
+    for key, value in values.items():
+        if key not in known and value not in (None, [], {}, ""):
+            raise PromptError(f"{where} has the unknown key {key!r}", hint=f"known: {', '.join(known)}")
+
+
+def _referenced(value: Any, where: str, reading: Reading) -> Any:  # noqa: ANN401
+    """The image or video that a value refers to: bytes of a data URI, a path, or the value itself."""
+    if not isinstance(value, str):
+        return value
+    if value[:5].lower() == "data:":
+        return _data_uri(value, where)
+    scheme = urlsplit(value).scheme.lower() if "://" in value else ""
+    if scheme in ("http", "https"):
+        if reading.fetch is None:
+            raise PromptError(
+                f"{where} is an address on the web, which is not fetched",
+                hint="download the file, and give its path",
+            )
+        return reading.fetch(value)
+    if scheme == "file":
+        split = urlsplit(value)
+        if split.netloc not in ("", "localhost"):
+            raise PromptError(f"{where} is a file of another machine: {split.netloc}")
+        return Path(url2pathname(unquote(split.path)))
+    if scheme:
+        raise PromptError(f"{where} has an address of the scheme {scheme!r}", hint="file:// or a path")
+    if reading.base is None and not value.startswith("~"):
+        return value
+    path = Path(value).expanduser()
+    return path if reading.base is None or path.is_absolute() else reading.base / path
+
+
+def _data_uri(value: str, where: str) -> bytes:
+    """Contents of a ``data:`` URI (RFC 2397)."""
+    head, comma, data = value.partition(",")
+    if not comma:
+        raise PromptError(f"{where} is a data URI without data")
+    if head.lower().endswith(";base64"):
+        return _decoded(unquote(data), where)
+    return unquote_to_bytes(data)
+
+
+def _decoded(value: object, where: str) -> bytes:
+    if not isinstance(value, str):
+        raise PromptError(f"{where}: base64 must be a string")
+    text = "".join(value.split()).replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise PromptError(f"{where} is not valid base64") from error
+
+
+def _ollama_image(value: Any, where: str, reading: Reading) -> Any:  # noqa: ANN401
+    """An entry of Ollama's ``images``: base64, as in its API; a path or data URI is accepted too."""
+    if not isinstance(value, str) or value[:5].lower() == "data:" or "://" in value:
+        return _referenced(value, where, reading)
+    path = _referenced(value, where, reading)
+    if os.path.isfile(path):  # noqa: PTH113 - a text that is too long for a path is not a file
+        return path
+    if len(value) < _SHORTEST_BASE64:
+        raise PromptError(f"{where} is neither an existing file nor the base64 of an image")
+    return _decoded(value, where)
