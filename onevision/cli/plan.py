@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -108,7 +109,10 @@ def _shape(size: str) -> Shape:
     from onevision.export.config import read_config
     from onevision.models import SHIPPED
     from onevision.models.shapes import PublishedSize, published_config
-    from onevision.planning.cost import Shape
+    from onevision.planning.cost import KV_BYTES, Shape
 
     name = one_of(size, ("tiny", *get_args(PublishedSize)), "--size")
-    return Shape.of_config(read_config(SHIPPED["tiny", "ov"]) if name == "tiny" else published_config(name))
+    if name != "tiny":
+        return Shape.of_config(published_config(name))
+    # Its bundle is in full precision, and so is the KV cache.
+    return replace(Shape.of_config(read_config(SHIPPED["tiny", "ov"])), kv_bytes=2 * KV_BYTES)

@@ -157,7 +157,7 @@ class Forecaster:
                 return forecast, None
         fastest = min(levels, key=lambda forecast: forecast.time)
         return fastest, (
-            f"no budget reaches the first token within {target:g} s: "
+            f"no budget gives a first token within {target:g} s: "
             f"the smallest needs about {fastest.time:.2f} s"
         )
 

@@ -222,7 +222,7 @@ class Pipeline:
             GenerationError: A native library refused the work.
         """
         self.reuse.forget()
-        if not known:
+        if not known and self.prefill_runner.needs_graph(prepared.tokens, choice):
             with self._loading():
                 self.prefill_runner.load(prepared.tokens, choice)
         parts = prepared.after(known).joined(embeddings)

@@ -49,7 +49,7 @@ _TURNS = {
 
 
 @dataclass(frozen=True)
-class VideoInfo:
+class VideoProbe:
     """What can be said of a video from its packets and its first frame."""
 
     width: int  # as shown, after rotation, in pixels
@@ -117,7 +117,7 @@ def read_video(source: VideoSource, *, frames: int, prepare: Prepare) -> Video:
     return Video(np.stack(list(tiles.values())), tuple(tiles), total, info.fps, info.duration, warnings)
 
 
-def probe_video(source: str | os.PathLike[str]) -> VideoInfo:
+def probe_video(source: str | os.PathLike[str]) -> VideoProbe:
     """Reads through the packets of a video and decodes its first frame.
 
     Raises:
@@ -149,7 +149,7 @@ def probe_video(source: str | os.PathLike[str]) -> VideoInfo:
     # The count of frames in a header is no proof: it includes those that an edit list hides.
     if cut or (duration and end < 0.99 * duration - 0.25):
         warnings = (f"{source} is cut off: it has {frames} frames and ends after {end:.1f} s",)
-    return VideoInfo(image.width, image.height, frames, fps, duration, warnings)
+    return VideoProbe(image.width, image.height, frames, fps, duration, warnings)
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import pytest
 from onevision.bundle import BACKBONE
 from onevision.errors import BundleError, GenerationError, PromptError
 from onevision.runtime import backbone as backbone_module
-from onevision.runtime.backbone import CHUNK, CONTEXT_STEP, Backbone, Sampler, count_tokens
+from onevision.runtime.backbone import CHUNK, CONTEXT_STEP, Backbone
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.sampler import Sampler
+from onevision.runtime.tokenizer import count_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -138,14 +140,14 @@ def test_more_than_the_context_length_is_refused(backbone: Backbone):
 
 def test_a_closed_backbone_says_so(toy_bundle: Path):
     closed = load(toy_bundle)
-    vocabulary = closed.vocabulary
+    tokenizer = closed.tokenizer
     read(closed, PROMPT[:5])
     closed.close()
     closed.close()
     with pytest.raises(GenerationError, match="is closed"):
         closed.start(5)
     with pytest.raises(GenerationError, match="is closed"):
-        vocabulary.encode("Hi.")
+        tokenizer.encode("Hi.")
 
 
 def test_a_half_precision_cache_changes_little(toy_bundle: Path, backbone: Backbone):
@@ -198,25 +200,25 @@ def test_a_folder_may_have_any_name(toy_bundle: Path, tmp_path: Path):
     assert count_tokens(path, ["Hi.", "there"]) == count_tokens(toy_bundle / BACKBONE, ["Hi.", "there"])
 
 
-# The vocabulary.
+# The tokenizer.
 
 
 def test_pieces_join_to_the_text(backbone: Backbone):
-    vocabulary = backbone.tokenizer
+    tokenizer = backbone.tokenizer
     for text in ("", "Hi.", " two  spaces\n\n\ttab", "naïve 🙂 日本語", "null\0byte", "x" * 3000):
-        ids = vocabulary.encode(text)
-        assert b"".join(map(vocabulary.piece, ids)) == text.encode()
+        ids = tokenizer.encode(text)
+        assert b"".join(map(tokenizer.piece, ids)) == text.encode()
 
 
 def test_control_tokens_have_ids_and_no_text(backbone: Backbone):
-    vocabulary = backbone.tokenizer
+    tokenizer = backbone.tokenizer
     controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-    ids = [vocabulary.control_id(token) for token in controls]
+    ids = [tokenizer.control_id(token) for token in controls]
     assert ids == list(range(755, 760))
-    assert [vocabulary.ends(id_) for id_ in ids if id_] == [True, False, True, False, False]
-    assert all(vocabulary.piece(id_) == b"" for id_ in ids if id_)
-    assert vocabulary.control_id("<|im_middle|>") is None
-    assert vocabulary.control_id("") is None
+    assert [tokenizer.ends(id_) for id_ in ids if id_] == [True, False, True, False, False]
+    assert all(tokenizer.piece(id_) == b"" for id_ in ids if id_)
+    assert tokenizer.control_id("<|im_middle|>") is None
+    assert tokenizer.control_id("") is None
 
 
 def test_rows_without_a_token_are_unused(backbone: Backbone):

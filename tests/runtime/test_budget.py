@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onevision import OneVision
-from onevision.planning.cost import published
+from onevision.models.shapes import published_config
+from onevision.planning.cost import Shape
 from onevision.runtime import anyres
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.messages import conversation_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RELEASED = published("0.5b").anyres
+RELEASED = Shape.of_config(published_config("0.5b")).anyres
 PLAIN = AnyRes.parse(  # LLaVA-NeXT's grids: none of one tile, and no cap
     "anyres",
     image_size=384,
@@ -232,5 +233,5 @@ def test_an_answer_tells_its_budget(model: OneVision):
         "ttft_target_ms": None,
         "predicted_ttft_ms": None,
     }
-    assert limited.budget.max_tiles == 3
+    assert limited.options.max_tiles == 3
     assert limited.usage.tiles <= 3 < usual.usage.tiles

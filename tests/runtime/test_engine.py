@@ -18,7 +18,10 @@ from PIL import Image
 from onevision import Answer, OneVision
 from onevision.bundle import BACKBONE, NEWLINE
 from onevision.errors import BundleError, ImageError, OneVisionError, PromptError, UsageError, VideoError
+from onevision.runtime import generate
 from onevision.runtime.clock import STAGES, StageClock
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 from tests.conftest import make_bundle, replace_file, swap_head_rows
 from tests.runtime.media import decode_all, encode_video, numbered_frames, photograph
 
@@ -53,7 +56,10 @@ def test_an_answer_tells_all_about_itself(model: OneVision, about_the_photo: Ans
     assert answer.usage.prompt_tokens > answer.usage.image_tokens > answer.usage.tiles > 1
     data = answer.to_dict()
     assert data["token_ids"] == list(answer.token_ids)
-    assert list(data) == ["text", "token_ids", "finish_reason", "usage", "warnings", "budget", "timings_ms"]
+    assert list(data) == [
+        "text", "token_ids", "finish_reason", "usage", "device", "warnings", "budget", "timings_ms"
+    ]  # fmt: skip
+    assert data["device"] == {"vision": "cpu", "prefill": "llama", "backbone": "cpu"}
     assert set(data["timings_ms"]) == {"load", *STAGES, "ttft", "total"}
 
 
@@ -72,16 +78,17 @@ def test_a_gpu_is_waited_for_before_each_look_at_the_clock(
     """With the CPU in its place: llama.cpp can be told to wait there as well."""
     seen: list[str] = []
     with OneVision.load(toy_bundle, device="cpu", threads=1, prefill="llama") as model:
-        wait = model.pipeline.backbone.synchronise
+        wait = model.pipeline.backbone.synchronize
         monkeypatch.setattr(model.pipeline.backbone, "offloaded", True)
-        monkeypatch.setattr(model.pipeline.backbone, "synchronise", lambda: (seen.append("wait"), wait()))
+        monkeypatch.setattr(model.pipeline.backbone, "synchronize", lambda: (seen.append("wait"), wait()))
 
         def now() -> float:
             seen.append("look")
             return float(len(seen))
 
         clock = StageClock(now)
-        model.generate(QUESTION, images=[photo], max_tokens=3, clock=clock)
+        question = conversation_of(QUESTION, [photo], None, None)
+        model.run(generate.answer(model.pipeline, question, AnswerOptions(max_tokens=3), clock=clock)).read()
     looks = [at for at, what in enumerate(seen) if what == "look"]
     assert looks[0] == 0  # nothing was begun
     assert all(seen[at - 1] == "wait" for at in looks[1:])

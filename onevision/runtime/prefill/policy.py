@@ -93,6 +93,10 @@ class PrefillRunner:
             choice or self._choice, tokens, has_graph=self._usable, offloaded=self._backbone.offloaded
         )
 
+    def needs_graph(self, tokens: int, choice: Prefill | None = None) -> bool:
+        """Whether a prompt of so many tokens is the first that the graph computes."""
+        return self._loaded is None and self.backend(tokens, choice) == "onnx"
+
     def load(self, tokens: int, choice: Prefill | None = None) -> None:
         """Load and check the graph, if a prompt of so many tokens needs it and it is not loaded yet.
 
@@ -106,7 +110,7 @@ class PrefillRunner:
             BundleError: A file of the graph, or the backbone's, is damaged.
             GenerationError: A native library refused the work.
         """
-        if self._loaded is not None or self.backend(tokens, choice) == "llama":
+        if not self.needs_graph(tokens, choice):
             return
         from onevision.native.gguf import GgufFile
         from onevision.runtime.prefill.graph import PrefillGraph
