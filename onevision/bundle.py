@@ -54,6 +54,7 @@ class SourceInfo:
     repo: str
     revision: str | None
     format: str
+    adapter: str | None = None  # name of the adapter's folder
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from onevision._version import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.machine import open_gpu, require_cuda
 from onevision.bench.method import Method, make_trials, run_rounds
-from onevision.bench.peers import PEERS, TargetSetup, find_checkpoint
+from onevision.bench.peers import TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.target import OURS, BundleTarget, Target
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
 from onevision.native.device import default_threads
+from onevision.native.doctor import examine
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
@@ -77,7 +78,6 @@ class Benchmark:
         checkpoint = find_checkpoint(manifest, settings.checkpoint, settings.against)
         threads = settings.threads or default_threads()
         self._setup = TargetSetup(bundle.folder, checkpoint, settings.device, threads)
-        packages = sorted({package for peer in settings.against for package in PEERS[peer]})
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
         cache, sha256 = "f32" if backbone == "f32" else "f16", sha256_of(bundle.path(MANIFEST))
         self._result = Result(
@@ -90,7 +90,7 @@ class Benchmark:
             runs=settings.runs,
             isolated=settings.isolate,
             interrupted=True,
-            machine=machine.facts(packages) | {"before": machine.condition()},
+            machine=examine().facts | {"before": machine.condition()},
             rates=None,
             load=None,
             measured=(),

@@ -5,26 +5,18 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from onevision.errors import DeviceError
-from onevision.native.doctor import examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _CPU = Path("/sys/devices/system/cpu")
 _RAPL = Path("/sys/class/powercap")
-
-
-def facts(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Facts of ``onevision doctor``, and the versions of more packages."""
-    found = examine().facts
-    return found | {"packages": found["packages"] | {name: _version(name) for name in packages}}
 
 
 def condition() -> dict[str, Any]:
@@ -67,13 +59,6 @@ def _sum(paths: Iterable[Path]) -> int | None:
         numbers = [int(path.read_text(encoding="ascii")) for path in paths]
         return sum(numbers) if numbers else None
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def require_cuda() -> None:

@@ -1,6 +1,6 @@
 """One matrix multiplication, as ONNX Runtime and llama.cpp do it in a model.
 
-In: arithmetic and size. Out: a call that multiplies, or None if the engine has no such kernel here. Operands
+In: arithmetic and size. Out: a call to time, or None if the engine has no such kernel here. Operands
 are normal random numbers, as activations are: on zeros a processor draws less power and runs faster.
 """
 
@@ -69,16 +69,17 @@ class MatmulSize:
 
 
 @dataclass(frozen=True)
-class Matmul:
-    """A call of ``multiply`` does ``count`` matmuls and returns when they are done."""
+class Probe:
+    """A call to time: the operations or bytes of it, and its share of the measuring time."""
 
-    multiply: Callable[[], object]
-    count: int = 1
+    call: Callable[[], object]
+    amount: float
+    share: int = 1
 
 
 def onnxruntime_matmul(
     precision: Arithmetic, size: MatmulSize, *, threads: int, place: Place = "cpu"
-) -> Matmul | None:
+) -> Probe | None:
     """A matmul in ONNX Runtime with its operands on the device; None without the onnx package.
 
     Raises:
@@ -111,7 +112,7 @@ def onnxruntime_matmul(
         multiply()  # some kernels refuse only now
     except ort_errors():
         return None
-    return Matmul(multiply, _IN_FLIGHT[place])
+    return Probe(multiply, _IN_FLIGHT[place] * size.flops)
 
 
 def matmul_model(operator: str, weight: npt.NDArray[Any], rows: int, kinds: tuple[int, int, int]) -> bytes:
@@ -165,7 +166,7 @@ def _bind(session: Any, factor: npt.NDArray[Any], kind: int, place: Place) -> Ca
 
 
 @contextmanager
-def llama_matmul(precision: Arithmetic, size: MatmulSize, *, threads: int) -> Iterator[Matmul | None]:
+def llama_matmul(precision: Arithmetic, size: MatmulSize, *, threads: int) -> Iterator[Probe | None]:
     """A matmul in llama.cpp on the CPU; None if this build does not export ggml's functions."""
     ggml = library()
     if None in vars(ggml).values():
@@ -189,7 +190,7 @@ def llama_matmul(precision: Arithmetic, size: MatmulSize, *, threads: int) -> It
             ggml.ggml_graph_compute_with_ctx(scratch, nodes, threads)
             ggml.ggml_free(scratch)
 
-        yield Matmul(multiply)
+        yield Probe(multiply, size.flops)
     finally:
         ggml.ggml_free(context)
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from onevision.bench.machine import energy, energy_between
 from onevision.bench.result import Measured, Run
-from onevision.bench.scenarios import ScenarioInputs
 from onevision.errors import OneVisionError
 from onevision.runtime.clock import StageClock
+from onevision.runtime.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,12 +53,12 @@ class Trial:
         self,
         scenario: Scenario,
         target: Target,
-        inputs: ScenarioInputs,
+        messages: Sequence[Message],
         work_of: WorkOf | None = None,
         skipped: str | None = None,
     ) -> None:
         self.scenario, self.target = scenario, target
-        self._inputs, self._work_of = inputs, work_of
+        self._messages, self._work_of = messages, work_of
         self.measured = Measured(scenario.name, target.name, None, (), None, {}, skipped or _NOT_RUN)
         self.failed = skipped is not None
 
@@ -68,7 +68,7 @@ class Trial:
             return
         try:
             answer, memory = self.target.ask_watched(
-                self.scenario, self._inputs, method.now, method.gpu_memory
+                self.scenario, self._messages, method.now, method.gpu_memory
             )
         except OneVisionError as error:
             self._fail(error)
@@ -82,7 +82,7 @@ class Trial:
         gauge_ms = method.gauge() if method.gauge else None
         before = method.joules()
         try:
-            answer = self.target.ask(self.scenario, self._inputs, partial(StageClock, method.now))
+            answer = self.target.ask(self.scenario, self._messages, partial(StageClock, method.now))
         except OneVisionError as error:
             self._fail(error)
             return
@@ -141,13 +141,13 @@ def _run_of(answer: TimedAnswer, gauge_ms: float | None, joules: float | None) -
 def make_trials(
     scenario: Scenario, targets: Sequence[Target], folder: Path, work_of: WorkOf | None = None
 ) -> list[Trial]:
-    """A trial per target on the same inputs, made in ``folder``; ``work_of`` is of the first target."""
-    inputs, skipped = ScenarioInputs(), None
+    """A trial per target with the same inputs, made in ``folder``; ``work_of`` is of the first target."""
+    messages, skipped = list[Message](), None
     try:
-        inputs = scenario.inputs(folder)
+        messages = scenario.messages(folder)
     except ImportError:
         skipped = "videos need PyAV: pip install 'onevision[video]'"
     return [
-        Trial(scenario, target, inputs, None if number else work_of, skipped)
+        Trial(scenario, target, messages, None if number else work_of, skipped)
         for number, target in enumerate(targets)
     ]

@@ -19,14 +19,15 @@ from onevision.bundle import open_bundle
 from onevision.errors import GenerationError, OneVisionError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from onevision.bench.peers import TargetSetup
     from onevision.bench.result import Memory
-    from onevision.bench.scenarios import Scenario, ScenarioInputs
+    from onevision.bench.scenarios import Scenario
     from onevision.bench.target import TimedAnswer
     from onevision.bundle import Bundle
+    from onevision.runtime.messages import Message
 
 _STDOUT, _STDERR = 1, 2
 _PATIENCE = 5.0  # seconds to end after a terminate
@@ -64,21 +65,21 @@ class TargetProcess(Target):
             self.close()
             raise
 
-    def ask(self, scenario: Scenario, inputs: ScenarioInputs, _new_clock: object = None) -> TimedAnswer:
+    def ask(self, scenario: Scenario, messages: Sequence[Message], _new_clock: object = None) -> TimedAnswer:
         """See :meth:`Target.ask`; the clock is one of the process."""
-        answer: TimedAnswer = self._call("ask", scenario, inputs)
+        answer: TimedAnswer = self._call("ask", scenario, messages)
         return answer
 
     def ask_watched(
         self,
         scenario: Scenario,
-        inputs: ScenarioInputs,
+        messages: Sequence[Message],
         _now: object = None,
         gpu: Callable[[], int | None] | None = None,
     ) -> tuple[TimedAnswer, Memory]:
         """See :meth:`Target.ask_watched`; the process watches its own memory."""
         with MemoryWatch(gpu) as watch:
-            answer, memory = self._call("ask_watched", scenario, inputs)
+            answer, memory = self._call("ask_watched", scenario, messages)
         return answer, replace(memory, gpu_peak=watch.memory.gpu_peak)
 
     def close(self) -> None:

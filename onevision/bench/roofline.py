@@ -11,8 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 import numpy as np
 import psutil
 
-from onevision.bench.matmul import Arithmetic, MatmulSize, Place, llama_matmul, onnxruntime_matmul
+from onevision.bench.matmul import Arithmetic, MatmulSize, Place, Probe, llama_matmul, onnxruntime_matmul
 from onevision.bench.result import Rates
 from onevision.native.device import default_threads
 
@@ -56,15 +55,6 @@ _GAUGE_MATMULS, _GAUGE_BYTES = 3, 64 << 20
 Key = TypeVar("Key")
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A call to time: the bytes or operations of it, and its share of the time."""
-
-    call: Callable[[], object]
-    amount: float
-    share: int = 1
-
-
 def measure(
     *,
     place: Place = "cpu",
@@ -94,13 +84,12 @@ def measure(
             probes["memory", "read"] = read
         for engine in engines:
             for arithmetic in ARITHMETICS:
-                matmul = stack.enter_context(
-                    llama_matmul(arithmetic, size, threads=threads)
-                    if engine == "llama.cpp"
-                    else nullcontext(onnxruntime_matmul(arithmetic, size, threads=threads, place=place))
-                )
-                if matmul:
-                    probes[engine, arithmetic] = Probe(matmul.multiply, matmul.count * size.flops)
+                if engine == "llama.cpp":
+                    probe = stack.enter_context(llama_matmul(arithmetic, size, threads=threads))
+                else:
+                    probe = onnxruntime_matmul(arithmetic, size, threads=threads, place=place)
+                if probe:
+                    probes[engine, arithmetic] = probe
         rates = rates_of(probes, seconds)
     by_engine: dict[str, dict[str, float | None]] = {
         name: {kind: rates.get((name, kind)) for kind in ARITHMETICS} for name in engines
@@ -144,8 +133,8 @@ def reading(place: Place, threads: int, memory: int | None) -> Iterator[Probe | 
     """Memory read by all threads at once, a part each; on a GPU, by a matmul of one row."""
     if place == "cuda":
         matmul = onnxruntime_matmul("fp32", _CUDA_READ, threads=threads, place=place)
-        size = 4 * _CUDA_READ.inner * _CUDA_READ.columns
-        yield Probe(matmul.multiply, matmul.count * size, _READ_SHARE) if matmul else None
+        # Two operations per weight, which has four bytes.
+        yield matmul and Probe(matmul.call, 2 * matmul.amount, _READ_SHARE)
         return
     size = (memory or working_set(threads)) // threads // 8
     parts = [np.ones(size, np.int64) for _ in range(threads)]
@@ -169,7 +158,7 @@ def gauge(threads: int, now: Callable[[], float] = time.perf_counter) -> Iterato
         llama_matmul("fp32", matmul_size("cpu", threads), threads=threads) as matmul,
         reading("cpu", threads, _GAUGE_BYTES) as read,
     ):
-        calls = [matmul.multiply] * _GAUGE_MATMULS if matmul else []
+        calls = [matmul.call] * _GAUGE_MATMULS if matmul else []
         calls += [read.call] if read else []
 
         def work() -> float:

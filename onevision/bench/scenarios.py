@@ -17,12 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from onevision.errors import ImageError, UsageError, VideoError
 from onevision.eval.suite.draw import FONT_FOLDER
 from onevision.eval.suite.vocabulary import COLORS, SHAPES
+from onevision.runtime.messages import ImagePart, Message, VideoPart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from onevision.runtime.images import ImageSource
+    from onevision.runtime.messages import Part
 
 SHORT, LONG = 16, 128  # tokens of an answer
 LONG_SUFFIX = "-long"
@@ -31,14 +32,6 @@ SECOND_QUESTION = "Which part of it is the brightest?"
 
 _OCTAVES = (4, 16, 64, 256)  # blotches along the longer side
 _FRAME, _FRAMES, _RATE = (854, 480), 48, 24
-
-
-@dataclass(frozen=True)
-class ScenarioInputs:
-    """The images or the video of a question."""
-
-    images: tuple[ImageSource, ...] = ()
-    video: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,19 +46,21 @@ class Scenario:
     file: Path | None = None  # the user's
     again: bool = False  # time the second question about the same input
 
-    def inputs(self, folder: Path) -> ScenarioInputs:
-        """Generate the inputs, a video in ``folder``.
+    def messages(self, folder: Path) -> list[Message]:
+        """The question with its inputs, which are generated; a video in ``folder``.
 
         Raises:
             ImportError: A video is needed, and PyAV is missing.
         """
         if self.kind == "video":
             path = self.file or folder / "clip.mp4"
-            return ScenarioInputs(video=path if path.exists() else write_video(path))
-        if self.file:
-            return ScenarioInputs((self.file.read_bytes(),))
-        make = scan if self.kind == "scan" else photograph
-        return ScenarioInputs(tuple(make(size, seed) for seed, size in enumerate(self.sizes)))
+            visuals: list[Part] = [VideoPart(path if path.exists() else write_video(path))]
+        elif self.file:
+            visuals = [ImagePart(self.file.read_bytes())]
+        else:
+            make = scan if self.kind == "scan" else photograph
+            visuals = [ImagePart(make(size, seed)) for seed, size in enumerate(self.sizes)]
+        return [Message("user", (*visuals, QUESTION))]
 
 
 _INPUTS = (

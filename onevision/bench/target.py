@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import psutil
 
 from onevision.bench.result import Counts, Memory
-from onevision.bench.scenarios import QUESTION, SECOND_QUESTION, SHORT
+from onevision.bench.scenarios import SECOND_QUESTION, SHORT
 from onevision.runtime import generate
 from onevision.runtime.clock import STAGES, StageClock
-from onevision.runtime.messages import ImagePart, Message, Part, VideoPart
+from onevision.runtime.messages import Message
 from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from onevision.bench.scenarios import Scenario, ScenarioInputs
+    from onevision.bench.scenarios import Scenario
     from onevision.runtime.clock import Lap
     from onevision.runtime.engine import OneVision
 
@@ -54,13 +54,13 @@ class Target(ABC):
 
     @abstractmethod
     def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: NewClock = StageClock
+        self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """Answer once, greedily, with as many tokens as the scenario says.
 
         Args:
             scenario: The question.
-            inputs: Its images or video.
+            messages: Its messages, images or video included.
             new_clock: Called when the timed part starts.
 
         Raises:
@@ -70,13 +70,13 @@ class Target(ABC):
     def ask_watched(
         self,
         scenario: Scenario,
-        inputs: ScenarioInputs,
+        messages: Sequence[Message],
         now: Callable[[], float] = time.perf_counter,
         gpu: Callable[[], int | None] | None = None,
     ) -> tuple[TimedAnswer, Memory]:
         """:meth:`ask` while memory is sampled: of the target's process and, by ``gpu``, of the GPU."""
         with MemoryWatch(gpu) as watch:
-            answer = self.ask(scenario, inputs, lambda: watch.follow(StageClock(now)))
+            answer = self.ask(scenario, messages, lambda: watch.follow(StageClock(now)))
         return answer, watch.memory
 
 
@@ -87,30 +87,21 @@ class BundleTarget(Target):
         self._model, self.name = model, name
 
     def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: NewClock = StageClock
+        self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`."""
         options = AnswerOptions(max_tokens=scenario.answer, frames=scenario.frames, ignore_end=True)
-        messages = question(inputs)
         if scenario.again:
             first = self._model.run(
                 generate.answer(self._model.pipeline, messages, replace(options, max_tokens=SHORT))
             ).read()
-            messages += [Message("assistant", (first.text,)), Message("user", (SECOND_QUESTION,))]
+            messages = [*messages, Message("assistant", (first.text,)), Message("user", (SECOND_QUESTION,))]
         clock = new_clock()
         pieces = generate.answer(self._model.pipeline, messages, options, clock=clock)
         answer = self._model.run(pieces).read()
         usage, times = answer.usage, answer.timings
         counts = Counts(usage.prompt_tokens, usage.image_tokens, usage.completion_tokens, usage.tiles)
         return TimedAnswer(counts, answer.token_ids, tuple(clock.laps), times.ttft, times.total)
-
-
-def question(inputs: ScenarioInputs) -> list[Message]:
-    """The messages that every target is asked."""
-    visuals: list[Part] = [ImagePart(image) for image in inputs.images]
-    if inputs.video is not None:
-        visuals.append(VideoPart(inputs.video))
-    return [Message("user", (*visuals, QUESTION))]
 
 
 class MemoryWatch:

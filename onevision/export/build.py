@@ -99,7 +99,10 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         ExportError: A conversion failed, or the bundle differs from the reference.
     """
     check_target(target, force=options.force)
-    with Checkpoint.open(source.folder) as checkpoint, write_bundle(target, force=options.force) as folder:
+    with (
+        Checkpoint.open(source.folder, adapter=source.adapter) as checkpoint,
+        write_bundle(target, force=options.force) as folder,
+    ):
         name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
         backbone = _write_models(checkpoint, folder, options, name, progress)
         versions = writer_versions() | _write_golden(checkpoint, folder / GOLDEN, options, progress)
@@ -113,7 +116,10 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
             variant=options.variant,
             # The name of a local folder, without its path.
             source=SourceInfo(
-                source.repo or source.folder.resolve().name, source.revision, checkpoint.config.format
+                source.repo or source.folder.resolve().name,
+                source.revision,
+                checkpoint.config.format,
+                adapter=source.adapter.resolve().name if source.adapter else None,
             ),
             created_by=versions,
             vision=vision_info(checkpoint.config),
@@ -176,7 +182,7 @@ def _write_golden(
 ) -> dict[str, str]:
     """Write reference vectors, if they can be had; returns versions of the packages that computed them."""
     if not options.prove or missing("proof"):
-        if (shipped := checkpoint.folder / GOLDEN).is_file():
+        if (shipped := checkpoint.folder / GOLDEN).is_file() and not checkpoint.is_adapted:
             shutil.copyfile(shipped, path)
         return {}
     from onevision.export.reference import load_reference, reference_versions

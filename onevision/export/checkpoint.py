@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
+
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
+from onevision.export.adapter import Adapter, is_adapter
 from onevision.export.config import read_config
+from onevision.export.faults import folder_fault, tensor_hint
 from onevision.export.section import DAMAGED_HINT, Section, read_json, show
 from onevision.export.tensors import (
     EMBEDDING,
@@ -47,6 +51,8 @@ _LFS_POINTER = b"version https://git-lfs"
 _FOLDER_HINT = "name the folder that holds config.json and the weights"
 _LISTED = 8
 _ROWS_COMPARED = 4096
+_EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}  # bits of the exponent
+_AT_A_TIME = 1 << 20  # values: temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -71,20 +77,28 @@ class Checkpoint:
         names: Canonical names of all tensors, unused ones left out; ``lm_head.weight`` only when untied.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, stored: Mapping[str, _Stored]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        stored: Mapping[str, _Stored],
+        adapter: Adapter | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         self._stored = dict(stored)
+        self._adapter = adapter
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, *, adapter: Path | None = None) -> Checkpoint:
         """Read the config and the headers, and check every tensor for presence, shape and type.
 
         Args:
             folder: The checkpoint's folder.
+            adapter: Folder of an adapter that is merged into the tensors as they are read.
 
         Raises:
-            UnsupportedCheckpointError: Another architecture, pickles only, or quantised weights.
+            UnsupportedCheckpointError: Another architecture or adapter, pickles only, or quantized weights.
             CheckpointError: Files are missing or damaged, or the tensors are not what the config says.
         """
         try:
@@ -99,25 +113,41 @@ class Checkpoint:
             raise _damaged(folder, error) from error
         if is_empty:
             raise CheckpointError(f"{folder} is empty", hint=_FOLDER_HINT)
+        if not _has_weights(folder) and (fault := folder_fault(folder)):
+            raise UnsupportedCheckpointError(fault[0], hint=fault[1])
+        if adapter is None and is_adapter(folder):
+            raise CheckpointError(
+                f"{folder} has full weights and an adapter: which of them is meant is not clear",
+                hint=f"--adapter {folder} merges it; move the adapter away to export the weights as they are",
+            )
         config = read_config(folder)
         stored = _by_canonical_name(_read_headers(folder))
         _check(folder, config, stored)
         if config.text.tied and HEAD in stored:
             _check_same_head(stored[EMBEDDING], stored[HEAD])
         known = {**expected_tensors(config), **optional_tensors(config)}
-        return cls(folder, config, {name: stored[name] for name in known if name in stored})
+        found = {name: stored[name] for name in known if name in stored}
+        shapes = {name: tensor.shape for name, tensor in found.items()}
+        return cls(folder, config, found, Adapter(adapter, shapes) if adapter else None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Canonical names of all tensors."""
         return tuple(self._stored)
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is merged into the tensors."""
+        return self._adapter is not None
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._stored[name].shape
 
     def dtype(self, name: str) -> StoredType:
-        """Type in which a tensor is stored."""
+        """Type in which a tensor is stored; of a merged one, F32."""
+        if self._adapter and name in self._adapter.names:
+            return "F32"
         return cast("StoredType", self._stored[name].dtype)
 
     def bytes_of(self, prefix: str = "") -> int:
@@ -126,23 +156,31 @@ class Checkpoint:
         return sum(math.prod(self.shape(name)) * _BYTES[self.dtype(name)] for name in names)
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
-        """One tensor in its stored type: float32, float16 or ml_dtypes' bfloat16.
+        """One tensor in its stored type: float32, float16 or ml_dtypes' bfloat16. A merged one is float32.
 
         Args:
             name: A canonical name.
 
         Raises:
-            CheckpointError: The file has changed since it was opened.
+            CheckpointError: The file has changed since it was opened, or values are not finite.
         """
-        import ml_dtypes  # noqa: F401 (gives numpy bfloat16)
+        import ml_dtypes  # noqa: F401 (gives NumPy bfloat16)
         from safetensors import SafetensorError, safe_open
 
         stored = self._stored[name]
         try:
             with safe_open(stored.file, framework="np") as file:
-                return cast("npt.NDArray[Any]", file.get_tensor(stored.name))
+                values = cast("npt.NDArray[Any]", file.get_tensor(stored.name))
         except (OSError, SafetensorError) as error:
             raise _damaged(stored.file, error) from error
+        if not _is_finite(values):
+            raise CheckpointError(
+                f"{stored.file}: {stored.name} has values that are not finite",
+                hint="training diverged, or the file is damaged: take an earlier checkpoint",
+            )
+        if self._adapter and name in self._adapter.names:
+            return self._adapter.merge(name, values)
+        return values
 
     def close(self) -> None:
         """Forget the tensors; asking for one afterwards is a KeyError."""
@@ -153,6 +191,20 @@ class Checkpoint:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
+
+
+def _is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether no exponent has all bits set; on the bits, which is faster than on bfloat16."""
+    bits: type[np.unsignedinteger[Any]] = np.uint32 if values.itemsize == 4 else np.uint16
+    mask = bits(_EXPONENTS[values.dtype.name])
+    flat = values.reshape(-1).view(bits)
+    return not any(
+        ((flat[start : start + _AT_A_TIME] & mask) == mask).any() for start in range(0, len(flat), _AT_A_TIME)
+    )
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -255,15 +307,18 @@ def _check(folder: Path, config: ModelConfig, stored: Mapping[str, _Stored]) -> 
     extra = [
         found.name for name, found in stored.items() if name not in shapes and not is_unused(name, config)
     ]
-    misshapen = [
-        f"{name} is {list(stored[name].shape)} and should be {list(shape)}"
+    misshapen = {
+        name: (stored[name].shape, shape)
         for name, shape in shapes.items()
         if name in stored and stored[name].shape != shape
+    }
+    wrong = [
+        f"{name} is {list(is_)} and should be {list(should)}" for name, (is_, should) in misshapen.items()
     ]
-    faults = {"missing": missing, "unexpected": extra, "of the wrong shape": misshapen}
+    faults = {"missing": missing, "unexpected": extra, "of the wrong shape": wrong}
     if any(faults.values()):
         told = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-        hint = "weights and config.json are of different checkpoints, or a part was left out"
+        hint = tensor_hint(missing, extra, misshapen)
         raise CheckpointError(f"{folder} has not the tensors that config.json asks for: {told}", hint=hint)
     by_type: dict[str, list[str]] = defaultdict(list)
     for name in shapes:
@@ -281,7 +336,6 @@ def _check_same_head(embedding: _Stored, head: _Stored) -> None:
     Both are read once, some rows at a time; the published tied files do not store it.
     """
     import ml_dtypes  # noqa: F401 (gives numpy bfloat16)
-    import numpy as np
     from safetensors import safe_open
 
     with safe_open(embedding.file, framework="np") as one, safe_open(head.file, framework="np") as other:

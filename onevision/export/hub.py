@@ -81,6 +81,7 @@ class FetchedCheckpoint:
     folder: Path
     repo: str | None
     revision: str | None
+    adapter: Path | None = None  # folder of an adapter to merge
 
 
 def resolve(

@@ -1,15 +1,18 @@
-"""What the tensors of a checkpoint are called and how they are shaped.
+"""Names and shapes of a checkpoint's tensors.
 
-Four naming schemes are about: lmms-lab's files, llava-hf's files (what transformers 4 saves), and the names
-in memory of transformers 4.52 to 4.57 and of 5. Those of 4.52 are the canonical ones here.
+Checkpoints come in several naming schemes: files of llava-hf (which transformers 4 writes), files of
+transformers 5, files of lmms-lab, and the names in memory of transformers 4.52 to 4.57 and of 5. Those of
+4.52 are the canonical ones.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from onevision.models.shapes import ModelConfig, TextConfig, VisionConfig
+
+Naming = Literal["hf", "hf-4.52", "hf-5", "lmms-lab"]
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -19,31 +22,46 @@ _VISION = "model.vision_tower.vision_model."
 _PROJECTOR = "model.multi_modal_projector."
 _NEWLINE = "model.image_newline"
 
-# The first prefix that fits is replaced. A scheme's longer prefixes stand before the shorter of another.
-_PREFIXES = (
-    ("model.vision_tower.vision_tower.vision_model.", _VISION),  # lmms-lab
-    ("model.vision_tower.vision_model.", _VISION),  # transformers 4.52
-    ("model.vision_tower.", _VISION),  # transformers 5
-    ("vision_tower.vision_model.", _VISION),  # llava-hf
-    ("vision_tower.", _VISION),  # files of transformers 5
-    ("model.mm_projector.0.", f"{_PROJECTOR}linear_1."),  # lmms-lab: a Sequential of Linear, GELU, Linear
-    ("model.mm_projector.2.", f"{_PROJECTOR}linear_2."),
-    ("multi_modal_projector.", _PROJECTOR),  # llava-hf
-    ("image_newline", _NEWLINE),
-    ("language_model.model.", TEXT_PREFIX),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.embed_tokens.", f"{TEXT_PREFIX}embed_tokens."),  # lmms-lab
-    ("model.layers.", f"{TEXT_PREFIX}layers."),
-    ("model.norm.", f"{TEXT_PREFIX}norm."),
+#: Canonical prefixes, and the prefixes in files of ``hf``, ``hf-5`` and ``lmms-lab``.
+_PREFIXES = {
+    TEXT_PREFIX: ("language_model.model.", "language_model.model.", "model."),
+    "lm_head.": ("language_model.lm_head.", "language_model.lm_head.", "lm_head."),
+    _VISION: ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+    f"{_PROJECTOR}linear_1.": (*["multi_modal_projector.linear_1."] * 2, "model.mm_projector.0."),
+    f"{_PROJECTOR}linear_2.": (*["multi_modal_projector.linear_2."] * 2, "model.mm_projector.2."),
+    _NEWLINE: ("image_newline", "image_newline", _NEWLINE),
+}
+_IN_MEMORY_OF_5 = ("model.vision_tower.", _VISION)
+
+#: Prefixes and what replaces them, the longest first.
+_CANONICAL = sorted(
+    [
+        _IN_MEMORY_OF_5,
+        *((stored, name) for name, others in _PREFIXES.items() for stored in dict.fromkeys((name, *others))),
+    ],
+    key=lambda pair: -len(pair[0]),
 )
 
 
 def canonical_name(stored: str) -> str:
-    """The name of transformers 4.52 for a name of any of the four schemes; unknown names stay as they are."""
-    for prefix, canonical in _PREFIXES:
+    """The canonical name of a tensor in any of the naming schemes; an unknown name gives no known one."""
+    for prefix, canonical in _CANONICAL:
         if stored.startswith(prefix):
             return canonical + stored[len(prefix) :]
     return stored
+
+
+def stored_name(name: str, naming: Naming) -> str:
+    """The name of a tensor in the files of a naming scheme.
+
+    Args:
+        name: A canonical name.
+        naming: The scheme.
+    """
+    if naming == "hf-4.52":
+        return name
+    prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+    return _PREFIXES[prefix][("hf", "hf-5", "lmms-lab").index(naming)] + name.removeprefix(prefix)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -75,15 +93,15 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def optional_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Tensors that published files have and the model does not use: the norm after the last layer."""
+    """Tensors of published files that the model does not use: the norm after the last layer."""
     return _norm(f"{_VISION}post_layernorm", config.vision.hidden_size)
 
 
 def is_unused(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor that is neither expected nor optional is known to be harmless.
+    """Whether a tensor that is neither expected nor optional can be ignored.
 
-    These are the pooling head of the tower, the last layer that lmms-lab leaves out of it, and buffers that
-    old versions of transformers saved.
+    That is: the tower's pooling head, its last layer in lmms-lab checkpoints, and buffers that old versions
+    of transformers saved.
 
     Args:
         name: A canonical name.

@@ -82,7 +82,7 @@ def examine() -> Health:
         "memory_bytes": {"total": memory.total, "available": memory.available},
         "onnxruntime": _onnxruntime(),
         "llama_cpp": _llama_cpp(),
-        "packages": {name: _version(name) for name in ("numpy", "pillow", "av", "torch", "transformers")},
+        "packages": {name: _version(name) for name in _PACKAGES},
     }
     return Health(facts, tuple(_advice(facts)))
 
@@ -95,6 +95,9 @@ def _onnxruntime() -> dict[str, Any]:
         return {"version": None, "providers": [], "error": str(error)}
     return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
 
+
+#: Packages whose versions matter, ours and the peers of ``onevision bench``.
+_PACKAGES = ("numpy", "pillow", "av", "torch", "transformers", "openvino", "nncf")
 
 #: Run in a child: a build for another processor ends its process with an illegal instruction.
 _ASK_LLAMA = """

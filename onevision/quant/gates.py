@@ -7,15 +7,17 @@ reasons if they do not pass. Formulas only; :mod:`onevision.quant.measure` runs 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from operator import ge, le
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onevision.eval.compare import compare
 from onevision.eval.intervals import sign_test
+from onevision.metrics import cosine, relative_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -23,8 +25,19 @@ if TYPE_CHECKING:
 
     Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # candidate's, reference's
 
-_TINY = 1e-300  # avoids a division by zero
 _ROUNDING = 1e-9
+
+#: Field of a figure and of its threshold, the comparison that passes, and the reason if it does not.
+Check = tuple[str, "Callable[[float, float], bool]", str]
+_FEATURES: tuple[Check, ...] = (
+    ("cosine", ge, "image features: cosine {:.4f} of the worst tile, below {}"),
+    ("relative_error", le, "image features: relative error {:.3g} of the worst tile, above {}"),
+)
+_TOKENS: tuple[Check, ...] = (
+    ("mean_kl", le, "mean KL divergence {:.3g}, above {}"),
+    ("p99_kl", le, "99th percentile of the KL divergence {:.3g}, above {}"),
+    ("top1", ge, "top-1 agreement {:.2%}, below {:.0%}"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,12 +138,10 @@ def compare_features(
     """Compare image features, both [T, P, H], tile by tile; the worst tile counts."""
     cosines, errors = [], []
     for ours, theirs in zip(candidate, reference, strict=True):
-        a, b = ours.ravel().astype(np.float64), theirs.ravel().astype(np.float64)
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
             return FeatureQuality(len(candidate), None, None, constant=False)
-        norm = float(np.linalg.norm(b))
-        errors.append(float(np.linalg.norm(a - b)) / max(norm, _TINY))
-        cosines.append(float(a @ b) / max(float(np.linalg.norm(a)) * norm, _TINY))
+        cosines.append(cosine(ours, theirs))
+        errors.append(relative_error(ours, theirs))
     constant = _is_constant(candidate) and not _is_constant(reference)
     return FeatureQuality(len(candidate), min(cosines), max(errors), constant)
 
@@ -206,39 +217,29 @@ def judge(
     answers: AnswerQuality | None = None,
 ) -> GateResult:
     """Compare figures with the thresholds; arguments as in :class:`GateResult`."""
-    reasons = (
-        *(_feature_reasons(thresholds, features) if features else ()),
-        *(_token_reasons(thresholds, tokens) if tokens else ()),
-        *(_answer_reasons(thresholds, answers) if answers else ()),
-    )
-    return GateResult(reference, features, tokens, answers, reasons)
+    reasons: list[str] = []
+    if features:
+        if features.constant:
+            reasons.append("image features are the same for every image")
+        reasons += _missed(thresholds, features, _FEATURES, "image features")
+    if tokens:
+        reasons += _missed(thresholds, tokens, _TOKENS, "logits")
+    if answers:
+        reasons += _answer_reasons(thresholds, answers)
+    return GateResult(reference, features, tokens, answers, tuple(reasons))
 
 
-def _feature_reasons(limits: Thresholds, found: FeatureQuality) -> Iterator[str]:
-    if found.cosine is None or found.relative_error is None:
-        yield "image features are not finite"
-        return
-    if found.constant:
-        yield "image features are the same for every image"
-    if found.cosine < limits.cosine:
-        yield f"image features: cosine {found.cosine:.4f} of the worst tile, below {limits.cosine}"
-    if found.relative_error > limits.relative_error:
-        yield (
-            f"image features: relative error {found.relative_error:.3g} of the worst tile, "
-            f"above {limits.relative_error}"
-        )
-
-
-def _token_reasons(limits: Thresholds, found: TokenQuality) -> Iterator[str]:
-    if found.mean_kl is None or found.p99_kl is None or found.top1 is None:
-        yield "logits are not finite"
-        return
-    if found.mean_kl > limits.mean_kl:
-        yield f"mean KL divergence {found.mean_kl:.3g}, above {limits.mean_kl}"
-    if found.p99_kl > limits.p99_kl:
-        yield f"99th percentile of the KL divergence {found.p99_kl:.3g}, above {limits.p99_kl}"
-    if found.top1 < limits.top1:
-        yield f"top-1 agreement {found.top1:.2%}, below {limits.top1:.0%}"
+def _missed(
+    limits: Thresholds, figures: FeatureQuality | TokenQuality, checks: tuple[Check, ...], name: str
+) -> Iterator[str]:
+    """The figures that miss their thresholds."""
+    for field, passes, text in checks:
+        value, limit = getattr(figures, field), getattr(limits, field)
+        if value is None:
+            yield f"{name} are not finite"
+            return
+        if not passes(value, limit):
+            yield text.format(value, limit)
 
 
 def _answer_reasons(limits: Thresholds, found: AnswerQuality) -> Iterator[str]:

@@ -108,11 +108,22 @@ def record_reference(
     if not followed:
         raise UsageError("there are no questions to measure quality with")
     count = _counter(advance, len(followed) + len(scored))
-    manifest = model.bundle.manifest
+    manifest, answers, kept = model.bundle.manifest, [], 0
     positions = min(MAX_POSITIONS + MAX_TOKENS, MAX_TOKENS * len(followed))
     with disk_space(folder, 4 * positions * manifest.backbone.vocab_size):
-        answers = _record(model, followed, folder, count)
-    return GateReference(manifest, answers, scored, _ask(model, scored, count), folder)
+        for number, sample in enumerate(followed):
+            features, logits, tokens = _trace(model, sample)
+            if not np.isfinite(logits).all():
+                raise GenerationError(
+                    "the reference's logits are not finite", hint="check it with `onevision verify`"
+                )
+            np.savez(_file(folder, number), features=features, logits=logits)
+            answers.append(ReferenceAnswer(sample, tokens, len(logits)))
+            count()
+            kept += len(logits)
+            if kept >= MAX_POSITIONS:
+                break
+    return GateReference(manifest, tuple(answers), scored, _ask(model, scored, count), folder)
 
 
 def measure(
@@ -161,25 +172,6 @@ def prepare(model: OneVision, sample: Sample) -> PreparedPrompt:
     frames = len(sample.video) if isinstance(sample.video, np.ndarray) else None
     messages = conversation_of(sample.prompt, sample.images, sample.video, None)
     return model.pipeline.prepare(messages, AnswerOptions(frames=frames))
-
-
-def _record(
-    model: OneVision, samples: Sequence[Sample], folder: Path, count: Callable[[], None]
-) -> tuple[ReferenceAnswer, ...]:
-    """Answer samples greedily; write image features and logits to ``folder``."""
-    answers: list[ReferenceAnswer] = []
-    for number, sample in enumerate(samples):
-        features, logits, tokens = _trace(model, sample)
-        if not np.isfinite(logits).all():
-            raise GenerationError(
-                "the reference's logits are not finite", hint="check it with `onevision verify`"
-            )
-        np.savez(_file(folder, number), features=features, logits=logits)
-        answers.append(ReferenceAnswer(sample, tokens, len(logits)))
-        count()
-        if sum(answer.positions for answer in answers) >= MAX_POSITIONS:
-            break
-    return tuple(answers)
 
 
 def _follow(

@@ -156,7 +156,7 @@ def export_quantized(
     Raises:
         OneVisionError: See :func:`quantize` and :func:`onevision.export.build.export`.
     """
-    with Checkpoint.open(checkpoint.folder) as opened:
+    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter) as opened:
         own = own_type(opened)
     floats = replace(
         options,

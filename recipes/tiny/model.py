@@ -15,7 +15,7 @@ from onevision.runtime.anyres import AnyRes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from onevision.export.synth_vocab import Vocabulary
+    from onevision.export.synth.vocabulary import SynthVocabulary
 
 TILE, PATCH, GRID = 70, 14, 4  # pixels a tile, pixels a patch, most tiles a side
 SIDE = TILE // PATCH  # patches a side of a tile
@@ -28,7 +28,7 @@ PINPOINTS = tuple((TILE * rows, TILE * cols) for rows in range(1, GRID + 1) for 
 SPEC = AnyRes(TILE, SIDE, PINPOINTS, max_tiles=9)
 
 
-def build_model(vocabulary: Vocabulary, seed: int, *, attention: str = "eager") -> Any:  # noqa: ANN401
+def build_model(vocabulary: SynthVocabulary, seed: int, *, attention: str = "eager") -> Any:  # noqa: ANN401
     """A model with random weights, in float32.
 
     On CPUs ``eager`` attention is a sixth faster in training than the fused ``sdpa``, whose backward pass is
@@ -84,12 +84,12 @@ def build_model(vocabulary: Vocabulary, seed: int, *, attention: str = "eager") 
     return model
 
 
-def embedding_rows(vocabulary: Vocabulary) -> int:
+def embedding_rows(vocabulary: SynthVocabulary) -> int:
     """Tokens, rounded up to a multiple of 64 as the published checkpoints have it."""
     return -(-(len(vocabulary.tokens) + len(vocabulary.specials)) // 64) * 64
 
 
-def export_checkpoint(model: Any, vocabulary: Vocabulary, folder: Path) -> Path:  # noqa: ANN401
+def export_checkpoint(model: Any, vocabulary: SynthVocabulary, folder: Path) -> Path:  # noqa: ANN401
     """Write a checkpoint as the ``llava-hf`` repositories have it, weights in bfloat16.
 
     Args:
@@ -105,14 +105,14 @@ def export_checkpoint(model: Any, vocabulary: Vocabulary, folder: Path) -> Path:
         LlavaOnevisionImageProcessor,
     )
 
-    from onevision.export.synth_vocab import write_json
+    from onevision.export.synth.files import write_json
     from onevision.models.shapes import MEAN, STD
 
     folder.mkdir(parents=True, exist_ok=True)
     copy = build_model(vocabulary, seed=0).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     copy.save_pretrained(folder)
-    vocabulary.write(folder, context_length=CONTEXT_LENGTH)
+    vocabulary.write(folder)
     processor: Any = LlavaOnevisionImageProcessor(
         size={"height": TILE, "width": TILE},
         image_grid_pinpoints=[list(pair) for pair in PINPOINTS],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onevision.eval.suite import FAMILIES, build_scene
 from onevision.eval.suite.sample import FORMS, INSTRUCTIONS, LETTERS
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
-from onevision.export.synth_vocab import Vocabulary
+from onevision.export.synth.vocabulary import SynthVocabulary
 from onevision.export.tokenizer import END_OF_TEXT, IM_END, IM_START, PRE_TOKENIZER
 from onevision.runtime.prompt import DEFAULT_SYSTEM
 from recipes.tiny.data import CAPTION_PROMPT
@@ -28,7 +28,7 @@ MOST_TOKENS = 1024
 SCENES_EACH = 200
 
 
-def train_tokenizer() -> Vocabulary:
+def train_tokenizer() -> SynthVocabulary:
     """Learn the vocabulary."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -51,20 +51,20 @@ def train_tokenizer() -> Vocabulary:
     return _vocabulary(model)
 
 
-def read_vocabulary(checkpoint: Path) -> Vocabulary:
+def read_vocabulary(checkpoint: Path) -> SynthVocabulary:
     """The vocabulary of an exported checkpoint: trained elsewhere, ties may have fallen in another order."""
     model = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     return _vocabulary(model)
 
 
-def _vocabulary(model: dict[str, Any]) -> Vocabulary:
+def _vocabulary(model: dict[str, Any]) -> SynthVocabulary:
     """Of the ``model`` in a ``tokenizer.json``, whose merges are pairs, or texts in older files."""
     merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     tokens = tuple(sorted(model["vocab"], key=model["vocab"].__getitem__))
-    return Vocabulary(tokens, tuple((left, right) for left, right in merges), SPECIALS)
+    return SynthVocabulary(tokens, tuple((left, right) for left, right in merges), SPECIALS)
 
 
-def load_tokenizer(vocabulary: Vocabulary) -> Any:  # noqa: ANN401
+def load_tokenizer(vocabulary: SynthVocabulary) -> Any:  # noqa: ANN401
     """The vocabulary as a ``tokenizers.Tokenizer``."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -72,11 +72,11 @@ def load_tokenizer(vocabulary: Vocabulary) -> Any:  # noqa: ANN401
     from tokenizers import Tokenizer
 
     with TemporaryDirectory() as folder:
-        vocabulary.write(Path(folder), context_length=1)
+        vocabulary.write(Path(folder))
         return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
 
 
-def label_tokens(vocabulary: Vocabulary) -> list[tuple[int, int]]:
+def label_tokens(vocabulary: SynthVocabulary) -> list[tuple[int, int]]:
     """The tokens of each of stage 0's labels: with a space before it, if that is one token, and without."""
     tokenizer = load_tokenizer(vocabulary)
     pairs = []

@@ -119,7 +119,7 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self._schedule, self._seed, self._stages = out, schedule, seed, stages
         self.vocabulary = train_tokenizer() if start is None else read_vocabulary(start)
-        self.vocabulary.write(out, context_length=1)
+        self.vocabulary.write(out)
         on_gpu = device != "cpu"
         self.model = build_model(self.vocabulary, seed, attention="sdpa" if on_gpu else "eager")
         if start is not None:

@@ -78,24 +78,24 @@ def test_numbers_repeat_and_fill_their_types():
 
 def test_onnxruntime_multiplies_what_it_can():
     for precision in ("fp32", "fp16", "int8"):
-        product = onnxruntime_matmul(precision, SIZE, threads=1)
-        assert product is not None
-        assert product.count == 1
+        probe = onnxruntime_matmul(precision, SIZE, threads=1)
+        assert probe is not None
+        assert probe.amount == SIZE.flops
         for _ in range(3):
-            product.multiply()
+            probe.call()
     # Of bfloat16, a CPU has no kernel everywhere: None then, and no exception.
-    product = onnxruntime_matmul("bf16", SIZE, threads=1)
-    assert product is None or product.multiply
+    probe = onnxruntime_matmul("bf16", SIZE, threads=1)
+    assert probe is None or probe.call
 
 
 def test_a_gpu_is_given_several_products_at_once(monkeypatch: pytest.MonkeyPatch):
     """With the CPU's provider in the place of CUDA's."""
     monkeypatch.setitem(matmul._NAMES, "cuda", matmul._NAMES["cpu"])
     for precision in ("fp32", "fp16", "int8"):
-        product = onnxruntime_matmul(precision, SIZE, threads=1, place="cuda")
-        assert product is not None
-        assert product.count > 1
-        product.multiply()
+        probe = onnxruntime_matmul(precision, SIZE, threads=1, place="cuda")
+        assert probe is not None
+        assert probe.amount > SIZE.flops
+        probe.call()
 
 
 def test_without_cuda_the_device_is_missing():
@@ -128,10 +128,10 @@ def test_llama_multiplies(precision: str, monkeypatch: pytest.MonkeyPatch):
         pytest.skip("this build of llama.cpp does not export ggml's functions")
     nodes = []
     monkeypatch.setattr(ggml, "ggml_mul_mat", spy(ggml.ggml_mul_mat, nodes))
-    with llama_matmul(precision, SIZE, threads=1) as product:
-        assert product is not None
+    with llama_matmul(precision, SIZE, threads=1) as probe:
+        assert probe is not None
         for _ in range(50):  # more than a context would have room for, if calls left anything in it
-            product.multiply()
+            probe.call()
         address = ggml.ggml_get_data(nodes[0])
         result = np.frombuffer(ctypes.string_at(address, 4 * 15), np.float32).reshape(3, 5)
     factor = random_matrix(3, 64, matmul.FLOAT).astype(np.float64)
@@ -148,5 +148,5 @@ def spy(function: Any, results: list[Any]) -> Any:
 
 def test_a_library_that_cannot_be_called_is_no_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(matmul, "library", lambda: SimpleNamespace(ggml_init=None))
-    with llama_matmul("fp32", SIZE, threads=1) as product:
-        assert product is None
+    with llama_matmul("fp32", SIZE, threads=1) as probe:
+        assert probe is None

@@ -11,7 +11,7 @@ from onevision.bench.compare import compare
 from onevision.bench.method import Method, Trial, run_rounds
 from onevision.bench.report import drifted, unaccounted
 from onevision.bench.result import Counts
-from onevision.bench.scenarios import LONG, QUICK, SCENARIOS, SHORT, Scenario, ScenarioInputs, choose
+from onevision.bench.scenarios import LONG, QUICK, SCENARIOS, SHORT, Scenario, choose
 from onevision.bench.target import MemoryWatch, Target, TimedAnswer
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.clock import Lap, StageClock
@@ -41,7 +41,7 @@ class Fake(Target):
         self._random = np.random.default_rng(seed)
 
     def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock
+        self, scenario: Scenario, messages: object, new_clock: Callable[[], StageClock] = StageClock
     ) -> TimedAnswer:
         if scenario.name == "impossible":
             raise PromptError("the context cannot hold it")
@@ -63,7 +63,7 @@ class Session:
     def __init__(
         self, fake: Fake, clock: Clock, *names: str, runs: int = 5, seconds: float | None = None
     ) -> None:
-        self._trials = [Trial(Scenario(name), fake, ScenarioInputs()) for name in names]
+        self._trials = [Trial(Scenario(name), fake, []) for name in names]
         self._method = Method(runs, seconds, now=clock, joules=lambda: None)
 
     def run(self) -> None:

@@ -142,8 +142,8 @@ def test_transformers_reads_the_same_prompt_and_says_the_same(
     ours: BundleTarget, reference: TransformersTarget, scenario: Scenario, tmp_path: Path
 ):
     """The bundle is exact, so that any difference is in what was asked."""
-    inputs = scenario.inputs(tmp_path)
-    mine, theirs = (subject.ask(scenario, inputs, StageClock) for subject in (ours, reference))
+    messages = scenario.messages(tmp_path)
+    mine, theirs = (subject.ask(scenario, messages, StageClock) for subject in (ours, reference))
     assert theirs.counts == mine.counts
     assert theirs.token_ids == mine.token_ids
     assert len(theirs.token_ids) == scenario.answer
@@ -159,16 +159,16 @@ def test_transformers_reads_the_same_prompt_and_says_the_same(
 def test_its_answer_does_not_end_before_ours(
     reference: TransformersTarget, bundle: Bundle, setup: TargetSetup, toy_checkpoint: Path, tmp_path: Path
 ):
-    said = reference.ask(SHORT, SHORT.inputs(tmp_path), StageClock).token_ids
+    said = reference.ask(SHORT, SHORT.messages(tmp_path), StageClock).token_ids
     copy = shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": said[0]}), encoding="utf-8")
     hasty = TransformersTarget("transformers-fp32", bundle, replace(setup, checkpoint=copy))
-    assert hasty.ask(SHORT, SHORT.inputs(tmp_path), StageClock).token_ids == said
+    assert hasty.ask(SHORT, SHORT.messages(tmp_path), StageClock).token_ids == said
 
 
 def test_what_transformers_is_not_asked(reference: TransformersTarget, tmp_path: Path):
     with pytest.raises(UsageError, match="second question"):
-        reference.ask(replace(SHORT, again=True), SHORT.inputs(tmp_path), StageClock)
+        reference.ask(replace(SHORT, again=True), SHORT.messages(tmp_path), StageClock)
 
 
 def test_another_checkpoint_is_refused(bundle: Bundle, setup: TargetSetup, untied_checkpoint: Path):
@@ -199,9 +199,9 @@ def test_openvino_encodes_the_same_tiles(
 ):
     from onevision.bench.peers.openvino import OpenVinoTarget
 
-    inputs = SHORT.inputs(tmp_path)
-    mine = ours.ask(SHORT, inputs, StageClock)
-    theirs = OpenVinoTarget("openvino", bundle, setup).ask(SHORT, inputs, StageClock)
+    messages = SHORT.messages(tmp_path)
+    mine = ours.ask(SHORT, messages, StageClock)
+    theirs = OpenVinoTarget("openvino", bundle, setup).ask(SHORT, messages, StageClock)
     assert theirs.counts == replace(mine.counts, completion_tokens=0)
     assert theirs.ttft is None
     mine_laps, their_laps = ([lap for lap in asked.laps if lap.stage == "encode"] for asked in (mine, theirs))
@@ -212,14 +212,14 @@ def test_openvino_encodes_the_same_tiles(
 
 
 def test_a_peer_answers_from_its_own_process(setup: TargetSetup, ours: BundleTarget, tmp_path: Path):
-    inputs = SHORT.inputs(tmp_path)
+    messages = SHORT.messages(tmp_path)
     with closing(TargetProcess("llama", setup)) as peer:
-        asked = peer.ask(SHORT, inputs, StageClock)
-        mine = ours.ask(SHORT, inputs, StageClock)
+        asked = peer.ask(SHORT, messages, StageClock)
+        mine = ours.ask(SHORT, messages, StageClock)
         assert (asked.counts, asked.token_ids) == (mine.counts, mine.token_ids)
         assert {lap.stage for lap in asked.laps} == {lap.stage for lap in mine.laps}
         large = replace(SHORT, sizes=((1920, 1080),), answer=64)
-        again, memory = peer.ask_watched(large, large.inputs(tmp_path))
+        again, memory = peer.ask_watched(large, large.messages(tmp_path))
         assert len(again.token_ids) == large.answer
         assert memory.peak > 1 << 20
         assert memory.stages, "sampled in that process"
@@ -227,8 +227,8 @@ def test_a_peer_answers_from_its_own_process(setup: TargetSetup, ours: BundleTar
         # A question that it cannot be asked is an error, and the next one is answered.
         too_long = replace(SHORT, answer=0)
         with pytest.raises(UsageError, match="max-tokens"):
-            peer.ask(too_long, inputs, StageClock)
-        assert peer.ask(SHORT, inputs, StageClock).token_ids == mine.token_ids
+            peer.ask(too_long, messages, StageClock)
+        assert peer.ask(SHORT, messages, StageClock).token_ids == mine.token_ids
     assert not child.is_running()
 
 

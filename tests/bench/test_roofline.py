@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from onevision.bench import matmul, roofline
-from onevision.bench.matmul import MatmulSize
+from onevision.bench.matmul import MatmulSize, Probe
 from onevision.bench.result import Counts, Rates
 from onevision.bench.roofline import (
     ARITHMETICS,
     TURNS,
-    Probe,
     last_level_cache,
     matmul_size,
     measure,

@@ -74,6 +74,15 @@ def test_a_wrong_example_is_found():
 
 
 @each_page
+def test_a_file_of_the_repository_that_is_named_exists(page: Path):
+    named = re.findall(
+        r"(?<![\w/.])(?:benchmarks|docs|recipes|scripts|tests)/[\w/.-]*\w", page.read_text(encoding="utf-8")
+    )
+    missing = {name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()}
+    assert not missing
+
+
+@each_page
 def test_an_example_in_python_is_python(page: Path):
     for block in blocks(page, "python"):
         ast.parse(block)

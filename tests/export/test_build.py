@@ -118,7 +118,12 @@ def test_the_manifest_describes_the_checkpoint(tmp_path: Path):
         None,
         None,
     )
-    assert vars(manifest.source) == {"repo": "my-finetune", "revision": None, "format": "lmms-lab"}
+    assert vars(manifest.source) == {
+        "repo": "my-finetune",
+        "revision": None,
+        "format": "lmms-lab",
+        "adapter": None,
+    }
     assert vars(manifest.vision) == {
         "image_size": 70,
         "patch_size": 14,
@@ -164,7 +169,12 @@ def test_precisions_are_in_the_manifest_and_on_the_card(
     precisions = {name: info.precision for name, info in manifest.files.items() if info.precision}
     assert precisions == {VISION: vision, VISION_DATA: vision, BACKBONE: backbone}
     assert (manifest.name, manifest.size, manifest.variant) == ("mine", "0.5b", "si")
-    assert vars(manifest.source) == {"repo": "someone/fine-tune", "revision": "a" * 40, "format": "hf"}
+    assert vars(manifest.source) == {
+        "repo": "someone/fine-tune",
+        "revision": "a" * 40,
+        "format": "hf",
+        "adapter": None,
+    }
     assert manifest.backbone.bits_per_weight == done.backbone.bits_per_weight
     assert done.report.passed
     assert done.backbone.summary in progress.notes

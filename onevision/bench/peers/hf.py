@@ -5,30 +5,32 @@ The prompt is ours as text, so that both read the same tokens. Hooks on the mode
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from onevision.bench.result import Counts
-from onevision.bench.target import Target, TimedAnswer, question
+from onevision.bench.target import Target, TimedAnswer
 from onevision.bundle import NEWLINE
 from onevision.errors import CheckpointError, DeviceError, UsageError
 from onevision.runtime.clock import StageClock
 from onevision.runtime.images import read_image
-from onevision.runtime.messages import ImagePart
+from onevision.runtime.messages import ImagePart, VideoPart
 from onevision.runtime.prompt import Control, Visual, render
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from onevision.bench.peers import TargetSetup
-    from onevision.bench.scenarios import Scenario, ScenarioInputs
+    from onevision.bench.scenarios import Scenario
+    from onevision.bench.target import NewClock
     from onevision.bundle import Bundle
     from onevision.models.shapes import ModelConfig
     from onevision.runtime.clock import Stage
+    from onevision.runtime.messages import Message
     from onevision.runtime.options import Template
     from onevision.runtime.prompt import Segment
 
@@ -87,12 +89,16 @@ class TransformersTarget(Target):
             raise CheckpointError(f"{folder} is not the checkpoint that the bundle was made from")
         # The end of the sequence is a token like any other, so that the answer is as long as ours.
         model.generation_config.eos_token_id = None
+        self._visual_ids = [config.image_token_id, config.video_token_id]
+        model.generation_config.suppress_tokens = self._visual_ids  # the runtime never samples them either
         self._model: Any = model.eval().to(self._device)
         self._processor = _processor(folder, config)
-        self._visual_ids = [config.image_token_id, config.video_token_id]
 
     def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock
+        self,
+        scenario: Scenario,
+        messages: Sequence[Message],
+        new_clock: NewClock = StageClock,
     ) -> TimedAnswer:
         """See :meth:`Target.ask`."""
         import torch
@@ -100,17 +106,16 @@ class TransformersTarget(Target):
         if scenario.again:
             raise UsageError("a second question contains the first answer, which differs between engines")
         prompt = self._manifest.prompt
-        segments = render(question(inputs), cast("Template", prompt.template), prompt.system)
+        segments = render(messages, cast("Template", prompt.template), prompt.system)
         text, clock = "".join(map(_as_text, segments)), new_clock()
         if self._device == "cuda":
             clock.synchronize = torch.cuda.synchronize
-        stages = _Stages(clock)
-        with stages:
+        with closing(_Stages(clock)) as stages:
             stages.enter("read")
-            media = self._media(scenario, inputs)
+            media = self._media(scenario, messages)
             stages.enter("preprocess")
             batch = self._processor(text=text, return_tensors="pt", **media).to(self._device, self._dtype)
-            stages.leave()
+            stages.close()
             with torch.inference_mode(), _hooks(self._model.model, stages) as tiles:
                 options = {"max_new_tokens": scenario.answer, "do_sample": False, "streamer": stages}
                 self._model.generate(**batch, **options)
@@ -119,12 +124,13 @@ class TransformersTarget(Target):
         counts = Counts(len(ids), visual, len(stages.ids), sum(tiles))
         return TimedAnswer(counts, tuple(stages.ids), tuple(clock.laps), stages.ttft, clock.elapsed())
 
-    def _media(self, scenario: Scenario, inputs: ScenarioInputs) -> dict[str, Any]:
+    def _media(self, scenario: Scenario, messages: Sequence[Message]) -> dict[str, Any]:
         """Images and frames as the processor takes them; one nested list is one prompt."""
-        if inputs.video is not None:
-            frames = scenario.frames or self._manifest.video.frames
-            return {"videos": [read_video(inputs.video, frames=frames, prepare=np.asarray).tiles]}
-        return {"images": [[read_image(image) for image in inputs.images]]} if inputs.images else {}
+        parts, frames = messages[0].content, scenario.frames or self._manifest.video.frames
+        images = [read_image(part.source) for part in parts if isinstance(part, ImagePart)]
+        videos = [part.source for part in parts if isinstance(part, VideoPart)]
+        clips = [read_video(video, frames=frames, prepare=np.asarray).tiles for video in videos]
+        return {"videos": clips} if clips else {"images": [images]} if images else {}
 
 
 def _as_text(segment: Segment) -> str:
@@ -145,16 +151,11 @@ class _Stages:
         self._open, self._prompt_seen = ExitStack(), False
 
     def enter(self, stage: Stage) -> None:
-        self.leave()
+        self.close()
         self._open.enter_context(self.clock.stage(stage))
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self._open.close()
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
 
     def put(self, value: Any) -> None:  # noqa: ANN401
         """Receive the prompt, then each token."""
@@ -163,14 +164,14 @@ class _Stages:
             return
         self.ids += value.tolist()
         if self.ttft is None:
-            self.leave()
+            self.close()
             self.ttft = self.clock.elapsed()
             self.enter("decode")
         else:
             self.clock.lap()
 
     def end(self) -> None:
-        """Nothing: the stage ends with :meth:`leave`."""
+        """Nothing: the stage ends with :meth:`close`."""
 
 
 @contextmanager

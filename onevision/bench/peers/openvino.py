@@ -11,25 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.bench.result import Counts
-from onevision.bench.scenarios import ScenarioInputs, photograph
-from onevision.bench.target import Target, TimedAnswer, question
+from onevision.bench.scenarios import photograph
+from onevision.bench.target import Target, TimedAnswer
 from onevision.bundle import BACKBONE, NEWLINE, VISION
 from onevision.errors import BundleError, UsageError
 from onevision.graphs.names import PIXELS
 from onevision.runtime import anyres
 from onevision.runtime.clock import StageClock
+from onevision.runtime.messages import ImagePart, Message
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prepare import Preparer
 from onevision.runtime.tokenizer import open_tokenizer
 from onevision.runtime.vision import encode_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     from onevision.bench.peers import TargetSetup
     from onevision.bench.scenarios import Scenario
+    from onevision.bench.target import NewClock
     from onevision.bundle import Bundle
     from onevision.runtime.prepare import PreparedPrompt
 
@@ -62,13 +64,18 @@ class OpenVinoTarget(Target):
             ) from error
 
     def ask(
-        self, scenario: Scenario, inputs: ScenarioInputs, new_clock: Callable[[], StageClock] = StageClock
+        self,
+        scenario: Scenario,
+        messages: Sequence[Message],
+        new_clock: NewClock = StageClock,
     ) -> TimedAnswer:
         """See :meth:`Target.ask`. The answer has no tokens."""
-        prepared = self._prepare(inputs, scenario.frames)
+        prepared = self._prepare(messages, scenario.frames)
         if not prepared.tiles or scenario.again:
             raise UsageError("it encodes images and answers nothing")
-        clock, vision = new_clock(), self._bundle.manifest.vision
+        vision = self._bundle.manifest.vision
+        shape = ((vision.image_size // vision.patch_size) ** 2, self._bundle.manifest.backbone.hidden)
+        clock = new_clock()
 
         def encode(
             tiles: npt.NDArray[np.uint8], _on_tile: Callable[[int, int], None]
@@ -82,7 +89,6 @@ class OpenVinoTarget(Target):
                     clock.lap()
             return np.concatenate(features)
 
-        shape = self.features(np.zeros((1, 3, vision.image_size, vision.image_size), np.float32)).shape[1:]
         for visual in prepared.visuals:
             encode_once(visual.tiles, encode, None, (), shape)
         counts = Counts(prepared.tokens, prepared.image_tokens, 0, prepared.tiles)
@@ -97,8 +103,8 @@ class OpenVinoTarget(Target):
         import nncf
 
         vision = self._bundle.manifest.vision
-        sources = tuple(photograph((640, 480), seed) for seed in range(100, 100 + _CALIBRATION_IMAGES))
-        visuals = self._prepare(ScenarioInputs(sources)).visuals
+        photos = [ImagePart(photograph((640, 480), seed)) for seed in range(100, 100 + _CALIBRATION_IMAGES)]
+        visuals = self._prepare([Message("user", tuple(photos))]).visuals
         tiles = [anyres.normalize(visual.tiles, vision.mean, vision.std) for visual in visuals]
         samples = [{PIXELS: tile[None]} for tile in np.concatenate(tiles)]
         return nncf.quantize(
@@ -109,7 +115,7 @@ class OpenVinoTarget(Target):
             subset_size=len(samples),
         )
 
-    def _prepare(self, inputs: ScenarioInputs, frames: int | None = None) -> PreparedPrompt:
+    def _prepare(self, messages: Sequence[Message], frames: int | None = None) -> PreparedPrompt:
         with open_tokenizer(self._bundle.path(BACKBONE)) as tokenizer:
             preparer = Preparer(self._bundle.manifest, tokenizer, np.load(self._bundle.path(NEWLINE)))
-            return preparer.prepare(question(inputs), AnswerOptions(frames=frames))
+            return preparer.prepare(tuple(messages), AnswerOptions(frames=frames))

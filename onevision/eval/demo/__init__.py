@@ -1,6 +1,6 @@
 """The demo: a bundle is verified, asked about five inputs, and what came of it becomes a web page.
 
-``bundle -> verify -> inputs -> answers -> index.html``, in a folder with the pictures and the video, so that
+``bundle -> verify -> inputs -> answers -> index.html``, in a folder with the images and the video, so that
 every question can be asked again.
 """
 
@@ -9,82 +9,30 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onevision._version import __version__
 from onevision.bundle import BACKBONE, GOLDEN, VISION
 from onevision.errors import UsageError, VideoError
 from onevision.eval.demo.inputs import make_inputs
-from onevision.eval.demo.page import PAGE, files_of, render
+from onevision.eval.demo.page import PAGE, Asked, Demo, files_of, render
 from onevision.eval.suite import score
 from onevision.files import is_vacant, whole_folder
 from onevision.native.device import cpu_name
 from onevision.proof.golden import load_golden
-from onevision.proof.verify import Report, verify
+from onevision.proof.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from onevision.eval.demo.inputs import DemoInput
-    from onevision.eval.suite import Sample
     from onevision.progress import Progress
-    from onevision.runtime.answer import Answer
     from onevision.runtime.engine import OneVision
 
 #: The suite's longest sentence has half as many.
 MAX_TOKENS = 48
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question, and what the model said."""
-
-    sample: Sample
-    command: str  # that asks it again
-    answer: Answer
-    right: bool
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What a demo came to."""
-
-    report: Report
-    blocks: tuple[tuple[DemoInput, tuple[Asked, ...]], ...]
-
-    @property
-    def right(self) -> int:
-        """Count of right answers."""
-        return sum(asked.right for _, block in self.blocks for asked in block)
-
-    @property
-    def total(self) -> int:
-        """Count of answers."""
-        return sum(len(block) for _, block in self.blocks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The object that ``onevision demo --json`` prints, but for the places of page and bundle."""
-        answers = [
-            {
-                "id": asked.sample.id,
-                "files": list(item.files),
-                "prompt": asked.sample.prompt,
-                "expected": list(asked.sample.answers),
-                "right": asked.right,
-                **asked.answer.to_dict(),
-            }
-            for item, block in self.blocks
-            for asked in block
-        ]
-        return {
-            "verify": self.report.to_dict(),
-            "right": self.right,
-            "total": self.total,
-            "answers": answers,
-        }
 
 
 def check(target: Path) -> None:
@@ -111,7 +59,7 @@ def make_demo(model: OneVision, target: Path, progress: Progress, *, options: Se
     Args:
         model: A loaded bundle.
         target: The demo's folder. An earlier demo there is replaced.
-        progress: Told what goes on.
+        progress: Progress reporter.
         options: Of ``onevision run``, for the commands on the page: which bundle it is.
 
     Raises:
@@ -158,7 +106,7 @@ def _facts(model: OneVision, load_ms: float) -> dict[str, str]:
     vision, backbone = manifest.vision, manifest.backbone
     precision = {name: manifest.files[name].precision for name in (VISION, BACKBONE)}
     return {
-        "model": f"{manifest.name}, {bundle.bytes / 1e6:,.0f} MB, loaded in {load_ms / 1e3:.1f} s",
+        "model": f"{manifest.name}, {bundle.bytes / 1e6:,.0f} MB, loaded in {load_ms / 1e3:.2f} s",
         "vision": f"{vision.layers} layers of {vision.hidden}, {precision[VISION]}; "
         f"tiles of {vision.image_size} pixels",
         "backbone": f"{backbone.layers} layers of {backbone.hidden}, {precision[BACKBONE]}; "

@@ -1,6 +1,6 @@
 """The five inputs of the demo: scenes of the suite's test split, as files, with a question in each form.
 
-In: a seed and numbers. Out: pictures and a video in a folder, and what is asked about them.
+In: a seed and numbers. Out: images and a video in a folder, and questions about them.
 """
 
 # ruff: noqa: S311  # questions are drawn, not secrets
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from onevision.eval.suite.sample import Posed
 
 SEED = 5
-#: Kind of scene, its number in the test split, and a heading. The numbers were chosen for how the pictures
+#: Kind of scene, its number in the test split, and a heading. The numbers were chosen for how the images
 #: look, before there was a model to answer.
 SCENES = (
     ("objects", 3, "A scene"),
     ("small_print", 2, "Small print"),
     ("bars", 7, "A chart"),
-    ("same", 6, "Two pictures"),
+    ("same", 6, "Two images"),
     ("moving", 4, "A video"),
 )
 FRAME_MS = 400  # a frame of the video, for people who look at it
@@ -42,7 +42,7 @@ class DemoInput:
 
     title: str
     caption: str  # what there is to see, in words
-    files: tuple[str, ...]  # names in the demo's folder: pictures, or the one video
+    files: tuple[str, ...]  # names in the demo's folder: images, or the one video
     samples: tuple[Sample, ...]
 
     @property

@@ -6,7 +6,8 @@ In: the answers, and the folder with the inputs' files. Out: HTML.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from onevision.eval.demo import Demo
-    from onevision.proof.verify import StageResult
+    from onevision.eval.demo.inputs import DemoInput
+    from onevision.eval.suite import Sample
+    from onevision.proof.verify import Report, StageResult
+    from onevision.runtime.answer import Answer
 
 PAGE = "index.html"
 
@@ -26,6 +29,55 @@ ROOM = 300
 _MIME = {".png": "image/png", ".apng": "image/apng"}
 #: In the page's head: the files that belong to it.
 _MARK = re.compile(r'<meta name="generator" content="onevision demo: ([^"]*)">')
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question and its answer."""
+
+    sample: Sample
+    command: str  # that asks it again
+    answer: Answer
+    right: bool
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo came to."""
+
+    report: Report
+    blocks: tuple[tuple[DemoInput, tuple[Asked, ...]], ...]
+
+    @property
+    def right(self) -> int:
+        """Count of right answers."""
+        return sum(asked.right for _, block in self.blocks for asked in block)
+
+    @property
+    def total(self) -> int:
+        """Count of answers."""
+        return sum(len(block) for _, block in self.blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``onevision demo --json`` prints, but for the places of page and bundle."""
+        answers = [
+            {
+                "id": asked.sample.id,
+                "files": list(item.files),
+                "prompt": asked.sample.prompt,
+                "expected": list(asked.sample.answers),
+                "right": asked.right,
+                **asked.answer.to_dict(),
+            }
+            for item, block in self.blocks
+            for asked in block
+        ]
+        return {
+            "verify": self.report.to_dict(),
+            "right": self.right,
+            "total": self.total,
+            "answers": answers,
+        }
 
 
 def files_of(page: Path) -> set[str]:

@@ -1,36 +1,38 @@
-"""What measuring costs, and how well the machine's limits repeat.
+"""The overhead of measuring, and how well the machine's limits repeat.
 
-    python bench/self_check.py BUNDLE [--rounds 30] [--threads N]
+    python benchmarks/self_check.py BUNDLE [--rounds 30] [--threads N]
 
 Prints a JSON object:
 
-* ``overhead``: an answer of 64 tokens about a picture with the benchmark's clock, over the same without any
-  laps, by turns; the median of the rounds' ratios, and its quartiles;
-* ``rates``: a second measurement of the limits over the first, one each;
-* ``read``: the bandwidth of memory by a C program (``cc -O3``, a thread per part) over the benchmark's.
+* ``overhead``: time of an answer of 64 tokens about an image with the benchmark's clock, divided by the same
+  without laps, in turns: median and quartiles of the rounds' ratios;
+* ``rates``: a second measurement of the limits divided by the first;
+* ``read``: memory bandwidth of a C program (``cc -O3``, a thread per part) divided by the benchmark's.
 """
 
-from __future__ import annotations
-
-import argparse
 import ctypes
 import json
 import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from shutil import which
 from statistics import quantiles
 from typing import Any
 
 import numpy as np
+import typer
 
 from onevision.bench import roofline
+from onevision.bench.scenarios import photograph
 from onevision.native.device import default_threads
-from onevision.proof.reference import synthetic_image
+from onevision.runtime import generate
 from onevision.runtime.clock import StageClock
 from onevision.runtime.engine import OneVision
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 
 _TURNS = 12
 _SOURCE = """
@@ -45,7 +47,7 @@ uint64_t read_all(const uint64_t *part, size_t count) {
 
 
 class _Lapless(StageClock):
-    """Knows the stages, but not each tile and token."""
+    """Times stages, but not each tile and token."""
 
     def lap(self, of: str | None = None) -> None:
         """Nothing."""
@@ -53,15 +55,14 @@ class _Lapless(StageClock):
 
 def overhead(bundle: Path, rounds: int, threads: int | None) -> dict[str, Any]:
     """Ratios of total times, with laps over without."""
-    from PIL import Image
-
-    seen = Image.fromarray(synthetic_image(320, 240, seed=1))
+    question = conversation_of("What is it?", [photograph((320, 240), seed=1)], None, None)
+    options = AnswerOptions(max_tokens=64, ignore_end=True)
     ratios = []
     with OneVision.load(bundle, device="cpu", threads=threads) as model:
 
         def ask(clock: StageClock) -> float:
             started = time.perf_counter()
-            model.generate("What is it?", images=[seen], max_tokens=64, ignore_end=True, clock=clock)
+            model.run(generate.answer(model.pipeline, question, options, clock=clock)).read()
             return time.perf_counter() - started
 
         ask(StageClock())
@@ -97,31 +98,26 @@ def c_read(threads: int) -> float | None:
             return threads * count * 8 / min(once() for _ in range(_TURNS))
 
 
-def main() -> None:
+def main(bundle: Path, rounds: int = 30, threads: int | None = None) -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int)
-    chosen = parser.parse_args()
-    threads = chosen.threads or default_threads()
-    first, second = (roofline.measure(threads=threads) for _ in range(2))
-    plain = c_read(threads)
+    count = threads or default_threads()
+    first, second = (roofline.measure(threads=count) for _ in range(2))
+    plain = c_read(count)
     rates = {
-        f"{engine} {precision}": after / before
-        for engine, by_precision in first.engines.items()
-        for precision, before in by_precision.items()
-        if before and (after := second.engines[engine][precision])
+        f"{engine} {arithmetic}": after / before
+        for engine, rates in first.engines.items()
+        for arithmetic, before in rates.items()
+        if before and (after := second.engines[engine][arithmetic])
     }
     result = {
-        "threads": threads,
-        "overhead": overhead(chosen.bundle, chosen.rounds, chosen.threads),
+        "threads": count,
+        "overhead": overhead(bundle, rounds, threads),
         "rates": rates | {"read": second.read / first.read if first.read and second.read else None},
         "read": plain / first.read if plain and first.read else None,
-        "first": first.to_dict(),
+        "first": asdict(first),
     }
-    print(json.dumps(result, indent=2))  # noqa: T201
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

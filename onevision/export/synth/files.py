@@ -1,0 +1,154 @@
+"""Config files of a synthetic checkpoint, with the keys that the published ones have.
+
+In: a :class:`~onevision.export.synth.spec.SynthSpec` and the ids of its special tokens. Out: JSON objects by
+file.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.tokenizer import END_OF_TEXT, IM_END
+from onevision.models.shapes import MEAN, SIGLIP_TOWERS, SO400M, STD
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onevision.export.synth.spec import SynthSpec
+    from onevision.models.shapes import VisionConfig
+
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+_TOWER_FOLDER = "vision_tower"
+
+Json = dict[str, Any]
+
+
+def config_files(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:
+    """All JSON files of a checkpoint except its tokenizer and index, by path in its folder.
+
+    Args:
+        spec: The checkpoint.
+        ids: Ids of the special tokens by their text.
+    """
+    return _lmms_lab(spec, ids) if spec.naming == "lmms-lab" else _hf(spec, ids)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file as transformers does, but on one line."""
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8", newline="\n")
+
+
+def _hf(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:
+    """``llava-hf/llava-onevision-qwen2-…-hf``."""
+    pinpoints = [list(pair) for pair in spec.config.grid_pinpoints]
+    config = {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "image_grid_pinpoints": pinpoints,
+        "image_token_index": ids[IMAGE_TOKEN],
+        "model_type": "llava_onevision",
+        "projector_hidden_act": "gelu",
+        "text_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **_text(spec, ids)},
+        "tie_word_embeddings": False,  # as published, even where the text section says true
+        "torch_dtype": DTYPES[spec.dtype],
+        "transformers_version": "4.45.0",
+        "use_image_newline_parameter": True,
+        "video_token_index": ids[VIDEO_TOKEN],
+        "vision_aspect_ratio": spec.aspect_ratio,
+        "vision_config": {**_tower(spec.config.vision, spec.vision_layers), "vision_use_head": False},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    }
+    processor = {
+        "image_grid_pinpoints": pinpoints,
+        "image_mean": list(MEAN),
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "image_std": list(STD),
+        "processor_class": "LlavaOnevisionProcessor",
+        "resample": 3,
+        "size": {"height": spec.image_size, "width": spec.image_size},
+    }
+    generation = {"bos_token_id": ids[END_OF_TEXT], "eos_token_id": ids[IM_END]}
+    return {
+        "config.json": config,
+        "generation_config.json": generation,
+        "preprocessor_config.json": processor,
+    }
+
+
+def _lmms_lab(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:
+    """``lmms-lab/llava-onevision-qwen2-…``; a tower other than SO400M is described in a subfolder."""
+    tower = _tower(spec.config.vision, spec.vision_layers + 1)  # LLaVA-NeXT drops the last
+    is_published = tower == _tower(SIGLIP_TOWERS[SO400M], SIGLIP_TOWERS[SO400M].layers)
+    config = {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "image_aspect_ratio": spec.aspect_ratio,
+        "image_grid_pinpoints": [list(pair) for pair in spec.config.grid_pinpoints],
+        "image_token_index": 151646,  # as published; not used
+        "mm_hidden_size": spec.vision_hidden,
+        "mm_newline_position": "one_token",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": None,
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": SO400M if is_published else _TOWER_FOLDER,
+        "model_type": "llava",
+        "torch_dtype": DTYPES[spec.dtype],
+        "transformers_version": "4.40.0.dev0",
+        **_text(spec, ids),
+    }
+    generation = {
+        "bos_token_id": ids[END_OF_TEXT],
+        "do_sample": True,
+        "eos_token_id": [ids[IM_END], ids[END_OF_TEXT]],
+        "pad_token_id": ids[END_OF_TEXT],
+        "repetition_penalty": 1.1,
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.8,
+    }
+    files = {"config.json": config, "generation_config.json": generation}
+    if not is_published:
+        files[f"{_TOWER_FOLDER}/config.json"] = {"model_type": "siglip", "vision_config": tower}
+    return files
+
+
+def _text(spec: SynthSpec, ids: dict[str, int]) -> Json:
+    """Keys of Qwen2: in a section of llava-hf's config, at the top level of lmms-lab's."""
+    text = spec.config.text
+    return {
+        "bos_token_id": ids[END_OF_TEXT],
+        "eos_token_id": ids[IM_END],
+        "hidden_act": "silu",
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "max_position_embeddings": text.context_length,
+        "max_window_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+        "num_key_value_heads": text.kv_heads,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "sliding_window": text.context_length,
+        "tie_word_embeddings": text.tied,
+        "use_sliding_window": False,
+        "vocab_size": text.vocab_size,
+    }
+
+
+def _tower(vision: VisionConfig, layers: int) -> Json:
+    return {
+        "hidden_size": vision.hidden_size,
+        "image_size": vision.image_size,
+        "intermediate_size": vision.intermediate_size,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": vision.heads,
+        "num_hidden_layers": layers,
+        "patch_size": vision.patch_size,
+    }
