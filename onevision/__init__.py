@@ -52,7 +52,7 @@ def load(
     from onevision.runtime.engine import OneVision
 
     if folder is None:
-        from onevision.tiny import default_bundle
+        from onevision.models import default_bundle
 
         folder = default_bundle()
     return OneVision.load(folder, check=check, answer=answer, **options)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+#: Of a vision encoder in floats.
+VisionPrecision = Literal["fp32", "fp16"]
 #: Of the vision encoder.
-EncoderPrecision = Literal["fp32", "fp16", "int8"]
+EncoderPrecision = Literal[VisionPrecision, "int8"]
 #: Of the language model: the recipes of :data:`onevision.native.quantize.RECIPES`.
 BackbonePrecision = Literal[
     "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl",

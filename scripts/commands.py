@@ -7,6 +7,7 @@ A test compares the page with what this would write.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def _section(context: Context) -> str:
     """A heading, the description, the usage, the examples, and a table each of arguments and options."""
     command = context.command
     description, _, examples = (command.help or "").partition("Examples:")
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    # typer 0.29 marks what may be repeated, and names types behind arguments; 0.28 does neither.
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)]).removesuffix("...")
     blocks = [
         f"## {context.command_path}",
         " ".join(description.replace("\b", "").split()),
@@ -66,7 +68,10 @@ def _section(context: Context) -> str:
     for kind, head in (("argument", "Argument"), ("option", "Option")):
         parameters = [one for one in command.get_params(context) if one.param_type_name == kind]
         records = [one.get_help_record(context) for one in parameters if "help" not in one.name]
-        rows = [f"| `{_cell(names)}` | {_escaped(_cell(text))} |" for names, text in filter(None, records)]
+        rows = [
+            f"| `{_cell(re.sub(r' <.+>$', '', names))}` | {_escaped(_cell(text))} |"
+            for names, text in filter(None, records)
+        ]
         if rows:
             blocks.append("\n".join([f"| {head} | Meaning |", "| --- | --- |", *rows]))
     return "\n\n".join(blocks) + "\n"

@@ -363,11 +363,11 @@ def test_plan_on_screen(cli: Cli, photo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("known_rate")
 def test_plan_without_a_model(cli: Cli, photo: Path, clip: Path) -> None:
-    """The tiny one's numbers, from its checkpoint: no bundle is made for them."""
+    """The tiny one's numbers, without a file beside its bundle."""
     plan = parsed(cli("plan", clip, "--json")[1])
-    # A frame of 5×5 patches is pooled to 3×3; keys and values are float32.
+    # A frame of 5×5 patches is pooled to 3×3; keys and values are float16.
     assert (plan["tiles"], plan["image_tokens"]) == (8, 8 * 9 + 1)
-    assert plan["kv_bytes"] == plan["prompt_tokens"] * 2 * 5 * 128 * 4
+    assert plan["kv_bytes"] == plan["prompt_tokens"] * 2 * 5 * 128 * 2
     assert plan == parsed(cli("plan", clip, "--size", "tiny", "--json")[1])
     status, out, err = cli("plan", photo)
     assert (status, err) == (0, "")
@@ -528,7 +528,7 @@ def test_export_of_nothing_named_is_the_tiny_model(
     assert cli("export")[0] == 0
     manifest = parsed(cli("inspect", "tiny-bundle", "--json")[1])
     assert (manifest["size"], manifest["variant"], manifest["name"]) == ("tiny", "ov", "tiny")
-    assert manifest["source"] == {"repo": "tiny", "revision": None, "format": "hf"}
+    assert manifest["source"] == {"repo": "tiny", "revision": None, "format": "hf", "adapter": None}
 
 
 @pytest.mark.parametrize(

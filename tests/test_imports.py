@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+import onevision
 
 NATIVE = {"llama_cpp", "onnxruntime", "PIL", "av", "numpy"}
 EXPORT = {
@@ -97,10 +97,48 @@ def test_quantising_a_bundle_needs_no_torch(toy_bundle: Path, tmp_path: Path):
     assert modules & {"torch", "transformers", "optimum", "matplotlib"} == set()
 
 
+UNPROVEN = """
+import sys
+from onevision import extras
+
+find_spec = extras.find_spec
+extras.find_spec = lambda name: None if name == "torch" else find_spec(name)
+from onevision.cli import _run
+
+assert _run(sys.argv[1:]) == 0
+"""
+
+
+def test_an_export_needs_no_torch(toy_checkpoint: Path, tmp_path: Path):
+    words = ("--source", toy_checkpoint, "--backbone", "q4_0-pure", "--prefill", "onnx", "--force")
+    words += ("--limit", "2", "--no-imatrix", "-o", tmp_path / "out")
+    modules = modules_after(UNPROVEN, "export", *words)
+    assert modules >= {"onnx", "gguf", "safetensors"}
+    assert modules & {"torch", "transformers", "tokenizers", "optimum", "matplotlib"} == set()
+
+
+def test_nothing_but_the_proof_and_peers_imports_torch():
+    """Lazy imports and those for type checkers included."""
+    importers = set()
+    for path in Path(onevision.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if {name.partition(".")[0] for name in names} & {"torch", "transformers", "optimum"}:
+                importers.add(path.parent.name)
+    assert importers == {"proof", "peers"}
+
+
+def test_the_tiny_bundle_is_written_by_the_build_requirements_alone(tmp_path: Path):
+    body = "from pathlib import Path; from onevision.export.tiny import write_tiny_bundle\n"
+    modules = modules_after(body + "write_tiny_bundle(Path(sys.argv[1]))", tmp_path / "bundle")
+    run = {"llama_cpp", "onnxruntime", "PIL", "psutil", "platformdirs", "rich", "typer", "prompt_toolkit"}
+    assert modules & (run | {"torch", "transformers", "huggingface_hub", "filelock", "tokenizers"}) == set()
+
+
 def test_the_default_bundle_needs_nothing_of_the_export(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Once it is made."""
     monkeypatch.delenv("ONEVISION_MODEL", raising=False)
     lacking = EXPORT | {"filelock"}
     assert modules_after(RUN, *QUESTION) & (lacking | {"onnxruntime", "av"}) == set()

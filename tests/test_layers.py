@@ -43,7 +43,6 @@ LAYERS = (
         "precisions",
         "models",
         "html",
-        "tiny",
         "extras",
         "_version",
     ),

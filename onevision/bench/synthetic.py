@@ -73,11 +73,8 @@ def synthetic_bundle(
         hashlib.sha256(f"{spec} {_TILES} prefill".encode()).hexdigest()[:16],
         partial(_make, spec, wanted, threads),
         progress,
-        what=f"a {wanted.size} with random weights, {wanted.vision} + {wanted.backbone},",
-        without=(
-            f"making a {wanted.size} with random weights",
-            "copy the bundle from a machine that has it, and name it: -m FOLDER",
-        ),
+        what=f"a {wanted.size} with random weights ({wanted.vision} + {wanted.backbone})",
+        instead="copy the bundle from a machine that has it, and name it: -m FOLDER",
     )
 
 

@@ -99,17 +99,17 @@ def examples(about: str, *commands: str) -> str:
     return f"{about}\n\n\b\nExamples:\n{lines}"
 
 
-def bundle_folder(model: Path | None, *, quiet: bool = False) -> Path:
-    """The bundle that ``-m`` names, or the default one; if that has to be made, its progress are shown.
+def bundle_folder(model: Path | None) -> Path:
+    """The bundle that ``-m`` names, or the tiny model's.
 
     Raises:
-        OneVisionError: See :func:`onevision.tiny.default_bundle`.
+        BundleError: See :func:`onevision.models.default_bundle`.
     """
     if model is not None:
         return model
-    from onevision.tiny import default_bundle
+    from onevision.models import default_bundle
 
-    return default_bundle(None if quiet else ConsoleProgress())
+    return default_bundle()
 
 
 def one_of(value: str, known: tuple[str, ...], option: str) -> Any:  # noqa: ANN401

@@ -19,8 +19,8 @@ from onevision.cli.console import (
 )
 
 HELP = examples(
-    "Ask the tiny model about five inputs, and show pictures, answers and times on a web page. Its bundle is "
-    "made if there is none, and verified.",
+    "Ask the tiny model about five inputs, and show pictures, answers and times on a web page. The "
+    "bundle is verified first.",
     "onevision demo",
     "onevision demo -o pages/demo --json",
 )
@@ -56,6 +56,6 @@ def demo(
         print_json({"page": str(output / PAGE), "bundle": str(bundle), **done.to_dict()})
     else:
         print(output / PAGE)
-    if not done.report.passed:
+    if done.report.passed is False:
         print_warning("the bundle does not compute what the reference does")
         raise typer.Exit(1)

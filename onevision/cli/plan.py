@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -25,7 +24,7 @@ from onevision.errors import UsageError
 from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
-    from onevision.planning.cost import Media, Shape
+    from onevision.planning.cost import Media
 
 HELP = examples(
     "Show the tiles, tokens, operations, memory and time of a prompt, before anything is run. Times are "
@@ -67,8 +66,9 @@ def plan(
     """Tell what a prompt costs."""
     from onevision.bundle import open_bundle
     from onevision.cli.costs import print_plan
+    from onevision.models.shapes import PublishedSize
     from onevision.native import device as devices
-    from onevision.planning.plan import media_size, plan_bundle, plan_shape
+    from onevision.planning.plan import media_size, plan_bundle, plan_published
     from onevision.runtime import options as answering
 
     where = one_of(device, get_args(devices.Device), "--device")
@@ -81,12 +81,12 @@ def plan(
         *(media_size(path, exif=options.exif) for path in files or ()),
         *(_parse_size(text) for text in image_size or ()),
     ]
-    if size is None and (model is not None or options.ttft_target is not None):
-        bundle = open_bundle(bundle_folder(model))
+    if size in {None, "tiny"}:
+        bundle = open_bundle(bundle_folder(model if size is None else None))
         found = plan_bundle(bundle, media, prompt, options, prefill=backend, device=where, threads=threads)
     else:
-        name = size or "tiny"
-        found = plan_shape(name, _shape(name), media, prompt, options)
+        known = get_args(PublishedSize)
+        found = plan_published(one_of(size, ("tiny", *known), "--size"), media, prompt, options)
     if found.warning:
         print_warning(found.warning)
     if as_json:
@@ -102,17 +102,3 @@ def _parse_size(text: str) -> Media:
     if match is None:
         raise UsageError(f"--image-size is {text!r}", hint="width and height in pixels, such as 640x480")
     return Media(text, "image", int(match[1]), int(match[2]))
-
-
-def _shape(size: str) -> Shape:
-    """Shape of a published model, or of the tiny one: planning makes no bundle."""
-    from onevision.export.config import read_config
-    from onevision.models import SHIPPED
-    from onevision.models.shapes import PublishedSize, published_config
-    from onevision.planning.cost import KV_BYTES, Shape
-
-    name = one_of(size, ("tiny", *get_args(PublishedSize)), "--size")
-    if name != "tiny":
-        return Shape.of_config(published_config(name))
-    # Its bundle is in full precision, and so is the KV cache.
-    return replace(Shape.of_config(read_config(SHIPPED["tiny", "ov"])), kv_bytes=2 * KV_BYTES)

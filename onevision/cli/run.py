@@ -156,7 +156,7 @@ def run(
     make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
     reader = one_of(prefill, get_args(answering.Prefill), "--prefill")
-    bundle = bundle_folder(model, quiet=quiet)
+    bundle = bundle_folder(model)
     with (
         load(bundle, device=where, threads=threads, check=check, prefill=reader, cache=cache) as loaded,
         _progress(shown=not quiet) as on_progress,

@@ -19,8 +19,8 @@ from onevision.eval.compare import EvalComparison, compare, matched
 from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
+from onevision.models import default_bundle
 from onevision.runtime.engine import OneVision
-from onevision.tiny import default_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def evaluate(
         raise UsageError("--frames needs --questions: the videos of a suite are used whole")
     load = partial(_loaded, device=device, threads=threads)
     other = None if against is None else _other(against, questions, load, settings, progress, check=check)
-    bundle = open_bundle(folder or default_bundle(progress), check=check)
+    bundle = open_bundle(folder or default_bundle(), check=check)
     run = run_id(bundle.manifest, settings, prefill)
     if answers:
         answers.check(questions, run)

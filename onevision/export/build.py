@@ -50,10 +50,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.export.hub import FetchedCheckpoint
-    from onevision.export.vision import VisionPrecision
     from onevision.graphs.qwen2 import PrefillPrecision
     from onevision.native.quantize import BackboneReport
-    from onevision.precisions import BackbonePrecision
+    from onevision.precisions import BackbonePrecision, VisionPrecision
     from onevision.progress import Progress
 
 
@@ -145,8 +144,8 @@ def _write_models(
     checkpoint: Checkpoint, folder: Path, options: ExportOptions, name: str, progress: Progress
 ) -> BackboneReport:
     """Write encoder, backbone, prefill graph and newline."""
-    with progress.step(f"vision encoder to ONNX ({options.vision})"):
-        export_vision(checkpoint, folder / VISION, precision=options.vision)
+    with progress.step(f"vision encoder to ONNX ({options.vision})") as advance:
+        export_vision(checkpoint, folder / VISION, precision=options.vision, advance=advance)
     with progress.step(f"backbone to GGUF ({options.backbone})") as advance:
         backbone = export_backbone(
             checkpoint,

@@ -1,7 +1,7 @@
-"""Bundles in the user's cache: made once, by one process, and replaced by those of the next version.
+"""Bundles in the user's cache: exported once, and replaced by those of the next version.
 
-The folder is ``ONEVISION_CACHE``, or else what the system has for caches. A bundle's name there has the
-package's version and a hash of what it is made of, so that an update of either makes another one.
+The folder is ``ONEVISION_CACHE``, or the system's for caches. A bundle's name there has the package's version
+and a digest of its inputs.
 """
 
 from __future__ import annotations
@@ -32,47 +32,42 @@ def cached_bundle(
     progress: Progress | None,
     *,
     what: str,
-    without: tuple[str, str],
+    instead: str,
 ) -> Path:
-    """Folder of a bundle in the cache. It is made if it is not there, or damaged.
+    """Folder of a bundle in the cache, which is exported if it is missing or damaged.
 
-    Another process that wants it waits meanwhile. Bundles of this name and other versions or digests are
-    deleted, and so is what a process left behind that was killed while it made one.
+    Another process that asks for it waits meanwhile. Bundles of the same name with another version or digest
+    are deleted, with what interrupted exports left behind.
 
     Args:
-        name: Of the bundle.
-        digest: 16 hex digits of all that decides its contents, besides the version.
-        make: Writes the bundle to the folder that it is given, which is not there, and tells the progress.
-        progress: Told what goes on if it has to be made; None: the log is.
-        what: What is made, for messages: "the tiny model".
-        without: Where the extra ``export`` is missing: what it is needed for, and what to do instead.
+        name: Name of the bundle.
+        digest: 16 hex digits of its inputs.
+        make: Exports the bundle to a folder that does not exist.
+        progress: Receives steps and notes of the export; None: the log.
+        what: Name in messages: ``a 0.5b with random weights``.
+        instead: Another way out for the hint where the extra ``export`` is missing.
 
     Raises:
-        UsageError: It has to be made, and the extra ``export`` is not installed.
+        UsageError: It has to be exported, and the extra ``export`` is not installed.
         ExportError: The cache cannot be written.
     """
     cache = cache_folder()
     bundle = cache / f"{name}-{__version__}-{digest}"
     if _is_sound(bundle):
         return bundle
-    needing, instead = without
-    require("export", needing, instead=instead)
+    require("export", f"exporting {what}", instead=instead)
     progress = progress or LogProgress()
     with _lock(cache, name, what, progress):
-        if not _is_sound(bundle):  # nobody else made it meanwhile
-            _remove(cache, rf"\.{_ours(name)}\..+\.(partial|old)")
+        if not _is_sound(bundle):  # no other process has exported it meanwhile
+            versions = rf"{re.escape(name)}-[^-]+-[0-9a-f]{{16}}"
+            _remove(cache, rf"\.{versions}\..+\.(partial|old)")
             progress.note(f"{what} is exported once, into {cache}")
             if bundle.exists():
-                progress.note("the bundle that is there is damaged")
+                progress.note("the existing bundle is damaged")
                 shutil.rmtree(bundle, ignore_errors=True)
             make(bundle, progress)
-            _remove(cache, _ours(name), spare=bundle)
+            _remove(cache, versions, spare=bundle)
     return bundle
-
-
-def _ours(name: str) -> str:
-    """Pattern of bundles of a name, of any version; of nobody else's. Versions have no dash."""
-    return rf"{re.escape(name)}-[^-]+-[0-9a-f]{{16}}"
 
 
 def _remove(cache: Path, pattern: str, spare: Path | None = None) -> None:
@@ -91,16 +86,16 @@ def _is_sound(bundle: Path) -> bool:
 
 @contextmanager
 def _lock(cache: Path, name: str, what: str, progress: Progress) -> Iterator[None]:
-    """One process at a time."""
+    """Let one process at a time into the body."""
     from filelock import FileLock, Timeout
 
+    lock = FileLock(cache / f"{name}.lock")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            progress.note(f"another process is exporting {what}: waiting for it")
+            progress.note(f"waiting for another process that exports {what}")
             lock.acquire()
     except OSError as error:
         raise ExportError(

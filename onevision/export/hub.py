@@ -1,7 +1,7 @@
-"""Which checkpoint is meant, and how it gets onto this machine.
+"""Find a checkpoint and bring it to this machine.
 
-In: a folder, a Hub id, or a size and variant. Out: a folder with the files an export needs, and the commit
-they are of. Downloads go through huggingface_hub and its cache; nothing is stored elsewhere.
+In: a folder, a Hub id, or a size and variant. Out: a folder with the files that an export needs, and their
+commit. Downloads use huggingface_hub and its cache; its environment variables apply.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from onevision.bundle import sha256_of
 from onevision.errors import (
@@ -26,33 +26,14 @@ from onevision.export.config import read_config
 from onevision.export.hub_errors import StalledError, UnavailableError, UnreachableError, retried
 from onevision.files import readable
 from onevision.models import SHIPPED
+from onevision.models.shapes import PublishedSize, Variant, repositories
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-    from onevision.models.shapes import CheckpointFormat
-
-Size = Literal["tiny", "0.5b", "7b", "72b"]
-Variant = Literal["ov", "si"]
-
-PUBLISHED: dict[tuple[Size, Variant, CheckpointFormat], str] = {
-    ("0.5b", "si", "hf"): "llava-hf/llava-onevision-qwen2-0.5b-si-hf",
-    ("0.5b", "ov", "hf"): "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-    ("7b", "si", "hf"): "llava-hf/llava-onevision-qwen2-7b-si-hf",
-    ("7b", "ov", "hf"): "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-    ("72b", "si", "hf"): "llava-hf/llava-onevision-qwen2-72b-si-hf",
-    ("72b", "ov", "hf"): "llava-hf/llava-onevision-qwen2-72b-ov-hf",
-    ("0.5b", "si", "lmms-lab"): "lmms-lab/llava-onevision-qwen2-0.5b-si",
-    ("0.5b", "ov", "lmms-lab"): "lmms-lab/llava-onevision-qwen2-0.5b-ov",
-    ("7b", "si", "lmms-lab"): "lmms-lab/llava-onevision-qwen2-7b-si",
-    ("7b", "ov", "lmms-lab"): "lmms-lab/llava-onevision-qwen2-7b-ov",
-    ("72b", "si", "lmms-lab"): "lmms-lab/llava-onevision-qwen2-72b-si",
-    ("72b", "ov", "lmms-lab"): "lmms-lab/llava-onevision-qwen2-72b-ov-sft",
-}
-
-# "*/config.json": a tower that an lmms-lab config names by a folder of its own checkpoint.
+# "*/config.json": the tower's, in a folder of an lmms-lab checkpoint.
 _SMALL_FILES = (
     "*config.json",
     "*.safetensors.index.json",
@@ -67,7 +48,7 @@ _SMALL_FILES = (
 
 @dataclass(frozen=True)
 class Source:
-    """A folder, or repositories of the Hub to be tried in their order."""
+    """A folder, or repositories of the Hub, of which the first available one is taken."""
 
     folder: Path | None
     repos: tuple[str, ...] = ()
@@ -76,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FetchedCheckpoint:
-    """A checkpoint on this machine; ``repo`` and ``revision`` (a commit) when it is from the Hub."""
+    """A checkpoint on this machine; ``repo`` and ``revision`` (a commit) if it is from the Hub."""
 
     folder: Path
     repo: str | None
@@ -91,49 +72,54 @@ def resolve(
     variant: str = "ov",
     revision: str | None = None,
 ) -> Source:
-    """Tell which checkpoint is meant; nothing is fetched.
+    """Find out which checkpoint is meant; downloads nothing.
 
     Args:
         source: A local folder or a Hub id.
         size: Instead of ``source``: ``tiny``, which comes with the package, or a published size.
-        variant: Of that size: ``ov`` (one-vision) or ``si`` (single image).
+        variant: ``ov`` (one-vision) or ``si`` (single image), with a size.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        UsageError: Both or neither of ``source`` and ``size``, a size or variant that there is not, or a
-            revision of a local folder.
+        UsageError: Both or neither of ``source`` and ``size``, an unknown size or variant, or a revision of a
+            local folder.
         SourceError: ``source`` is neither a folder nor a Hub id.
     """
     if bool(source) == bool(size):
         raise UsageError(
             "name a checkpoint by its size or by its source, not both", hint="such as --size 0.5b"
         )
+    shipped = SHIPPED.get((size or "", variant))
+    folder = shipped or (_folder(source) if source else None)
+    if folder and revision is not None:
+        raise UsageError(f"{folder} is a folder, and only the Hub has revisions")
+    if folder:
+        return Source(folder)
     if source:
-        return _resolve_source(source, revision)
-    if folder := SHIPPED.get((size or "", variant)):
-        return _local(folder, revision)
-    repos = tuple(repo for (s, v, _), repo in PUBLISHED.items() if (s, v) == (size, variant))
-    if not repos:
-        sizes, variants = ", ".join(get_args(Size)), ", ".join(get_args(Variant))
+        return Source(None, (source,), revision)
+    if size not in get_args(PublishedSize) or variant not in get_args(Variant):
+        sizes, variants = ", ".join(get_args(PublishedSize)), ", ".join(get_args(Variant))
         raise UsageError(
             f"there is no size {size}, variant {variant}",
-            hint=f"sizes: {sizes}; variants: {variants}, of tiny ov alone",
+            hint=f"sizes: tiny, {sizes}; variants: {variants} (tiny: ov only)",
         )
-    # A revision is one repository's own.
+    repos = repositories(cast("PublishedSize", size), cast("Variant", variant))
+    # A revision belongs to one repository.
     return Source(None, repos if revision is None else repos[:1], revision)
 
 
-def _resolve_source(source: str, revision: str | None) -> Source:
+def _folder(source: str) -> Path | None:
+    """The local folder that ``source`` names; None if it is a Hub id."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         path = Path(source).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody's
+    except (OSError, RuntimeError) as error:  # RuntimeError: unknown user in ~name
         raise SourceError(f"cannot look into {source}: {error}", hint="name another folder") from error
     if is_folder:
-        return _local(path, revision)
+        return path
     if exists:
         raise SourceError(
             f"{source} is a file", hint="name the folder that holds config.json and the weights"
@@ -144,31 +130,22 @@ def _resolve_source(source: str, revision: str | None) -> Source:
     try:
         validate_repo_id(source)
     except HFValidationError as error:
-        raise SourceError(
-            f"{source} is neither a folder nor a Hub id", hint=str(error).rstrip(".")
-        ) from error
-    return Source(None, (source,), revision)
-
-
-def _local(folder: Path, revision: str | None) -> Source:
-    if revision is not None:
-        raise UsageError(f"{folder} is a folder, and only the Hub has revisions")
-    return Source(folder)
+        reason = str(error).rstrip(".")
+        raise SourceError(f"{source} is neither a folder nor a Hub id", hint=reason) from error
+    return None
 
 
 def fetch(source: Source, *, progress: bool, notify: Callable[[str], None]) -> FetchedCheckpoint:
-    """Get a checkpoint onto this machine, or find it in the cache of huggingface_hub.
-
-    ``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are that library's own.
+    """Download a checkpoint, or find it in the cache.
 
     Args:
-        source: What :func:`resolve` gave.
-        progress: Whether huggingface_hub may draw its bars (on stderr).
-        notify: Called with a sentence when something else happens than was asked for.
+        source: From :func:`resolve`.
+        progress: Let huggingface_hub draw progress bars on stderr.
+        notify: Called with a sentence if another repository or the cache has to be used.
 
     Raises:
-        DownloadError: The Hub, the network or the disk said no.
-        UnsupportedCheckpointError: The repository has pickles alone.
+        DownloadError: The Hub, the network or the disk failed.
+        UnsupportedCheckpointError: The repository has only pickles.
     """
     if source.folder is not None:
         return FetchedCheckpoint(source.folder, None, None)
@@ -177,39 +154,37 @@ def fetch(source: Source, *, progress: bool, notify: Callable[[str], None]) -> F
         if refusals:
             notify(f"{refusals[-1].message}; trying {repo} instead")
         try:
-            return _fetch_repo(repo, source.revision, notify, progress=progress)
+            return _fetch_repo(repo, source.revision, progress, notify)
         except UnavailableError as refusal:
             refusals.append(refusal)
     raise refusals[0]
 
 
 def _fetch_repo(
-    repo: str, revision: str | None, notify: Callable[[str], None], *, progress: bool
+    repo: str, revision: str | None, progress: bool, notify: Callable[[str], None]
 ) -> FetchedCheckpoint:
     from huggingface_hub import HfApi, constants
 
+    def ask() -> ModelInfo:
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+
     if constants.HF_HUB_OFFLINE:
-        cached = _find_cached(repo, revision)
-        if cached is None:
-            message = f"HF_HUB_OFFLINE is set and {repo} is not in the cache, or not wholly"
-            raise UnavailableError(
-                message, hint="unset it to download the checkpoint, or name a local folder"
-            )
-        return cached
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    try:
-        info = retried(
-            lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout),
-            repo,
-            revision,
+        if cached := _find_cached(repo, revision):
+            return cached
+        raise UnavailableError(
+            f"HF_HUB_OFFLINE is set and {repo} is not in the cache, or not wholly",
+            hint="unset it to download the checkpoint, or name a local folder",
         )
+    try:
+        info = retried(ask, repo, revision)
     except UnreachableError as error:
         cached = _find_cached(repo, revision)
         if cached is None:
             raise
         notify(f"{error.message}; using {repo} as it is in the cache, commit {cached.revision}")
         return cached
-    return _download(repo, revision, info, progress=progress)
+    return _download(repo, revision, info, progress)
 
 
 def _find_cached(repo: str, revision: str | None) -> FetchedCheckpoint | None:
@@ -217,20 +192,33 @@ def _find_cached(repo: str, revision: str | None) -> FetchedCheckpoint | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        weight_files(folder)
+        # Since 1.0 the client refuses a snapshot that lacks a file, unless patterns leave that file out.
+        cached = snapshot_download(
+            repo,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=[*_SMALL_FILES, "*.safetensors"],
+            ignore_patterns="*/*.safetensors",
+        )
+        weight_files(Path(cached))
     except (LocalEntryNotFoundError, CheckpointError):
         return None
-    return FetchedCheckpoint(folder, repo, folder.name)
+    return FetchedCheckpoint(Path(cached), repo, Path(cached).name)
 
 
-def _download(repo: str, revision: str | None, info: ModelInfo, *, progress: bool) -> FetchedCheckpoint:
-    """Bring in what the cache lacks, the config first: what cannot be exported is not worth gigabytes."""
+def _download(repo: str, revision: str | None, info: ModelInfo, progress: bool) -> FetchedCheckpoint:
+    """Download what the cache lacks. The config comes first: an unsupported model ends here."""
+    from huggingface_hub import try_to_load_from_cache
+
     small, weights = _wanted_files(repo, info)
     read_config(_snapshot(repo, revision, small, progress=False))
-    fresh = [file for file in weights if not _is_cached(repo, file.rfilename, info.sha)]
+    fresh = [
+        file
+        for file in weights
+        if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=info.sha), str)
+    ]
     _check_disk_space(repo, fresh)
-    folder = _snapshot(repo, revision, [*small, *weights], progress=progress)
+    folder = _snapshot(repo, revision, [*small, *(file.rfilename for file in weights)], progress=progress)
     for file in fresh:
         path = folder / file.rfilename
         if file.lfs is not None and sha256_of(path) != file.lfs.sha256:
@@ -242,14 +230,13 @@ def _download(repo: str, revision: str | None, info: ModelInfo, *, progress: boo
     return FetchedCheckpoint(folder, repo, folder.name)
 
 
-def _wanted_files(repo: str, info: ModelInfo) -> tuple[list[RepoSibling], list[RepoSibling]]:
-    """The files that an export reads, without the weights and the weights."""
+def _wanted_files(repo: str, info: ModelInfo) -> tuple[list[str], list[RepoSibling]]:
+    """Files that an export reads: names of the small ones, and the weights."""
     files = {file.rfilename: file for file in info.siblings or []}
     shards = [name for name in files if "/" not in name and name.endswith(".safetensors")]
     weights = [SINGLE_FILE] if SINGLE_FILE in files else shards
     if not weights:
-        pickles = [name for name in files if name.endswith(PICKLES)]
-        if pickles:
+        if pickles := [name for name in files if name.endswith(PICKLES)]:
             message = f"{repo} has its weights only as pickles ({', '.join(pickles[:3])})"
             raise UnsupportedCheckpointError(message, hint=PICKLE_HINT)
         raise UnavailableError(
@@ -264,22 +251,20 @@ def _wanted_files(repo: str, info: ModelInfo) -> tuple[list[RepoSibling], list[R
         if name.endswith("/config.json")
         or ("/" not in name and any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES))
     ]
-    return [files[name] for name in small], [files[name] for name in weights]
+    return small, [files[name] for name in weights]
 
 
-def _snapshot(repo: str, revision: str | None, files: Sequence[RepoSibling], *, progress: bool) -> Path:
+def _snapshot(repo: str, revision: str | None, names: list[str], *, progress: bool) -> Path:
     """Download files into the cache, or find them there.
 
-    The revision is handed on as it was named, not as a commit: so the cache learns the name for offline use.
+    The revision is passed on as it was named, not as a commit: the cache needs the name for offline use.
     """
     from huggingface_hub import snapshot_download
-
-    names = [file.rfilename for file in files]
 
     def download() -> Path:
         with _bars(shown=progress):
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-        # When the Hub stops answering, the client hands out the folder with as much as it has.
+        # When the Hub stops answering, the client returns an incomplete folder without an error.
         if not all((folder / name).exists() for name in names):
             raise StalledError
         return folder
@@ -287,21 +272,14 @@ def _snapshot(repo: str, revision: str | None, files: Sequence[RepoSibling], *, 
     return retried(download, repo, revision)
 
 
-def _is_cached(repo: str, name: str, commit: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
-
-
-def _check_disk_space(repo: str, files: Sequence[RepoSibling]) -> None:
+def _check_disk_space(repo: str, files: list[RepoSibling]) -> None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     cache = Path(constants.HF_HUB_CACHE)
     partial = (cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs").glob("*.incomplete")
     needed = sum(file.size or 0 for file in files) - sum(path.stat().st_size for path in partial)
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     if needed > free:
         raise DownloadError(
             f"{repo} needs {readable(needed)} more in {cache}, where {readable(free)} are free",
@@ -311,7 +289,7 @@ def _check_disk_space(repo: str, files: Sequence[RepoSibling]) -> None:
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """Switch the bars of huggingface_hub off for a while; HF_HUB_DISABLE_PROGRESS_BARS has the last word."""
+    """Hide huggingface_hub's progress bars for a while, unless the user's environment decides."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,

@@ -1,11 +1,13 @@
-"""What the Hub's client can raise, said in a sentence, and tried again where that helps.
+"""Errors of the Hub's client in one sentence, and retries where they help.
 
-In: a call of huggingface_hub. Out: its result, or a :class:`~onevision.errors.DownloadError`.
+In: a call of huggingface_hub (0.34 and later, on requests, httpx or httpx2). Out: its result, or a
+:class:`~onevision.errors.DownloadError`.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,70 +23,69 @@ AGAIN_HINT = "run the same command again: what has arrived is kept and the downl
 _TRIES = 5
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
+#: Errors of a connection that was cut during a transfer, by name: each client library has its own.
+_CUT = ("ChunkedEncodingError", "ReadError", "RemoteProtocolError", "StalledError")
 
 
 class UnavailableError(DownloadError):
-    """This repository cannot be had; another with the same checkpoint may."""
+    """This repository cannot be had; another one with the same checkpoint may."""
 
 
 class UnreachableError(DownloadError):
-    """The Hub does not answer, or not as it should; the cache may have what is wanted."""
+    """The Hub does not answer as it should; the cache may have the checkpoint."""
 
 
 class StalledError(OSError):
-    """The client came back without error and without all the files."""
+    """The client returned without an error and without all files."""
 
 
 def retried(call: Callable[[], _T], repo: str, revision: str | None) -> _T:
-    """Call, again after a while if the Hub is busy or the connection was cut.
-
-    For a file the client itself tries again after a server error and a failure to connect, but neither when
-    the Hub limits the rate (HTTP 429) nor when a transfer breaks off.
+    """Call, and try again after a wait if the Hub limits the rate or a transfer was cut.
 
     Args:
-        call: What to do; a file that is there in part is resumed by the client.
-        repo: For the message.
-        revision: For the message.
+        call: The call; the client resumes a file that is partly there.
+        repo: Repository, for the message.
+        revision: Its revision, for the message.
 
     Raises:
         DownloadError: It failed for good.
     """
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the client's library
+
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
-        except OSError as error:
+        except (OSError, HTTPError, json.JSONDecodeError) as error:
             cause = _root_cause(error)
             wait = _wait(cause, attempt)
             if wait is None or attempt == _TRIES:
                 raise _explain(cause, repo, revision) from error
             time.sleep(wait)
-        except RuntimeError as error:  # all that hf_xet, the native transfer, raises
+        except RuntimeError as error:  # from hf_xet, the native transfer
             reason = str(error).partition("\n")[0]
-            hint = f"{AGAIN_HINT}; HF_HUB_DISABLE_XET=1 takes the plain way"
+            hint = f"{AGAIN_HINT}; HF_HUB_DISABLE_XET=1 uses the plain way"
             raise UnreachableError(f"the download of {repo} failed: {reason}", hint=hint) from error
     raise AssertionError  # the last attempt returns or raises
 
 
-def _root_cause(error: OSError) -> OSError:
-    """The client wraps what happened in "not found locally" when it looks into its cache as a last resort."""
+def _root_cause(error: Exception) -> Exception:
+    """Unwrap "not found locally", which the client raises from the error of the network."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, OSError):
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
 
 
-def _status(error: OSError) -> int | None:
+def _status(error: Exception) -> int | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
-def _wait(error: OSError, attempt: int) -> float | None:
-    """Seconds until the next attempt, None if there is to be none."""
-    from requests.exceptions import ChunkedEncodingError
-
+def _wait(error: Exception, attempt: int) -> float | None:
+    """Seconds until the next attempt; None if it would not help."""
     backoff: float = _FIRST_WAIT_S * 2 ** (attempt - 1)
-    if isinstance(error, ChunkedEncodingError | StalledError):
+    if type(error).__name__ in _CUT:
         return backoff
     if _status(error) != 429:
         return None
@@ -93,25 +94,18 @@ def _wait(error: OSError, attempt: int) -> float | None:
     return wait if wait <= _LONGEST_WAIT_S else None
 
 
-def _explain(error: OSError, repo: str, revision: str | None) -> DownloadError:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        DisabledRepoError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _explain(error: Exception, repo: str, revision: str | None) -> DownloadError:
+    from huggingface_hub import constants, errors
 
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         hint = f"ask for access at {constants.ENDPOINT}/{repo} and set HF_TOKEN"
         return DownloadError(f"{repo} is gated, and this account has no access", hint=hint)
-    if isinstance(error, RepositoryNotFoundError | DisabledRepoError):
+    if isinstance(error, errors.RepositoryNotFoundError | errors.DisabledRepoError):
         hint = "check the name; for a private repository set HF_TOKEN"
         return UnavailableError(f"{repo} is not on the Hub, or is private", hint=hint)
-    if isinstance(error, RevisionNotFoundError):
-        return DownloadError(
-            f"{repo} has no revision {revision}", hint="name a branch, a tag or a commit of it"
-        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        hint = "name one of its branches, tags or commits"
+        return DownloadError(f"{repo} has no revision {revision}", hint=hint)
     status = _status(error)
     if status in {401, 403}:
         hint = "check HF_TOKEN: it may be missing, expired or without the right to read this repository"
@@ -121,10 +115,10 @@ def _explain(error: OSError, repo: str, revision: str | None) -> DownloadError:
         return UnreachableError("the Hub takes no more requests from here for now (HTTP 429)", hint=hint)
     if status is not None:
         return UnreachableError(f"the Hub answered HTTP {status} for {repo}", hint=AGAIN_HINT)
-    if error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         hint = "free some space, or point HF_HOME at another disk"
         return DownloadError(f"the disk of {constants.HF_HUB_CACHE} is full", hint=hint)
-    if error.filename is not None:
+    if isinstance(error, OSError) and error.filename is not None:
         message = f"cannot write {error.filename}: {error.strerror}"
         return DownloadError(message, hint="HF_HOME is where downloads go")
     message = f"the connection to {constants.ENDPOINT} failed ({type(error).__name__})"

@@ -1,6 +1,6 @@
 """ONNX nodes and initializers in the making; values are called by their names.
 
-In: operators and arrays. Out: the lists that a graph is made of, and a data file with the matrices.
+In: operators and arrays. Out: a graph file, and beside it ``<name>.data`` with the matrices.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onevision.files import disk_space, scratch_folder
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from typing import BinaryIO
 
     import numpy.typing as npt
@@ -18,7 +22,37 @@ if TYPE_CHECKING:
 
 CONTRIB = "com.microsoft"  # domain of ONNX Runtime's own operators
 
-_PAGE = 4096  # each matrix starts on one, to be mapped
+_OPSET = 21  # QuantizeLinear with a scale per block
+_IR_VERSION = 10
+_PAGE = 4096  # each matrix starts on a page, to be mapped
+
+
+def write_graph(path: Path, needed: int, build: Callable[[BinaryIO, str], onnx.ModelProto]) -> None:
+    """Write a graph and its data file; a failure leaves older files as they were.
+
+    Args:
+        path: The ONNX file to create or replace.
+        needed: Bytes of all matrices.
+        build: Makes the model, given the open data file and its name.
+
+    Raises:
+        ExportError: The disk is full.
+    """
+    data_path = path.with_name(f"{path.name}.data")
+    with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
+        part, data_part = scratch / path.name, scratch / data_path.name
+        with data_part.open("wb") as data:
+            model = build(data, data_path.name)
+        part.write_bytes(model.SerializeToString(deterministic=True))
+        data_part.replace(data_path)
+        part.replace(path)
+
+
+def float_value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+    """A float32 input or output; without a shape, of any rank."""
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape or None)
 
 
 class Nodes:
@@ -39,6 +73,25 @@ class Nodes:
         self._data, self._location = data, location
         self._constants: set[str] = set()
         self._numbers = count()
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        properties: Mapping[str, str] | None = None,
+    ) -> onnx.ModelProto:
+        """The finished model; ``properties`` become its metadata."""
+        from onnx import helper
+
+        model = helper.make_model(
+            helper.make_graph(self.nodes, name, inputs, outputs, self.initializers),
+            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=_IR_VERSION,
+            producer_name="onevision",
+        )
+        helper.set_model_props(model, dict(properties or {}))
+        return model
 
     def add(
         self,
@@ -81,7 +134,7 @@ class Nodes:
         return name in self._constants
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
-        """An initializer; a second one of the same name is taken to be the same."""
+        """An initializer; a second one of the same name is assumed to be equal."""
         from onnx import TensorProto, helper, numpy_helper
 
         if name in self._constants:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onevision.files import disk_space, scratch_folder
 from onevision.graphs.kernels import Kernels, Linear
 from onevision.graphs.names import EMBEDDINGS, PAST, PRESENT, SEQUENCE_LENGTHS, TOTAL_LENGTH
-from onevision.graphs.nodes import CONTRIB
+from onevision.graphs.nodes import CONTRIB, float_value, write_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from onevision.graphs.kernels import Precision
+    from onevision.graphs.kernels import MatmulPrecision
     from onevision.models.shapes import TextConfig
     from onevision.progress import Advance
 
@@ -35,11 +34,8 @@ PrefillPrecision = Literal["int8", "fp32"]
 
 #: A scale per token: one token with large activations does not spoil the others, and a prompt that is cut at
 #: other places gives the same.
-_MATMULS: dict[PrefillPrecision, Precision] = {"int8": "int8-token", "fp32": "fp32"}
+_MATMULS: dict[PrefillPrecision, MatmulPrecision] = {"int8": "int8-token", "fp32": "fp32"}
 _WEIGHT_BYTES: dict[PrefillPrecision, int] = {"int8": 1, "fp32": 4}
-
-_OPSET = 21  # QuantizeLinear with a scale per block
-_IR_VERSION = 10
 
 
 def write_prefill(
@@ -63,16 +59,12 @@ def write_prefill(
     Raises:
         ExportError: The disk is full.
     """
-    data_path = path.with_name(f"{path.name}.data")
     needed = _weights(config) * _WEIGHT_BYTES[precision] + 4 * config.context_length * config.head_dim
-    with disk_space(path.absolute().parent, needed), scratch_folder(path) as scratch:
-        part, data_part = scratch / path.name, scratch / data_path.name
-        with data_part.open("wb") as data:
-            graph = _Graph(data, data_path.name, config, tensor, _MATMULS[precision])
-            model = graph.model(advance)
-        part.write_bytes(model.SerializeToString(deterministic=True))
-        data_part.replace(data_path)
-        part.replace(path)
+
+    def build(data: BinaryIO, location: str) -> onnx.ModelProto:
+        return _Graph(data, location, config, tensor, _MATMULS[precision]).finish(advance)
+
+    write_graph(path, needed, build)
 
 
 def _weights(config: TextConfig) -> int:
@@ -90,12 +82,12 @@ class _Graph(Kernels):
         location: str,
         config: TextConfig,
         tensor: Callable[[str], npt.NDArray[Any]],
-        precision: Precision,
+        precision: MatmulPrecision,
     ) -> None:
         super().__init__(data, location)
         self._config, self._read, self._precision = config, tensor, precision
 
-    def model(self, advance: Advance | None) -> onnx.ModelProto:
+    def finish(self, advance: Advance | None) -> onnx.ModelProto:
         """The whole graph."""
         from onnx import TensorProto, helper
 
@@ -112,26 +104,19 @@ class _Graph(Kernels):
                 branch = self._mlp(x, layer)
             if advance:
                 advance((layer + 1) / config.layers)
-        floats, integers = TensorProto.FLOAT, TensorProto.INT32
 
         def caches(name: str, positions: str) -> list[onnx.ValueInfoProto]:
-            sizes: list[int | str | None] = [1, config.kv_heads, positions, config.head_dim]
             places = [(part, layer) for layer in range(config.layers) for part in ("key", "value")]
-            return [helper.make_tensor_value_info(name.format(*place), floats, sizes) for place in places]
+            sizes = (1, config.kv_heads, positions, config.head_dim)
+            return [float_value(name.format(*place), *sizes) for place in places]
 
         inputs = [
-            helper.make_tensor_value_info(EMBEDDINGS, floats, [1, "n", config.hidden_size]),
-            helper.make_tensor_value_info(SEQUENCE_LENGTHS, integers, [1]),
-            helper.make_tensor_value_info(TOTAL_LENGTH, integers, [1]),
+            float_value(EMBEDDINGS, 1, "n", config.hidden_size),
+            helper.make_tensor_value_info(SEQUENCE_LENGTHS, TensorProto.INT32, [1]),
+            helper.make_tensor_value_info(TOTAL_LENGTH, TensorProto.INT32, [1]),
             *caches(PAST, "past"),
         ]
-        outputs = caches(PRESENT, "positions")
-        return helper.make_model(
-            helper.make_graph(self.nodes, "prefill", inputs, outputs, self.initializers),
-            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
-            ir_version=_IR_VERSION,
-            producer_name="onevision",
-        )
+        return self.model("prefill", inputs, caches(PRESENT, "positions"))
 
     def _norm(self, stream: str, branch: str, module: str) -> tuple[str, str]:
         """The normalized sum of stream and branch, and the sum itself; without a branch, of the stream."""

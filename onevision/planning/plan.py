@@ -10,6 +10,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.errors import ImageError, VideoError
+from onevision.models.shapes import PublishedSize, published_config
 from onevision.native.llama import can_offload
 from onevision.planning.budget import Forecast, Forecaster, video_size
 from onevision.planning.cost import Media, Shape, machine_rate
@@ -109,18 +110,19 @@ def plan_bundle(
     return PromptPlan(manifest.name, forecast, forecaster.table(options), used, warning)
 
 
-def plan_shape(
-    name: str, shape: Shape, media: Sequence[Media], prompt: str, options: AnswerOptions
+def plan_published(
+    size: PublishedSize, media: Sequence[Media], prompt: str, options: AnswerOptions
 ) -> PromptPlan:
-    """Plan a prompt for a model of which there is no bundle; the tokens of its text are estimated.
+    """Plan a prompt for a published model, without its bundle; the tokens of the text are estimated.
 
     Raises:
         VideoError: A video cannot be read.
     """
+    shape = Shape.of_config(published_config(size))
     tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
     forecaster = Forecaster(shape, media, tokens, lambda _: "llama", None, machine_rate())
     forecast = forecaster.forecast(options, reused_frames=_reused_frames(media, options, shape))
-    return PromptPlan(name, forecast, forecaster.table(options), None)
+    return PromptPlan(size, forecast, forecaster.table(options), None)
 
 
 def media_size(path: str, *, exif: bool = True) -> Media:

@@ -18,18 +18,18 @@ from onevision.errors import QuantError, UsageError
 from onevision.eval.questions import read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES
 from onevision.export.seal import tool_versions
-from onevision.export.vision import VisionPrecision
 from onevision.files import disk_space
+from onevision.graphs.siglip import write_siglip
+from onevision.graphs.stored import read_siglip
 from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantize_gguf, report
-from onevision.precisions import BackbonePrecision, EncoderPrecision
+from onevision.precisions import BackbonePrecision, EncoderPrecision, VisionPrecision
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import calibration_tiles, files_in
 from onevision.quant.gates import Thresholds
-from onevision.quant.half import halve_encoder
 from onevision.quant.imatrix import collect_imatrix, read_imatrix
 from onevision.quant.measure import measure, record_reference
-from onevision.quant.vision import quantise_vision
+from onevision.quant.vision import quantize_vision
 from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
 
@@ -250,13 +250,14 @@ class Quantizer:
                 quality = self._quantize_encoder(folder / VISION)
             else:
                 with self.progress.step(f"vision encoder in {precision}") as advance:
-                    halve_encoder(self.source.path(VISION), folder / VISION, advance)
+                    source = read_siglip(self.source.path(VISION))
+                    write_siglip(folder / VISION, source, precision=precision, advance=advance)
             self._encoders[precision] = folder, quality
         return self._encoders[precision]
 
     def _quantize_encoder(self, target: Path) -> dict[str, Any]:
         tiles, config = self.calibration, self.config
-        quant = quantise_vision(
+        quant = quantize_vision(
             self.source.path(VISION),
             target,
             tiles.pixel_values,
@@ -264,7 +265,7 @@ class Quantizer:
             thresholds=config.thresholds,
             threads=config.threads,
         )
-        kept = {upgrade.product: upgrade.precision for upgrade in quant.kept}
+        kept = {upgrade.matmul: upgrade.precision for upgrade in quant.kept}
         for name, precision in kept.items():
             self.progress.note(f"kept finer: {name} in {precision}")
         return {

@@ -1,16 +1,16 @@
-"""SmoothQuant (arXiv 2211.10438): channels that are hard to round made easy, at the expense of the weights.
+"""SmoothQuant (arXiv 2211.10438): smaller ranges of activations for larger ones of weights.
 
-In: ranges of activations on calibration tiles, and the weights they are multiplied by. Out: a scale for each
-channel, which divides the activation and multiplies the weight's row. The scale of an input goes into what
-makes it: the gain and bias of the layer norm, or the columns of the values. After a GELU and at the projector
-nothing can take it up; there it is a product of its own, and has to be worth that.
+In: ranges of activations on calibration tiles, and the weights they are multiplied by. Out: a smoothing scale
+for each channel, which divides the activation and multiplies the weight's row. The scales of an input go into
+what produces it: the gain and bias of the layer norm, or the columns of the values. After a GELU and before
+the projector nothing can absorb them; there they are a multiplication of their own, which has to be worth it.
 
-The paper takes s = max|x|^α / max|w|^(1-α) with one α. Here each product has the α of the least error that
-the steps of activation and weight let expect; none at all is among the choices.
+The paper takes s = max|x|^α / max|w|^(1-α) with one α. Here each matmul has the α of the smallest error that
+is expected from the scales of activation and weight; no smoothing is among the choices.
 
-What rounding the weights does to the mean output is the same for all tokens, and adds up from layer to layer:
-in 26 layers it is most of the error. The mean input that is needed to put it right (arXiv 1906.04721, section
-4.2) is seen on the way.
+The rounding of the weights shifts the mean output, the same for all tokens, and adds up from layer to layer:
+in 26 layers it is most of the error. The mean input, needed to correct it (arXiv 1906.04721, section 4.2), is
+measured together with the ranges.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.graphs.kernels import ACTIVATION_LEVELS, KEY_LEVELS, column_steps
-from onevision.graphs.siglip import Plan, modules, products
+from onevision.graphs.kernels import ACTIVATION_LEVELS, KEY_LEVELS, column_scales
+from onevision.graphs.siglip import EncoderPlan, matmuls, modules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onevision.graphs.siglip import Array
-    from onevision.graphs.tower import Tower
+    from onevision.graphs.siglip import Array, Siglip
     from onevision.progress import Advance
 
 _STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # α
-#: The error that a product of its own has to leave at most, in energy: it costs one or two percent of time.
-_WORTH_A_PRODUCT = 0.5
-_FLOOR = 1e-4  # a channel's range, by the largest channel's: one that is silent here may speak elsewhere
+#: Largest share of the error, in energy, that may remain after a separate multiplication: it costs one or two
+#: percent of time.
+_WORTH_A_MULTIPLICATION = 0.5
+_FLOOR = 1e-4  # smallest range by the largest: a channel that is silent on these tiles may not be on others
 
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """What was seen of an activation, float32 [channels] each."""
+    """Statistics of an activation, float32 [channels] each."""
 
     low: Array
     high: Array
     mean: Array
     square: Array  # mean of the squares
-    doubt: Array  # variance of the mean: of the tiles' means, by their number
+    doubt: Array  # variance of the mean: that of the tiles' means, divided by their number
 
     @classmethod
     def of_tiles(cls, low: Array, high: Array, total: Array, squares: Array, patches: int) -> Ranges:
-        """From what was seen of each tile [T, channels]: extremes, and sums over its patches."""
+        """From statistics of each tile [T, channels]: extremes, and sums over its patches."""
         means = total / np.float32(patches)
         tiles = len(means)
         doubt = (
@@ -61,64 +61,63 @@ class Ranges:
 
     @property
     def common_mean(self) -> Array:
-        """The mean that other pictures have as well: less the nearer the mean is to what chance makes it.
-
-        That is what the James-Stein estimator does, here channel by channel.
-        """
+        """The mean to expect of other images: the James-Stein estimator, channel by channel."""
         return self.mean * np.maximum(1 - self.doubt / np.maximum(self.mean**2, 1e-30), 0)
 
     @property
     def largest(self) -> Array:
-        """The farthest from zero."""
+        """The largest absolute value."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
     def less(self, shift: Array) -> Ranges:
-        """The ranges after ``shift`` [channels] is taken off."""
+        """The ranges after ``shift`` [channels] is subtracted."""
         square = np.maximum(self.square - 2 * shift * self.mean + shift**2, 0)
         return Ranges(self.low - shift, self.high - shift, self.mean - shift, square, self.doubt)
 
 
-def smooth(tower: Tower, ranges: dict[str, Ranges], advance: Advance | None = None) -> Plan:
-    """A plan with all products in int8, and scales for them.
+def smooth(siglip: Siglip, ranges: dict[str, Ranges], advance: Advance | None = None) -> EncoderPlan:
+    """A plan with all matmuls in int8, and their smoothing scales.
 
     Args:
-        tower: Whose weights are multiplied by.
-        ranges: By product, of its input; by ``<attention>.q``, ``.k``, ``.v``, of queries, keys and values.
-        advance: Told the fraction that is done.
+        siglip: The encoder with its weights.
+        ranges: By matmul, of its input; by ``<attention>.q``, ``.k``, ``.v``, of queries, keys and values.
+        advance: Receives the fraction that is done.
     """
     scales, keys = {}, {}
-    names = products(tower)
+    names = matmuls(siglip.shape)
     for done, name in enumerate(names, 1):
         layer, _, part = name.rpartition(".")
         if part == "attention":
             keys[name] = _balance(ranges[f"{name}.q"], ranges[f"{name}.k"])
         else:
-            # What is mixed of values is never farther out than they are, and they are rounded as well.
+            # A mix of values is never farther from zero than they are, and they are rounded as well.
             seen = ranges[f"{layer}.attention.v" if part == "out_proj" else name]
-            weights = [tower.tensor(f"{module}.weight") for module in modules(name)]
-            most = _WORTH_A_PRODUCT if part in {"fc2", "linear_1", "linear_2"} else 1.0
+            weights = [siglip.tensor(f"{module}.weight").T for module in modules(name)]
+            most = _WORTH_A_MULTIPLICATION if part in {"fc2", "linear_1", "linear_2"} else 1.0
             scale = _least_error(seen, weights, most)
             if scale is not None:
                 scales[name] = scale
         if advance:
             advance(done / len(names))
     means = {name: ranges[name].common_mean for name in names if modules(name)}
-    return Plan(dict.fromkeys(names, "int8"), means, scales, keys)
+    return EncoderPlan(dict.fromkeys(names, "int8"), means, scales, keys)
 
 
 def _least_error(seen: Ranges, weights: Sequence[Array], most: float) -> Array | None:
-    """The best scale [in], or None if it leaves more than ``most`` of the error that there is without one."""
+    """The best scales [in], or None if more than the share ``most`` of the error remains with them."""
     largest = _above_floor(seen.largest)
     strongest = _above_floor(np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
     lengths = [np.square(weight).sum(axis=1) for weight in weights]
 
     def error(scale: Array) -> float:
-        step = _width(seen, scale) / ACTIVATION_LEVELS
+        activation = _width(seen, scale) / ACTIVATION_LEVELS
         square = float((seen.square / scale**2).sum())
         total = 0.0
         for weight, length in zip(weights, lengths, strict=True):
-            steps = column_steps(weight * scale[:, None])
-            noise = step**2 * float((scale**2 * length).sum()) + square * float(np.square(steps).sum())
+            columns = column_scales(weight * scale[:, None])
+            noise = activation**2 * float((scale**2 * length).sum()) + square * float(
+                np.square(columns).sum()
+            )
             total += noise / max(float((seen.square * length).sum()), 1e-30)
         return total
 
@@ -129,19 +128,19 @@ def _least_error(seen: Ranges, weights: Sequence[Array], most: float) -> Array |
 
 
 def _balance(queries: Ranges, keys: Ranges) -> Array:
-    """What to take off keys, and what to divide them and multiply queries by, float32 [2, channels].
+    """What to subtract from keys, then what to divide them and multiply queries by, float32 [2, channels].
 
-    What all keys have in common adds the same to all scores of a row, which softmax does not see
-    (SageAttention, arXiv 2410.02367, smooths keys so).
+    A vector that is subtracted from all keys changes all scores of a row alike, and the softmax not at all
+    (SageAttention, arXiv 2410.02367).
     """
     shift, keys = keys.mean, keys.less(keys.mean)
     wide, narrow = _above_floor(keys.largest), _above_floor(queries.largest)
 
     def error(scale: Array) -> float:
-        query_step = _width(queries, np.reciprocal(scale)) / ACTIVATION_LEVELS
-        key_step = float((keys.largest / scale).max()) / KEY_LEVELS
-        of_queries = query_step**2 * float((keys.square / scale**2).sum())
-        of_keys = key_step**2 * float((queries.square * scale**2).sum())
+        query_scale = _width(queries, np.reciprocal(scale)) / ACTIVATION_LEVELS
+        key_scale = float((keys.largest / scale).max()) / KEY_LEVELS
+        of_queries = query_scale**2 * float((keys.square / scale**2).sum())
+        of_keys = key_scale**2 * float((queries.square * scale**2).sum())
         return of_queries + of_keys
 
     choices = [_normal(wide**beta / narrow ** (1 - beta)) for beta in (0.0, *_STRENGTHS)]
@@ -160,6 +159,6 @@ def _above_floor(sizes: Array) -> Array:
 
 
 def _normal(scale: Array) -> Array:
-    """Around 1, so that nothing becomes very large or small."""
+    """The scales with a geometric mean of 1, so that nothing becomes very large or small."""
     normal: Array = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
     return normal

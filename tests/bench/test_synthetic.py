@@ -96,5 +96,5 @@ def test_a_damaged_one_is_made_anew(cache: Path):
     shutil.move(folder / BACKBONE, cache / "elsewhere")
     progress = NoProgress()
     assert synthetic_bundle(wanted, progress, threads=1, spec=TOY) == folder
-    assert "the bundle that is there is damaged" in progress.notes
+    assert "the existing bundle is damaged" in progress.notes
     open_bundle(folder, check=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _API = re.compile(r"^/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?$")
+_TREE = re.compile(r"^/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)$")
 _FILE = re.compile(r"^/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
 
 
@@ -115,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status, fault.body, fault.headers)
         elif match := _API.match(path):
             self._describe(match["repo"], unquote(match["revision"] or "main"))
+        elif match := _TREE.match(path):
+            self._list(match["repo"], unquote(match["revision"]))
         elif match := _FILE.match(path):
             self._send_file(match["repo"], unquote(match["revision"]), unquote(match["name"]), fault)
         else:
@@ -144,6 +147,24 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(entry)
         answer = {"id": name, "modelId": name, "sha": repo.commit, "private": False, "siblings": siblings}
         self._answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _list(self, name: str, revision: str) -> None:
+        """What clients since 1.0 ask before they download."""
+        repo = self._find(name, revision)
+        if repo is None:
+            return
+        entries = []
+        for file, data in repo.files.items():
+            entry: dict[str, Any] = {
+                "type": "file",
+                "path": file,
+                "oid": _git_oid(data),
+                "size": repo.sizes.get(file, len(data)),
+            }
+            if _is_lfs(file):
+                entry["lfs"] = {"oid": _sha256(data), "size": entry["size"], "pointerSize": 130}
+            entries.append(entry)
+        self._answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, name: str, revision: str, file: str, fault: Fault | None) -> None:
         repo = self._find(name, revision)

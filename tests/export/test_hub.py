@@ -23,8 +23,9 @@ from onevision.errors import (
 from onevision.export import hub_errors
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import read_config
-from onevision.export.hub import PUBLISHED, FetchedCheckpoint, Source, fetch, resolve
+from onevision.export.hub import FetchedCheckpoint, Source, fetch, resolve
 from onevision.models import SHIPPED
+from onevision.models.shapes import repositories
 from tests.export.hub_server import Hub, Repo
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ WEIGHTS = r"GET .*/model\.safetensors"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub, and the client set to it as its environment variables would at import, with an empty cache."""
-    from huggingface_hub import constants, file_download
-    from huggingface_hub.utils import reset_sessions
+    from huggingface_hub import constants, file_download, utils
 
     with Hub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        home = file_download if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE") else constants
+        monkeypatch.setattr(home, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -55,7 +56,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        reset_sessions()
+        getattr(utils, "close_session", getattr(utils, "reset_sessions", None))()  # since 1.0, before
         yield server
 
 
@@ -95,12 +96,14 @@ def partial_files(folder: Path) -> list[Path]:
 
 
 def test_published() -> None:
-    assert len(PUBLISHED) == len(set(PUBLISHED.values())) == 12
-    for (size, variant, family), repo in PUBLISHED.items():
-        owner, name = repo.split("/")
-        suffix = {"hf": "-hf", "lmms-lab": "-sft" if (size, variant) == ("72b", "ov") else ""}[family]
-        assert owner == {"hf": "llava-hf", "lmms-lab": "lmms-lab"}[family]
-        assert name == f"llava-onevision-qwen2-{size}-{variant}{suffix}"
+    assert [repositories(size, variant) for size in ("0.5b", "7b", "72b") for variant in ("si", "ov")] == [
+        ("llava-hf/llava-onevision-qwen2-0.5b-si-hf", "lmms-lab/llava-onevision-qwen2-0.5b-si"),
+        ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "lmms-lab/llava-onevision-qwen2-0.5b-ov"),
+        ("llava-hf/llava-onevision-qwen2-7b-si-hf", "lmms-lab/llava-onevision-qwen2-7b-si"),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", "lmms-lab/llava-onevision-qwen2-7b-ov"),
+        ("llava-hf/llava-onevision-qwen2-72b-si-hf", "lmms-lab/llava-onevision-qwen2-72b-si"),
+        ("llava-hf/llava-onevision-qwen2-72b-ov-hf", "lmms-lab/llava-onevision-qwen2-72b-ov-sft"),
+    ]
 
 
 def test_resolve_size() -> None:
@@ -277,6 +280,7 @@ def test_offline_with_a_part_of_it(
 
 def test_no_network(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError
 
     hub.repos[ID] = Repo(files)
     fetched = get(ID)
@@ -286,7 +290,8 @@ def test_no_network(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "ENDPOINT", dead)
     told: list[str] = []
     assert get(ID, told=told) == fetched
-    failure = f"the connection to {dead} failed (ConnectionError)"
+    name = "ConnectionError" if issubclass(HTTPError, OSError) else "ConnectError"  # of requests, httpx
+    failure = f"the connection to {dead} failed ({name})"
     assert told == [f"{failure}; using {ID} as it is in the cache, commit {COMMIT}"]
     error = fails("someone/else", f"the connection to {dead} failed")
     assert "check the network" in str(error.hint)
@@ -344,6 +349,10 @@ def test_a_cut_is_resumed(hub: Hub, files: dict[str, bytes], tiny: Path) -> None
 
 @pytest.mark.usefixtures("small_chunks")
 def test_cuts_without_end_and_a_later_run(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    import huggingface_hub
+
+    if int(huggingface_hub.__version__.partition(".")[0]) > 0:
+        pytest.skip("since 1.0 the client goes on by itself for as long as something arrives")
     hub.repos[ID] = Repo(files)
     fault = hub.fault(WEIGHTS, cut_after=50_000)
     error = fails(ID, r"the connection to .* failed \(ChunkedEncodingError\)")

@@ -17,6 +17,7 @@ from onevision.eval.questions import tiny_suite
 from onevision.eval.suite import FAMILIES
 from onevision.export.build import ExportOptions
 from onevision.export.hub import FetchedCheckpoint
+from onevision.export.synth import SynthSpec, synthesise
 from onevision.quant import candidates as candidates_module
 from onevision.quant import imatrix as imatrix_module
 from onevision.quant.candidates import Candidate, GateConfig, Quantizer
@@ -126,7 +127,7 @@ def test_how_many_questions(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(GateConfig().questions_for(bundle)) == 4 * len(FAMILIES)
 
 
-def test_an_encoder_sees_each_picture_once(
+def test_an_encoder_sees_each_image_once(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -153,9 +154,17 @@ def test_an_encoder_sees_each_picture_once(
 # What auto finds.
 
 
-def test_auto_takes_the_smallest_that_passes(toy_bundle: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy that is smaller in int8 than in fp16; the plain one is mostly embeddings, which stay fp32."""
+    folder = tmp_path_factory.mktemp("wide")
+    checkpoint = synthesise(folder / "checkpoint", SynthSpec(vision_intermediate=512))
+    return make_bundle(checkpoint, folder / "bundle", backbone="f32")
+
+
+def test_auto_takes_the_smallest_that_passes(wide_bundle: Path, tmp_path: Path) -> None:
     progress = NoProgress()
-    done = quantize(toy_bundle, tmp_path / "lax", progress=progress, thresholds=LAX)
+    done = quantize(wide_bundle, tmp_path / "lax", progress=progress, thresholds=LAX)
     assert done.candidate == Candidate("int8", "q4_0-pure")
     assert done.rejected == ()
     assert done.bundle.manifest.quality["encoder"]["cosine"] >= 0.999
@@ -275,10 +284,10 @@ def test_without_a_word_both_are_tried(
 # Calibration.
 
 
-def test_one_unreadable_picture_among_good_ones(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
+def test_one_unreadable_image_among_good_ones(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     photograph("china").save(tmp_path / "photos" / "good.png")
-    (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
     words = ("--vision", "int8", "--backbone", "f16", "--calibration", "photos", "--force", *FEW)
     status, _, err = cli("quant", "apply", toy_bundle, "small", *words)
     assert status == 0
@@ -299,7 +308,7 @@ def quantized(bundle: Path) -> None:
 
 
 def blind(bundle: Path) -> None:
-    """An encoder whose patches are all the same: of each picture it says the same."""
+    """An encoder whose patches are all the same: of each image it says the same."""
     import onnx
     from onnx import external_data_helper
 
@@ -325,7 +334,7 @@ def not_finite(bundle: Path) -> None:
     ("change", "message"),
     [
         (quantized, r"copy is quantized already \(fp32 \+ q8_0\)"),
-        (blind, "image features of .* are the same for all pictures"),
+        (blind, "image features of .* are the same for all images"),
         (not_finite, "not finite"),
     ],
 )
@@ -363,7 +372,7 @@ def test_words_that_are_wrong(
     for name in ("empty", "texts", "taken"):
         (tmp_path / name).mkdir()
         if name != "empty":
-            (tmp_path / name / "a.txt").write_text("no picture", encoding="utf-8")
+            (tmp_path / name / "a.txt").write_text("no image", encoding="utf-8")
     if "{half}" in words:
         make_bundle(toy_checkpoint, tmp_path / "half", vision="fp16", backbone="f16")
     given = words.format(toy=toy_bundle, half="half").split()

@@ -1,7 +1,7 @@
-"""The demo: a bundle is verified, asked about five inputs, and what came of it becomes a web page.
+"""The demo: a bundle is verified and asked about five inputs; the answers become a web page.
 
 ``bundle -> verify -> inputs -> answers -> index.html``, in a folder with the images and the video, so that
-every question can be asked again.
+every question can be asked again. Without PyAV there is no video.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from onevision._version import __version__
 from onevision.bundle import BACKBONE, GOLDEN, VISION
-from onevision.errors import UsageError, VideoError
+from onevision.errors import UsageError
 from onevision.eval.demo.inputs import make_inputs
 from onevision.eval.demo.page import PAGE, Asked, Demo, files_of, render
 from onevision.eval.suite import score
+from onevision.extras import missing
 from onevision.files import is_vacant, whole_folder
 from onevision.native.device import cpu_name
 from onevision.proof.golden import load_golden
-from onevision.proof.verify import verify
+from onevision.proof.verify import Report, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,14 +36,11 @@ MAX_TOKENS = 48
 
 
 def check(target: Path) -> None:
-    """Refuse what would stop a demo, before any work is done.
+    """Refuse to replace anything but an earlier demo.
 
     Raises:
-        UsageError: There is something at ``target`` that no earlier demo wrote.
-        VideoError: PyAV is not installed.
+        UsageError: ``target`` has files that no demo wrote.
     """
-    if find_spec("av") is None:
-        raise VideoError("the demo has a video, which needs PyAV", hint="pip install 'onevision[video]'")
     if is_vacant(target):
         return
     ours = files_of(target / PAGE)
@@ -63,15 +60,20 @@ def make_demo(model: OneVision, target: Path, progress: Progress, *, options: Se
         options: Of ``onevision run``, for the commands on the page: which bundle it is.
 
     Raises:
-        UsageError, VideoError: See :func:`check`.
-        BundleError: The bundle has no reference vectors.
+        UsageError: See :func:`check`.
+        BundleError: Damaged reference vectors.
     """
     check(target)
+    has_video = not missing("video")
+    if not has_video:
+        progress.note("the video is left out: it needs pip install 'onevision[video]'")
     with whole_folder(target) as folder:
-        with progress.step("verifying the bundle"):
-            report = verify(model, load_golden(model.bundle.path(GOLDEN)))
-        inputs = make_inputs(folder)
-        with progress.step("asking about five inputs") as advance:
+        report = Report(())
+        if GOLDEN in model.bundle.manifest.files:
+            with progress.step("verifying the bundle"):
+                report = verify(model, load_golden(model.bundle.path(GOLDEN)))
+        inputs = make_inputs(folder, video=has_video)
+        with progress.step(f"asking about {len(inputs)} inputs") as advance:
             blocks = []
             for at, item in enumerate(inputs):
                 blocks.append((item, tuple(_ask(model, item, folder, options))))

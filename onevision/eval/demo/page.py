@@ -100,7 +100,11 @@ def render(demo: Demo, facts: Mapping[str, str], folder: Path) -> str:
     cases = demo.report.cases
     results = [{stage.stage: stage for stage in case.stages} for case in cases]
     names = dict.fromkeys(stage.stage for case in cases for stage in case.stages)
-    computes = "computes" if demo.report.passed else "does not compute"
+    verdict = {
+        True: "the bundle computes what the reference does",
+        False: "the bundle does not compute what the reference does",
+        None: "the bundle is unproven: it has no reference vectors",
+    }[demo.report.passed]
     return html.render(
         "demo.html",
         demo=demo,
@@ -109,7 +113,7 @@ def render(demo: Demo, facts: Mapping[str, str], folder: Path) -> str:
         images={item: [_image(folder / file) for file in item.files] for item, _ in demo.blocks},
         stages={name: [stages.get(name) for stages in results] for name in names},
         error=_error,
-        verdict=f"the bundle {computes} what the reference does",
+        verdict=verdict,
     )
 
 
