@@ -31,7 +31,7 @@ def print_plan(plan: PromptPlan) -> None:
         "prompt": f"{about}{cost.prompt_tokens:,} tokens, {share:.0%} of {cost.context_length:,}",
     }
     if plan.backend:
-        facts["prefill by"] = _BACKENDS[plan.backend]
+        facts["backend"] = _BACKENDS[plan.backend]
     if cost.reused_frames:
         facts["reused"] = f"{cost.reused_frames} frames, similar to others"
     facts["KV cache"] = readable(cost.kv_bytes)
