@@ -12,6 +12,7 @@ _EXPORT = ("onnx", "ml_dtypes", "gguf", "safetensors", "tokenizers", "huggingfac
 EXTRAS: dict[str, tuple[str, ...]] = {
     "export": _EXPORT,
     "proof": (*_EXPORT, "torch", "transformers"),
+    "optimum": (*_EXPORT, "torch", "transformers", "optimum"),
     "video": ("av",),
     "bench": ("matplotlib", "onnx"),
 }

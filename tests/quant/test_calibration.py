@@ -1,4 +1,4 @@
-"""Calibration tiles: of a user's pictures or the built-in ones, cut as the runtime cuts them."""
+"""Calibration tiles: from images of the user or the built-in ones, cut as the runtime cuts them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIDE = 56
-PICTURES = 16  # of the built-in set
+IMAGES = 16  # of the built-in set
 VISION = VisionInfo(
     image_size=SIDE,
     patch_size=14,
@@ -39,19 +39,19 @@ SPEC = AnyRes.parse(
 
 
 def is_of(tile: np.ndarray, image: object) -> bool:
-    """Whether a tile is one that the runtime cuts from a picture."""
+    """Whether a tile is one that the runtime cuts from an image."""
     tiles = normalize(split(image, SPEC).pixels, VISION.mean, VISION.std)
     return bool((tiles == tile).all(axis=(1, 2, 3)).any())
 
 
 def test_built_in_set_is_varied_and_the_same_each_time() -> None:
-    one, other = calibration_tiles(VISION, limit=PICTURES), calibration_tiles(VISION, limit=PICTURES)
-    assert one.pixel_values.shape == (PICTURES, 3, SIDE, SIDE)
+    one, other = calibration_tiles(VISION, limit=IMAGES), calibration_tiles(VISION, limit=IMAGES)
+    assert one.pixel_values.shape == (IMAGES, 3, SIDE, SIDE)
     assert one.pixel_values.dtype == np.float32
-    assert one.images == PICTURES
+    assert one.images == IMAGES
     assert one.warnings == ()
     np.testing.assert_array_equal(one.pixel_values, other.pixel_values)
-    assert len({tile.tobytes() for tile in one.pixel_values}) == PICTURES
+    assert len({tile.tobytes() for tile in one.pixel_values}) == IMAGES
     colours = one.pixel_values.std(axis=(2, 3)).mean(axis=1)
     assert colours.min() > 0.05  # none is blank
 
@@ -71,25 +71,25 @@ def test_built_in_set_fits_any_tile(side: int) -> None:
 
 
 def test_tiles_are_those_of_the_runtime(tmp_path: Path) -> None:
-    pictures = [photograph("china"), photograph("flower"), noise(30, 200)]
-    for number, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{number}.png")
+    images = [photograph("china"), photograph("flower"), noise(30, 200)]
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
     calibration = calibration_tiles(VISION, tmp_path)
     assert calibration.images == 3
     assert calibration.source == tmp_path.name
     assert len(calibration.pixel_values) == 8 + 8 + 4, "the last has a grid of 3 × 1"
-    owners = [[is_of(tile, picture) for picture in pictures].index(True) for tile in calibration.pixel_values]
-    assert sorted(owners[:3]) == [0, 1, 2]  # each picture's base view comes first
+    owners = [[is_of(tile, image) for image in images].index(True) for tile in calibration.pixel_values]
+    assert sorted(owners[:3]) == [0, 1, 2]  # each image's base view comes first
     assert min(owners.count(number) for number in range(3)) >= 3
 
 
-def test_one_picture_gives_no_more_than_its_tiles(tmp_path: Path) -> None:
+def test_one_image_gives_no_more_than_its_tiles(tmp_path: Path) -> None:
     noise(SIDE, SIDE).save(tmp_path / "square.png")
     calibration = calibration_tiles(VISION, tmp_path)
     assert (calibration.images, len(calibration.pixel_values)) == (1, 2)
 
 
-def test_of_many_pictures_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onevision.quant import calibration
 
     for number in range(40):
@@ -104,15 +104,15 @@ def test_of_many_pictures_few_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(again.pixel_values, chosen.pixel_values)
 
 
-def test_pictures_in_folders_count_and_hidden_files_do_not(tmp_path: Path) -> None:
+def test_images_in_folders_count_and_hidden_files_do_not(tmp_path: Path) -> None:
     (tmp_path / "summer" / "beach").mkdir(parents=True)
     noise(60, 60).save(tmp_path / "summer" / "beach" / "a.jpg")
-    (tmp_path / ".thumbnails.db").write_bytes(b"no picture")
+    (tmp_path / ".thumbnails.db").write_bytes(b"no image")
     calibration = calibration_tiles(VISION, tmp_path)
     assert (calibration.images, calibration.warnings) == (1, ())
 
 
-def test_an_unreadable_picture_is_skipped_with_a_warning(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_skipped_with_a_warning(tmp_path: Path) -> None:
     noise(60, 60).save(tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -142,8 +142,8 @@ def test_nothing_readable(tmp_path: Path) -> None:
     ],
     ids=["empty", "empty folders", "a file", "nothing there"],
 )
-def test_no_pictures(make, message: str, tmp_path: Path) -> None:
-    make(tmp_path / "pictures")
+def test_no_images(make, message: str, tmp_path: Path) -> None:
+    make(tmp_path / "images")
     with pytest.raises(QuantError, match=message) as caught:
-        calibration_tiles(VISION, tmp_path / "pictures")
+        calibration_tiles(VISION, tmp_path / "images")
     assert caught.value.hint

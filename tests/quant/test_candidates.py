@@ -82,8 +82,8 @@ def test_a_quantized_bundle_is_whole_and_says_what_it_is(quantizer: Quantizer, t
     assert "int8" in card
     assert "q8_0" in card
     with OneVision(opened, device="cpu", threads=1) as model:
-        picture = np.full((60, 90, 3), 99, np.uint8)
-        assert model.generate("What is it?", images=[picture], max_tokens=2).usage.tiles > 1
+        image = np.full((60, 90, 3), 99, np.uint8)
+        assert model.generate("What is it?", images=[image], max_tokens=2).usage.tiles > 1
 
 
 def test_one_encoder_serves_several_candidates(quantizer: Quantizer, tmp_path: Path) -> None:

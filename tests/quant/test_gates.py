@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from onevision.quant.gates import GateResult
     from onevision.quant.measure import GateReference
 
-ASKED = ("colour", "which_has", "change", "text_sum")  # a picture, several, a video, none
+ASKED = ("colour", "which_has", "change", "text_sum")  # an image, several, a video, none
 RANDOM = np.random.default_rng(11)
 
 
@@ -436,8 +436,8 @@ def test_nowhere_to_write(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_unreadable_picture_among_good_ones(toy_bundle: Path, samples: list[Sample], tmp_path: Path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_one_unreadable_image_among_good_ones(toy_bundle: Path, samples: list[Sample], tmp_path: Path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     bad = replace(samples[0], images=(tmp_path / "bad.png",))
     with pytest.raises(ImageError, match=r"bad\.png"):
         record(toy_bundle, [samples[3], bad], tmp_path)

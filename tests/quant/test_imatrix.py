@@ -1,4 +1,4 @@
-"""The importance matrix: its values against transformers', its file, and what the quantiser makes of it."""
+"""The importance matrix: its values against transformers', its file, and what the quantizer makes of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from onevision.eval.suite import Sample
 
-ASKED = ("colour", "which_has", "change", "text_sum")  # a picture, several, a video, none
+ASKED = ("colour", "which_has", "change", "text_sum")  # an image, several, a video, none
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_values_are_transformers_activations(
         assert np.allclose(collected.means()[name], sums[name] / rows[name], rtol=2e-4, atol=1e-3), name
 
 
-def test_the_first_layer_sees_normalised_embeddings(model: OneVision, samples: list[Sample], collected):
+def test_the_first_layer_sees_normalized_embeddings(model: OneVision, samples: list[Sample], collected):
     """The same by hand, from the file's own numbers."""
     tensors = {tensor.name: np.array(tensor.data) for tensor in
                gguf.GGUFReader(model.bundle.path(BACKBONE)).tensors}  # fmt: skip
@@ -169,7 +169,7 @@ def test_built_in_prompts_give_every_family_a_turn(model: OneVision, monkeypatch
 # What cannot be.
 
 
-def test_a_quantised_bundle_is_refused(toy_checkpoint: Path, tmp_path: Path, samples: list[Sample]):
+def test_a_quantized_bundle_is_refused(toy_checkpoint: Path, tmp_path: Path, samples: list[Sample]):
     make_bundle(toy_checkpoint, tmp_path / "bundle", backbone="q8_0")
     with (
         OneVision.load(tmp_path / "bundle", threads=1) as loaded,
@@ -183,8 +183,8 @@ def test_no_questions(model: OneVision):
         collect_imatrix(model, [])
 
 
-def test_one_unreadable_picture_among_good_ones(model: OneVision, samples: list[Sample], tmp_path: Path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_one_unreadable_image_among_good_ones(model: OneVision, samples: list[Sample], tmp_path: Path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     bad = replace(samples[0], images=(tmp_path / "bad.png",))
     with pytest.raises(ImageError, match=r"bad\.png"):
         collect_imatrix(model, [samples[0], bad, samples[3]])
@@ -218,7 +218,7 @@ def test_interrupted_in_a_callback(model: OneVision, samples: list[Sample], monk
         collect_imatrix(model, samples)
     count = len(calls)
     assert model.generate("Hi.", max_tokens=2).usage.completion_tokens == 2
-    assert len(calls) == count, "nobody watches any more"
+    assert len(calls) == count, "the callback is removed"
 
 
 # The file.

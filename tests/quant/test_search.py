@@ -127,7 +127,7 @@ def test_how_many_questions(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(GateConfig().questions_for(bundle)) == 4 * len(FAMILIES)
 
 
-def test_an_encoder_sees_each_picture_once(
+def test_an_encoder_sees_each_image_once(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -284,10 +284,10 @@ def test_without_a_word_both_are_tried(
 # Calibration.
 
 
-def test_one_unreadable_picture_among_good_ones(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
+def test_one_unreadable_image_among_good_ones(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     photograph("china").save(tmp_path / "photos" / "good.png")
-    (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
     words = ("--vision", "int8", "--backbone", "f16", "--calibration", "photos", "--force", *FEW)
     status, _, err = cli("quant", "apply", toy_bundle, "small", *words)
     assert status == 0
@@ -308,7 +308,7 @@ def quantized(bundle: Path) -> None:
 
 
 def blind(bundle: Path) -> None:
-    """An encoder whose patches are all the same: of each picture it says the same."""
+    """An encoder whose patches are all the same: of each image it says the same."""
     import onnx
     from onnx import external_data_helper
 
@@ -372,7 +372,7 @@ def test_words_that_are_wrong(
     for name in ("empty", "texts", "taken"):
         (tmp_path / name).mkdir()
         if name != "empty":
-            (tmp_path / name / "a.txt").write_text("no picture", encoding="utf-8")
+            (tmp_path / name / "a.txt").write_text("no image", encoding="utf-8")
     if "{half}" in words:
         make_bundle(toy_checkpoint, tmp_path / "half", vision="fp16", backbone="f16")
     given = words.format(toy=toy_bundle, half="half").split()

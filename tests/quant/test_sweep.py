@@ -90,8 +90,8 @@ def test_a_sweep_that_is_interrupted_goes_on(
         assert [float(line["mean_kl"]) for line in csv.DictReader(file)] == [row["mean_kl"] for row in rows]
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     assert (report["rows"], report["precisions"]) == (rows, ["fp32", "f32"])
-    with Image.open(folder / PLOT) as picture:
-        assert picture.size == (1800, 1200)
+    with Image.open(folder / PLOT) as plotted:
+        assert plotted.size == (1800, 1200)
 
     begun = stop_after(0)  # nothing is left to do
     status, out, _ = cli(*words)

@@ -1,4 +1,4 @@
-"""Sweeps: rows on disk, the front, and the picture. What runs engines is in ``test_sweep.py``."""
+"""Sweeps: rows on disk, the front, and the plot. What runs engines is in ``test_sweep.py``."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_front_is_never_empty_and_whoever_is_not_on_it_is_beaten_by_one_that_i
         assert beaten is not is_ahead
 
 
-def test_the_picture(tmp_path):
+def test_the_plot(tmp_path):
     rows = [
         row("fp32", "f32", mean_kl=0.0, passed=True, bytes=28_000_000),
         row("fp32", "q8_0", mean_kl=1e-4, passed=True, bytes=16_000_000),
