@@ -8,6 +8,8 @@ from typing import Literal
 VisionPrecision = Literal["fp32", "fp16"]
 #: Of the vision encoder.
 EncoderPrecision = Literal[VisionPrecision, "int8"]
+#: Writer of the vision encoder's graph: this package, or optimum by tracing transformers' modules.
+Exporter = Literal["onevision", "optimum"]
 #: Of the language model: the recipes of :data:`onevision.native.quantize.RECIPES`.
 BackbonePrecision = Literal[
     "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl",

@@ -33,6 +33,7 @@ from onevision.cli.gate import (
 )
 from onevision.errors import UsageError
 from onevision.extras import require
+from onevision.precisions import Exporter
 
 if TYPE_CHECKING:
     from onevision.export.hub import Source
@@ -92,6 +93,12 @@ def export(
         ),
     ] = None,
     vision: Vision = "fp32",
+    exporter: Annotated[
+        Exporter,
+        typer.Option(
+            help="Writer of the vision encoder's graph; optimum traces transformers' modules, in fp32 only."
+        ),
+    ] = "onevision",
     backbone: BackboneOption = "q8_0",
     calibration: Calibration = None,
     imatrix: ImatrixFile = None,
@@ -132,6 +139,7 @@ def export(
     check_target(target, force=force)
     names: dict[str, Any] = {
         "prefill": _prefill(prefill, prefill_precision),
+        "exporter": exporter,
         "size": size,
         "variant": variant or "ov" if size else None,
         "threads": threads,
@@ -141,6 +149,11 @@ def export(
         raise UsageError(
             "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
             hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
+        )
+    if exporter == "optimum" and (gated or vision != "fp32"):
+        raise UsageError(
+            "--exporter optimum writes fp32, which cannot be quantized afterwards",
+            hint="leave out --exporter, or --vision and a --backbone coarser than q8_0",
         )
     choice = imatrix_choice(imatrix, no_imatrix)
     config = GateConfig(questions, limit, calibration, imatrix=choice, threads=threads)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from onevision.export.hub import FetchedCheckpoint
     from onevision.graphs.qwen2 import PrefillPrecision
     from onevision.native.quantize import BackboneReport
-    from onevision.precisions import BackbonePrecision, VisionPrecision
+    from onevision.precisions import BackbonePrecision, Exporter, VisionPrecision
     from onevision.progress import Progress
 
 
@@ -61,6 +61,7 @@ class ExportOptions:
     """Precisions and names of a bundle, and whether it is proven."""
 
     vision: VisionPrecision = "fp32"
+    exporter: Exporter = "onevision"  # of the encoder
     backbone: BackbonePrecision = "q8_0"
     prefill: PrefillPrecision | None = None  # None: no prefill graph
     size: str | None = None  # for the manifest
@@ -145,7 +146,13 @@ def _write_models(
 ) -> BackboneReport:
     """Write encoder, backbone, prefill graph and newline."""
     with progress.step(f"vision encoder to ONNX ({options.vision})") as advance:
-        export_vision(checkpoint, folder / VISION, precision=options.vision, advance=advance)
+        export_vision(
+            checkpoint,
+            folder / VISION,
+            precision=options.vision,
+            exporter=options.exporter,
+            advance=advance,
+        )
     with progress.step(f"backbone to GGUF ({options.backbone})") as advance:
         backbone = export_backbone(
             checkpoint,

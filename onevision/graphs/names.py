@@ -5,6 +5,7 @@ from __future__ import annotations
 # vision.onnx
 PIXELS = "pixel_values"  # float32 [tiles, 3, S, S]
 FEATURES = "image_features"  # float32 [tiles, P, H]
+PRECISION = "onevision.precision"  # key of its metadata: fp32 or fp16
 
 # prefill.onnx
 EMBEDDINGS = "inputs_embeds"  # float32 [1, n, H]

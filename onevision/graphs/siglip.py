@@ -25,7 +25,7 @@ import numpy as np
 
 from onevision.errors import ExportError
 from onevision.graphs.kernels import Attention, Kernels, Linear
-from onevision.graphs.names import FEATURES, PIXELS
+from onevision.graphs.names import FEATURES, PIXELS, PRECISION
 from onevision.graphs.nodes import float_value, write_graph
 
 if TYPE_CHECKING:
@@ -191,9 +191,10 @@ class _Graph(Kernels):
         x = self._smoothed(stream, "projector.linear_1")
         hidden = self._linear(x, f"{PROJECTOR}linear_1", "projector.linear_1")
         x = self._smoothed(self.add("Gelu", hidden), "projector.linear_2")
-        name = None if self._float is np.float16 else FEATURES
+        half = self._float is np.float16
+        name = None if half else FEATURES
         out = self._linear(x, f"{PROJECTOR}linear_2", "projector.linear_2", after_gelu=True, output=name)
-        if self._float is np.float16:
+        if half:
             self.add("Cast", out, to=TensorProto.FLOAT, output=FEATURES)
         return self.model(
             "vision",
@@ -202,7 +203,7 @@ class _Graph(Kernels):
                 float_value(FEATURES, "tiles", shape.patches, self._siglip.features),
                 *map(float_value, self._watched),
             ],
-            {SIZES: self._siglip.sizes()},
+            {SIZES: self._siglip.sizes(), PRECISION: "fp16" if half else "fp32"},
         )
 
     def _embeddings(self) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA
-from onevision.native.device import check_device, has_nvidia_gpu
+from onevision.native.device import check_device
 from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
 from onevision.runtime.backbone import Backbone
@@ -135,7 +135,7 @@ class Pipeline:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Fallbacks from what was asked for, and why the cache was not written."""
-        fallbacks = self._encoder.notes if self._encoder and has_nvidia_gpu() else ()
+        fallbacks = self._encoder.notes if self._encoder else ()
         problem = self._cache.problem if self._cache else None
         return (*fallbacks, *self.prefill_runner.warnings, *([problem] if problem else []))
 

@@ -149,6 +149,7 @@ def test_features_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     expected = case.features(pixels)
     assert expected.shape == (5, case.checkpoint.config.vision.patches, SHAPES[name].features)
     with closing(VisionEncoder(path, device="cpu")) as encoder:
+        assert encoder.notes == ()
         for batch in (1, 2, 5):
             features = encoder.encode(pixels, batch=batch)
             assert relative_error(features, expected) <= 1e-5
@@ -268,6 +269,7 @@ def test_fp16_is_half_precision_throughout(case: Case, exported: Path, tmp_path:
     pixels = case.pixels(2)
     with closing(VisionEncoder(path, device="cpu")) as encoder:
         features = encoder.encode(pixels)
+        assert "int8 is smaller and faster" in " ".join(encoder.notes)
     assert features.dtype == np.float32
     assert 1e-5 < relative_error(features, case.features(pixels)) <= 5e-3
 
