@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onevision.export  # noqa: F401 (loaded here, so that loading it later does not replace the function)
 from onevision._version import __version__
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from onevision.eval.evaluate import evaluate
     from onevision.export.build import Exported
-    from onevision.models.shapes import Variant
+    from onevision.models.shapes import PublishedSize, Variant
     from onevision.native.device import Device
+    from onevision.planning.plan import PromptPlan
     from onevision.precisions import BackboneChoice, EncoderChoice, Exporter, PrefillPrecision
     from onevision.progress import Progress
     from onevision.proof.golden import ReferenceCase
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
     from onevision.runtime.cache import Cache
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import Prefill
+    from onevision.runtime.options import AnswerOptions, Prefill
 
     PathLike = str | os.PathLike[str]
 
 __all__ = [
     "Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__",
-    "evaluate", "export", "load", "quantize", "verify",
+    "evaluate", "export", "load", "plan", "quantize", "verify",
 ]  # fmt: skip
 
 # The native libraries are loaded with the first of these, not with the package.
@@ -93,12 +94,19 @@ def load(
         DeviceError: The device is not available.
         UsageError: ``prefill="onnx"`` for a bundle without a prefill graph.
     """
-    from onevision.bundle import open_bundle
     from onevision.models import default_bundle
+    from onevision.planning.budget import answer
     from onevision.runtime.engine import OneVision
 
-    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
-    return OneVision(opened, device=device, threads=threads, prefill=prefill, cache=cache)
+    return OneVision.load(
+        default_bundle() if bundle is None else bundle,
+        check=check,
+        answer=answer,
+        device=device,
+        threads=threads,
+        prefill=prefill,
+        cache=cache,
+    )
 
 
 def export(
@@ -264,6 +272,56 @@ def verify(
 
         record_proof(opened, cases, report)
     return report
+
+
+def plan(
+    media: Sequence[PathLike | tuple[int, int]] = (),
+    prompt: str = "What is in the image?",
+    *,
+    bundle: PathLike | None = None,
+    size: Literal["tiny"] | PublishedSize | None = None,
+    options: AnswerOptions | None = None,
+    prefill: Prefill = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+) -> PromptPlan:
+    """Plan a prompt: tiles, tokens, operations, memory and time, before anything is run.
+
+    Args:
+        media: Images and videos of the prompt, or sizes (width, height) that stand for images.
+        prompt: The question.
+        bundle: Folder of the bundle; None for the tiny model.
+        size: Instead of a bundle: a published size; the tokens of the text are estimated.
+        options: The budget; None for the reference's.
+        prefill: Prefill backend.
+        device: With ``threads``, the speed profile: how fast the bundle was measured to be.
+        threads: CPU threads; None for all cores.
+
+    Raises:
+        UsageError: ``ttft_target`` for a bundle whose speed was not measured, or for a size.
+        ImageError, VideoError: A file cannot be read.
+    """
+    from onevision.bundle import open_bundle
+    from onevision.models import default_bundle
+    from onevision.planning.cost import Media
+    from onevision.planning.plan import media_size, plan_bundle, plan_published
+    from onevision.runtime.options import AnswerOptions
+
+    options = options or AnswerOptions()
+    if options.ttft_target is not None and size is not None:
+        raise UsageError(
+            "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
+        )
+    items = [
+        Media(f"{item[0]}x{item[1]}", "image", *item)
+        if isinstance(item, tuple)
+        else media_size(str(item), exif=options.exif)
+        for item in media
+    ]
+    if size is not None and size != "tiny":
+        return plan_published(size, items, prompt, options)
+    opened = open_bundle(default_bundle() if bundle is None or size else bundle)
+    return plan_bundle(opened, items, prompt, options, prefill=prefill, device=device, threads=threads)
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -634,7 +634,7 @@ PLAN = (
     Bad("unknown model", "plan {photo} --size 3b", "--size is '3b'", 2),
     Bad("two budgets", "plan {photo} --detail low --max-tiles 3", "exclude each other", 2),
     Bad("a speed not measured", "plan {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
-    Bad("the speed of no bundle", "plan {photo} --ttft-target 5s --size 7b", "of a bundle", 2),
+    Bad("the speed of no bundle", "plan {photo} --ttft-target 5s --size 7b", "needs a bundle", 2),
     Bad("bundle missing", "plan {photo} -m no", "no bundle at no"),
     Bad(
         "bundle with no GGUF",

@@ -102,7 +102,7 @@ def run(
             if not as_json:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-        answer, notes = stream.answer, loaded.notes
+        answer = stream.answer
     if as_json:
         print_json(answer.to_dict())
     else:
@@ -111,7 +111,7 @@ def run(
         for warning in answer.warnings:
             print_warning(warning)
         if stderr().is_terminal and not as_json:
-            stderr().print(_statistics(answer), *notes, sep="\n", style="dim")
+            stderr().print(_statistics(answer), style="dim")
 
 
 def _question(
@@ -169,8 +169,8 @@ def _statistics(answer: Answer) -> str:
     speed = f", {later / (times.total - times.ttft) * 1e3:.1f} tokens/s" if later > 0 else ""
     reused = f" ({usage.reused_frames} frames reused)" if usage.reused_frames else ""
     images = f"{usage.tiles} tiles{reused}, {usage.image_tokens:,} of " if usage.tiles else ""
-    predicted = answer.budget.predicted_ttft_ms
-    expected = f" ({predicted / 1e3:.2f} s predicted)" if predicted is not None else ""
+    predicted = answer.predicted_ttft
+    expected = f" ({predicted:.2f} s predicted)" if predicted is not None else ""
     return (
         f"{images}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
         f"{expected}{speed}; loaded in {times.load / 1e3:.2f} s"

@@ -176,7 +176,7 @@ def _loaded(
 ) -> Iterator[tuple[str, Answerer, int]]:
     """A bundle, loaded and closed again."""
     with OneVision(bundle, device=device, threads=threads, prefill=prefill) as model:
-        yield bundle.manifest.name, of_bundle(model), model.preparer.anyres.tile
+        yield bundle.manifest.name, of_bundle(model), model.pipeline.preparer.anyres.tile
 
 
 @contextmanager
