@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from onevision.errors import UsageError
 
-_EXPORT = ("onnx", "ml_dtypes", "gguf", "safetensors", "huggingface_hub", "filelock")
+_EXPORT = ("onnx", "ml_dtypes", "gguf", "safetensors", "tokenizers", "huggingface_hub", "filelock")
 
 #: Modules of each extra of ``pip install 'onevision[…]'`` that the base install lacks.
 EXTRAS: dict[str, tuple[str, ...]] = {
