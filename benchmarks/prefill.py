@@ -19,7 +19,7 @@ import typer
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.runtime.engine import OneVision
-from onevision.runtime.prefill.policy import Prefill
+from onevision.runtime.options import Prefill
 
 
 def main(bundle: Path, tokens: str = "730,2929,7290", rounds: int = 5, threads: int | None = None) -> None:
@@ -30,20 +30,25 @@ def main(bundle: Path, tokens: str = "730,2929,7290", rounds: int = 5, threads: 
     with OneVision.load(bundle, device="cpu", threads=threads, prefill="onnx") as model:
         files, room = model.bundle.manifest.files, 1
         result["precisions"] = {name: files[name].precision for name in (BACKBONE, PREFILL)}
-        result["load_ms"] = model.prefiller.load(max(lengths))
+        runner = model.pipeline.prefill_runner
+        started = time.perf_counter()
+        runner.load(max(lengths))
+        result["load_ms"] = (time.perf_counter() - started) * 1e3
         for length in lengths:
-            rows = np.random.default_rng(0).standard_normal((length - 1, model.backbone.hidden), np.float32)
+            rows = np.random.default_rng(0).standard_normal(
+                (length - 1, model.pipeline.backbone.hidden), np.float32
+            )
             parts: tuple[npt.NDArray[np.float32], tuple[int]] = (rows * np.float32(0.02), (0,))
             times: dict[str, list[float]] = {backend: [] for backend in backends}
             for _ in range(rounds):
                 for backend in backends:
                     started = time.perf_counter()
-                    model.prefiller.read(parts, room, lambda _: None, choice=backend)
+                    runner.run(parts, room, choice=backend)
                     times[backend].append((time.perf_counter() - started) * 1e3)
             medians = {backend: round(median(taken), 1) for backend, taken in times.items()}
             ratio = round(medians["onnx"] / medians["llama"], 3)
             result[str(length)] = {"median_ms": medians, "onnx/llama": ratio, "ms": times}
-        result["warnings"] = model.prefiller.warnings
+        result["warnings"] = runner.warnings
     print(json.dumps(result, indent=2))
 
 

@@ -28,8 +28,11 @@ import typer
 from onevision.bench import roofline
 from onevision.bench.scenarios import photograph
 from onevision.native.device import default_threads
-from onevision.runtime.answer import StageClock
+from onevision.runtime import generate
+from onevision.runtime.clock import StageClock
 from onevision.runtime.engine import OneVision
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 
 _TURNS = 12
 _SOURCE = """
@@ -52,13 +55,14 @@ class _Lapless(StageClock):
 
 def overhead(bundle: Path, rounds: int, threads: int | None) -> dict[str, Any]:
     """Ratios of total times, with laps over without."""
-    image = photograph((320, 240), seed=1)
+    question = conversation_of("What is it?", [photograph((320, 240), seed=1)], None, None)
+    options = AnswerOptions(max_tokens=64, ignore_end=True)
     ratios = []
     with OneVision.load(bundle, device="cpu", threads=threads) as model:
 
         def ask(clock: StageClock) -> float:
             started = time.perf_counter()
-            model.generate("What is it?", images=[image], max_tokens=64, ignore_end=True, clock=clock)
+            model.run(generate.answer(model.pipeline, question, options, clock=clock)).read()
             return time.perf_counter() - started
 
         ask(StageClock())

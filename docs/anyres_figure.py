@@ -18,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from onevision.planning.cost import published
+from onevision.models.shapes import published_config, vision_info
 from onevision.runtime.anyres import AnyRes, Tiles, split
 
 TARGET = Path(__file__).with_name("anyres.png")
@@ -28,7 +28,7 @@ GAP = 16  # pixels between the tiles of the grid
 def draw() -> Figure:
     """Image, tiles, visual tokens: left to right, in the order of the data."""
     photograph = Image.fromarray(load_sample_image("china.jpg"))
-    spec: AnyRes = published("0.5b").anyres
+    spec: AnyRes = AnyRes.of(vision_info(published_config("0.5b")))
     tiles = split(photograph, spec)
     base = Image.fromarray(tiles.pixels[0])
     height, width = tiles.size

@@ -1,7 +1,7 @@
 """LLaVA-OneVision on a laptop: export to ONNX and GGUF, run without torch, prove the answers.
 
->>> from onevision import OneVision
->>> with OneVision.load("bundle/") as model:                            # doctest: +SKIP
+>>> import onevision
+>>> with onevision.load("bundle/") as model:                            # doctest: +SKIP
 ...     print(model.generate("What is on the table?", images=["table.jpg"]).text)
 """
 
@@ -14,10 +14,13 @@ from onevision._version import __version__
 from onevision.errors import OneVisionError
 
 if TYPE_CHECKING:
-    from onevision.runtime.answer import Answer, AnswerStream, Timings, Usage
-    from onevision.runtime.engine import OneVision
+    import os
+    from typing import Unpack
 
-__all__ = ["Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__"]
+    from onevision.runtime.answer import Answer, AnswerStream, Timings, Usage
+    from onevision.runtime.engine import LoadOptions, OneVision
+
+__all__ = ["Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__", "load"]
 
 # The native libraries are loaded with the first of these, not with the package.
 _LAZY = {
@@ -27,6 +30,32 @@ _LAZY = {
     "Timings": "onevision.runtime.answer",
     "Usage": "onevision.runtime.answer",
 }
+
+
+def load(
+    folder: str | os.PathLike[str] | None = None, *, check: bool = False, **options: Unpack[LoadOptions]
+) -> OneVision:
+    """Load a bundle.
+
+    Args:
+        folder: The bundle's; None for the tiny model.
+        check: Compare checksums of all files, not only their sizes.
+        **options: ``device``, ``threads``, ``prefill``, ``cache``: see
+            :class:`onevision.runtime.pipeline.Pipeline`.
+
+    Raises:
+        BundleError: Missing, damaged or unreadable bundle.
+        DeviceError: The device is not available.
+        UsageError: Options that are not valid.
+    """
+    from onevision.planning.budget import answer
+    from onevision.runtime.engine import OneVision
+
+    if folder is None:
+        from onevision.models import default_bundle
+
+        folder = default_bundle()
+    return OneVision.load(folder, check=check, answer=answer, **options)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -614,11 +614,11 @@ PLAN = (
     Bad("no size", "plan --image-size big", "--image-size is 'big'", 2),
     Bad("a size of nothing", "plan --image-size 0x480", "--image-size is '0x480'", 2),
     Bad("a size too large", "plan --image-size 1234567x480", "--image-size is '1234567x480'", 2),
-    Bad("no frames", "plan {clip} --frames 0", "invalid value for '--frames'", 2),
+    Bad("no frames", "plan {clip} --frames 0", "frames is 0", 2),
     Bad("unknown model", "plan {photo} --size 3b", "--size is '3b'", 2),
     Bad("two budgets", "plan {photo} --detail low --max-tiles 3", "exclude each other", 2),
     Bad("a speed not measured", "plan {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
-    Bad("the speed of no bundle", "plan {photo} --ttft-target 5s --size 7b", "of a bundle", 2),
+    Bad("the speed of no bundle", "plan {photo} --ttft-target 5s --size 7b", "needs a bundle", 2),
     Bad("bundle missing", "plan {photo} -m no", "no bundle at no"),
     Bad(
         "bundle with no GGUF",

@@ -80,7 +80,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(
 
     with OneVision.load(toy_bundle, threads=1) as model:
         talk = model.chat(max_tokens=4)
-        append, left = model.backbone.append, [2]
+        append, left = model.pipeline.backbone.append, [2]
 
         def interrupted(token: int) -> None:
             append(token)
@@ -88,12 +88,12 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(
             if left[0] == 0:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(model.backbone, "append", interrupted)
+        monkeypatch.setattr(model.pipeline.backbone, "append", interrupted)
         _converse(talk, read, typed=True)
         assert [turn.prompt for turn in talk.turns] == ["Hi.", "And now?"]
         assert capfd.readouterr().err.count("stopped") == 2
         fresh = model.chat(max_tokens=4)
-        monkeypatch.setattr(model.backbone, "append", append)
+        monkeypatch.setattr(model.pipeline.backbone, "append", append)
         assert [fresh.ask(turn.prompt).text for turn in talk.turns] == [turn.answer for turn in talk.turns]
 
 

@@ -135,11 +135,16 @@ def test_answer(pictures: int, has_video: bool, cli: Cli, model: OneVision, phot
     status, out, err = cli(*words, "--json")
     answer = parsed(out)
     assert (status, err) == (0, "")
-    assert list(answer) == ["text", "token_ids", "finish_reason", "usage", "warnings", "budget", "timings_ms"]
+    assert list(answer) == [
+        "text", "token_ids", "finish_reason", "usage", "device", "warnings", "budget", "timings_ms"
+    ]  # fmt: skip
+    assert answer["device"] == {
+        "vision": "cpu" if pictures or has_video else None, "prefill": "llama", "backbone": "cpu"
+    }  # fmt: skip
     assert (answer["text"], tuple(answer["token_ids"])) == (expected.text, expected.token_ids)
     assert answer["usage"] == vars(expected.usage)
-    stages = ["tokenise", "read", "preprocess", "encode", "pack", "prefill", "first_token"]
-    assert list(answer["timings_ms"]) == ["load", *stages, "ttft", "decode", "detokenise", "total"]
+    stages = ["tokenize", "read", "preprocess", "encode", "pack", "prefill", "first_token"]
+    assert list(answer["timings_ms"]) == ["load", *stages, "ttft", "decode", "detokenize", "total"]
 
 
 def test_prompt_from_stdin(cli: Cli, model: OneVision, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +291,7 @@ PLANS = """
 @pytest.fixture
 def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the measurement of this machine, which takes its time."""
-    monkeypatch.setattr("onevision.planning.cost.machine_rate", lambda: 1e11)
+    monkeypatch.setattr("onevision.planning.plan.machine_rate", lambda: 1e11)
 
 
 @pytest.mark.usefixtures("known_rate")

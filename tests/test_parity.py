@@ -20,7 +20,6 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from onevision import OneVision
 from onevision.export.synth import SynthSpec, synthesise
-from onevision.runtime.answer import StageClock
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 from tests.conftest import make_bundle
@@ -256,8 +255,8 @@ def test_every_stage_is_what_transformers_computes(
     images, video = [pictures[name] for name in names], clip if has_video else None
     expected = pair.oracle(images, video)
     model = pair.model
-    prepared = model.preparer.prepare(
-        conversation_of(QUESTION, images, video, None), AnswerOptions(frames=FRAMES), StageClock()
+    prepared = model.pipeline.prepare(
+        conversation_of(QUESTION, images, video, None), AnswerOptions(frames=FRAMES)
     )
 
     placeholders = iter([pair.oracle.model.config.image_token_id] * len(images))
@@ -268,18 +267,20 @@ def test_every_stage_is_what_transformers_computes(
         ids += part if is_text else [next(placeholders, video_id)] * part.tokens
     assert ids == expected.ids
 
-    embeddings = model.encode(prepared)
+    embeddings = model.pipeline.encode(prepared)
     if expected.tiles is None:
         assert not prepared.visuals
     else:
         np.testing.assert_array_equal(
             np.concatenate([visual.tiles for visual in prepared.visuals]), expected.tiles
         )
-        features = np.concatenate([model.image_features(visual.tiles) for visual in prepared.visuals])
+        features = np.concatenate(
+            [model.pipeline.image_features(visual.tiles) for visual in prepared.visuals]
+        )
         assert error("image features", features, expected.features) <= 1e-4
         assert error("visual tokens", np.concatenate(embeddings), expected.visual_tokens) <= 1e-4
-    model.prefill(prepared, embeddings, room=1)
-    assert error("logits f32", model.backbone.logits(), expected.logits) <= 1e-3
+    model.pipeline.prefill(prepared, embeddings, room=1)
+    assert error("logits f32", model.pipeline.backbone.logits(), expected.logits) <= 1e-3
 
     answer = model.generate(QUESTION, images=images, video=video, frames=FRAMES, max_tokens=TOKENS)
     assert list(answer.token_ids) == expected.tokens
@@ -294,12 +295,12 @@ def test_logits_of_an_f16_backbone_stay_close(
     with OneVision.load(bundle, device="cpu", threads=1) as model:
         for names, has_video in INPUTS.values():
             images, video = [pictures[name] for name in names], clip if has_video else None
-            prepared = model.preparer.prepare(
-                conversation_of(QUESTION, images, video, None), AnswerOptions(frames=FRAMES), StageClock()
+            prepared = model.pipeline.prepare(
+                conversation_of(QUESTION, images, video, None), AnswerOptions(frames=FRAMES)
             )
-            model.prefill(prepared, model.encode(prepared), room=1)
+            model.pipeline.prefill(prepared, model.pipeline.encode(prepared), room=1)
             expected = pair.oracle(images, video)
-            assert error("logits f16", model.backbone.logits(), expected.logits) <= 5e-3
+            assert error("logits f16", model.pipeline.backbone.logits(), expected.logits) <= 5e-3
 
 
 def error(stage: str, ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onevision import OneVision, models
+import onevision
+from onevision import models
 from onevision.bundle import GOLDEN, MANIFEST, open_bundle
 from onevision.cli import _run
 from onevision.errors import BundleError
@@ -63,7 +64,7 @@ def test_it_is_loaded_where_none_is_named(
 ) -> None:
     monkeypatch.delenv("ONEVISION_MODEL", raising=False)
     clip = np.random.default_rng(0).integers(0, 256, (24, 60, 60, 3), np.uint8)
-    with OneVision.load(threads=1) as model:
+    with onevision.load(threads=1) as model:
         assert model.bundle.folder == tiny_bundle
         answer = model.generate("What happens?", video=clip, max_tokens=4)
     assert answer.usage.tiles == 8, "of the 24 frames"

@@ -24,7 +24,7 @@ AT_LEAST = {"image": 0.83, "images": 0.87, "video": 0.79}
 def test_it_answers_as_documented(tiny_bundle: Path):
     questions = tiny_suite(limit=EACH * len(FAMILIES), seed=7)
     with OneVision.load(tiny_bundle, device="cpu") as model:
-        tile = model.preparer.anyres.tile
+        tile = model.pipeline.preparer.anyres.tile
         sees = report(list(ask(of_bundle(model), questions, EvalSettings(), tile=tile, run="sees")))
         guesses = report(
             list(ask(of_bundle(model), questions, EvalSettings(see="nothing"), tile=tile, run="guesses"))

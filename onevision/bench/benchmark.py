@@ -129,7 +129,7 @@ class Benchmark:
     @contextmanager
     def _load(self) -> Iterator[OneVision]:
         with OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads) as model:
-            model.vision_encoder()
+            model.pipeline.vision_encoder()
             yield model
 
     def _time_loads(self) -> Load:

@@ -1,13 +1,12 @@
-"""A bundle's speed on this machine, as times to the first token are predicted from.
+"""Measurement of a bundle's speed profile, from which times to the first token are predicted.
 
-In: a loaded bundle. Out: a :class:`~onevision.planning.speed.Calibration`. Each part is done once, with
-the sizes of usual prompts; a run before it has warmed up.
+In: a loaded bundle. Out: a :class:`~onevision.planning.speed.SpeedProfile`. Each part is measured once, on
+sizes of usual prompts, after a run to warm up.
 """
 
 from __future__ import annotations
 
 import time
-from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
@@ -15,129 +14,103 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from onevision.bench.scenarios import QUESTION, photograph, write_video
-from onevision.planning.speed import Calibration, Reading, calibration_path, write_calibration
-from onevision.runtime.answer import StageClock
+from onevision.planning.speed import PrefillSpeed, SpeedProfile, profile_path, write_profile
 from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prefill.policy import LEAST, Reader
+from onevision.runtime.prefill.policy import LEAST, PrefillBackend
 from onevision.runtime.video import probe_video, read_video
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
     from onevision.bundle import Bundle
     from onevision.native.device import Device
+    from onevision.runtime.pipeline import Pipeline
 
 _SIZE = (640, 480)
-#: Tokens of the prompts that are read: the last about a photograph's. 7,000 are told from them.
+#: Tokens of the prompts; the last is about a photograph's, and times for 7,000 are extrapolated.
 _LENGTHS = (32, 256, 1024, 3072)
 _TEXTS = 3
 
 
-def keep_calibration(bundle: Bundle, device: Device, threads: int, on_step: Callable[[str], object]) -> None:
-    """Measure a bundle, and keep what times to the first token are predicted from.
+def keep_profile(bundle: Bundle, device: Device, threads: int, on_step: Callable[[str], object]) -> None:
+    """Measure the speed profile of a bundle, and write it to the cache.
 
     Raises:
         ExportError: The file cannot be written.
         OneVisionError: The bundle cannot be loaded, or a native library refused the work.
     """
     with OneVision(bundle, device=device, threads=threads) as model:
-        write_calibration(
-            calibration_path(bundle.manifest, model.placement, threads), calibrate(model, on_step)
-        )
+        write_profile(profile_path(bundle, device, threads), measure_profile(model, on_step))
 
 
-def calibrate(model: OneVision, on_step: Callable[[str], object] = lambda _: None) -> Calibration:
-    """Measure a bundle; its cache, if it has one, should be empty.
+def measure_profile(model: OneVision, on_step: Callable[[str], object] = lambda _: None) -> SpeedProfile:
+    """Measure the speed profile of a bundle; its cache, if it has one, should be empty.
 
     Raises:
         GenerationError: A native library refused the work.
     """
-    on_step("calibration, text")
+    pipeline = model.pipeline
+    on_step("speed profile, text")
     fixed = min(_text(model) for _ in range(_TEXTS))
-    on_step("calibration, picture")
-    picture, tile, embeddings = _picture(model)
-    on_step("calibration, video")
-    video = _video(model)
-    prefill = {}
-    for reader in get_args(Reader):
-        model.prefiller.load(max(_LENGTHS), reader)  # a graph that cannot be used is known from now on
-        if model.prefiller.reader(max(_LENGTHS), reader) == reader:
-            on_step(f"calibration, prefill by {reader}")
-            prefill[reader] = _prefill(model, embeddings, reader)
-    return Calibration(fixed, picture, video, tile, prefill)
+    on_step("speed profile, image")
+    image, tile, embeddings = _image(pipeline)
+    on_step("speed profile, video")
+    video = _video(pipeline)
+    prefill, runner = {}, pipeline.prefill_runner
+    for backend in get_args(PrefillBackend):
+        runner.load(max(_LENGTHS), backend)  # a graph that cannot be used is known from now on
+        if runner.backend(max(_LENGTHS), backend) == backend:
+            on_step(f"speed profile, prefill by {backend}")
+            prefill[backend] = _prefill(pipeline, embeddings, backend)
+    return SpeedProfile(fixed, image, video, tile, prefill)
 
 
 def _text(model: OneVision) -> float:
-    """Seconds to the first token that are not the prompt's."""
+    """Seconds to the first token besides prefill."""
     times = model.generate(QUESTION, max_tokens=1).timings
     return (times.ttft - times.prefill) / 1e3
 
 
-def _picture(model: OneVision) -> tuple[float, float, npt.NDArray[np.float32]]:
-    """Seconds per million pixels to read and cut, seconds per tile, and visual tokens float32 [n, H]."""
-    conversation = conversation_of(QUESTION, [photograph(_SIZE)], None, None)
-    clock = StageClock()
-    prepared = model.preparer.prepare(conversation, AnswerOptions(), clock)
-    cutting = clock.stages["read"] + clock.stages["preprocess"]
-    model.vision_encoder()
-    clock = StageClock()
-    (embeddings,) = model.encode(prepared, clock)
-    megapixels = _SIZE[0] * _SIZE[1] / 1e6
-    return cutting / 1e3 / megapixels, sum(clock.stages.values()) / 1e3 / prepared.tiles, embeddings
+def _image(pipeline: Pipeline) -> tuple[float, float, npt.NDArray[np.float32]]:
+    """Seconds per million pixels to read and tile, seconds per tile, and visual tokens float32 [n, H]."""
+    pipeline.vision_encoder()
+    prepared = pipeline.prepare(conversation_of(QUESTION, [photograph(_SIZE)], None, None), AnswerOptions())
+    tiling = sum(pipeline.clock.stages.values()) - pipeline.clock.stages["tokenize"]
+    before = sum(pipeline.clock.stages.values())
+    (embeddings,) = pipeline.encode(prepared)
+    encoding = sum(pipeline.clock.stages.values()) - before
+    return tiling / 1e3 / (_SIZE[0] * _SIZE[1] / 1e6), encoding / 1e3 / prepared.tiles, embeddings
 
 
-def _video(model: OneVision) -> float | None:
+def _video(pipeline: Pipeline) -> float | None:
     """Seconds per million pixels to decode; None without PyAV."""
     with TemporaryDirectory() as folder:
         try:
             path = write_video(Path(folder) / "clip.mp4")
         except ImportError:
             return None
-        info = probe_video(path)
+        probe = probe_video(path)
         started = time.perf_counter()
-        read_video(path, frames=1, prepare=model.preparer.frame)
-        return (time.perf_counter() - started) / (info.width * info.height * info.frames / 1e6)
+        read_video(path, frames=1, prepare=pipeline.preparer.frame)
+        return (time.perf_counter() - started) / (probe.width * probe.height * probe.frames / 1e6)
 
 
-def _prefill(model: OneVision, embeddings: npt.NDArray[np.float32], reader: Reader) -> Reading:
-    least = LEAST if reader == "onnx" else 1
-    most = model.backbone.context_length - 1
+def _prefill(
+    pipeline: Pipeline, embeddings: npt.NDArray[np.float32], backend: PrefillBackend
+) -> PrefillSpeed:
+    least = LEAST if backend == "onnx" else 1
+    most = pipeline.backbone.context_length - 1
     lengths = sorted({min(length, most) for length in _LENGTHS if length >= least})
-    # What is slow the first time is done then.
-    model.prefiller.read([np.resize(embeddings, (lengths[0], embeddings.shape[1]))], 1, _nobody, reader)
-    times = []
-    for length in lengths:
+
+    def seconds(length: int) -> float:
         prompt = np.resize(embeddings, (length, embeddings.shape[1]))
         started = time.perf_counter()
-        model.prefiller.read([prompt], 1, _nobody, reader)
-        times.append(time.perf_counter() - started)
-    return fit_reading(lengths, times)
+        pipeline.prefill_runner.run([prompt], 1, choice=backend)
+        return time.perf_counter() - started
 
-
-def fit_reading(tokens: Sequence[int], seconds: Sequence[float]) -> Reading:
-    """The curve through some times whose coefficients are not negative, with the least relative error.
-
-    Args:
-        tokens: Of prompts.
-        seconds: That they took.
-    """
-    n, wanted = np.asarray(tokens, np.float64), np.asarray(seconds, np.float64)
-    # Divided by the time, the residuals are relative ones.
-    columns = np.stack([np.ones_like(n), n, n**2], axis=1) / wanted[:, None]
-    best, least = np.zeros(3), np.inf
-    # At the least of such a problem, some coefficients are 0 and the others are those of plain least squares.
-    for kept in (subset for size in (1, 2, 3) for subset in combinations(range(3), size)):
-        found, *_ = np.linalg.lstsq(columns[:, kept], np.ones_like(wanted), rcond=None)
-        error = float(np.square(columns[:, kept] @ found - 1).sum())
-        if (found >= 0).all() and error < least:
-            best, least = np.zeros(3), error
-            best[list(kept)] = found
-    return Reading(*map(float, best))
-
-
-def _nobody(_: int) -> None:
-    """Hears of progress."""
+    seconds(lengths[0])  # to warm up
+    return PrefillSpeed.fit(lengths, list(map(seconds, lengths)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from onevision.bench.machine import energy, energy_between
 from onevision.bench.result import Measured, Run
 from onevision.errors import OneVisionError
-from onevision.runtime.answer import StageClock
+from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import Message
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from onevision.bench.statistics import samples, typical
 from onevision.errors import UsageError
 from onevision.files import readable, whole_file
 from onevision.html import render
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -158,7 +158,7 @@ def _load(name: str, setup: TargetSetup) -> Iterator[Target]:
 
         prefill: Any = "auto" if name == OURS else "llama"
         with OneVision(bundle, device=setup.device, threads=setup.threads, prefill=prefill) as model:
-            model.vision_encoder()
+            model.pipeline.vision_encoder()
             yield BundleTarget(model, name)
     elif name.startswith("openvino"):
         from onevision.bench.peers.openvino import OpenVinoTarget

@@ -12,7 +12,7 @@ from onevision.bench.peers import LLAMA
 from onevision.bench.statistics import Summary, details, drifted, median, samples, typical, unaccounted
 from onevision.bench.target import OURS
 from onevision.bench.work import utilization
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

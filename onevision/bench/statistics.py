@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

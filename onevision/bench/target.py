@@ -5,21 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import psutil
 
 from onevision.bench.result import Counts, Memory
 from onevision.bench.scenarios import SECOND_QUESTION, SHORT
-from onevision.runtime.answer import STAGES, StageClock
+from onevision.runtime import generate
+from onevision.runtime.clock import STAGES, StageClock
 from onevision.runtime.messages import Message
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from onevision.bench.scenarios import Scenario
-    from onevision.runtime.answer import Lap
+    from onevision.runtime.clock import Lap
     from onevision.runtime.engine import OneVision
 
     NewClock = Callable[[], StageClock]
@@ -88,12 +90,15 @@ class BundleTarget(Target):
         self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`."""
-        options: dict[str, Any] = {"frames": scenario.frames, "ignore_end": True}
+        options = AnswerOptions(max_tokens=scenario.answer, frames=scenario.frames, ignore_end=True)
         if scenario.again:
-            first = self._model.generate(messages=messages, max_tokens=SHORT, **options)
+            first = self._model.run(
+                generate.answer(self._model.pipeline, messages, replace(options, max_tokens=SHORT))
+            ).read()
             messages = [*messages, Message("assistant", (first.text,)), Message("user", (SECOND_QUESTION,))]
         clock = new_clock()
-        answer = self._model.generate(messages=messages, clock=clock, max_tokens=scenario.answer, **options)
+        pieces = generate.answer(self._model.pipeline, messages, options, clock=clock)
+        answer = self._model.run(pieces).read()
         usage, times = answer.usage, answer.timings
         counts = Counts(usage.prompt_tokens, usage.image_tokens, usage.completion_tokens, usage.tiles)
         return TimedAnswer(counts, answer.token_ids, tuple(clock.laps), times.ttft, times.total)

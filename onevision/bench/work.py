@@ -10,7 +10,7 @@ from onevision.bench.result import Work
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA, VISION
 from onevision.planning.cost import Shape
 from onevision.runtime.prefill.graph import CHUNK
-from onevision.runtime.prefill.policy import reader
+from onevision.runtime.prefill.policy import choose_backend
 
 if TYPE_CHECKING:
     from onevision.bench.result import Counts, Rates
@@ -40,7 +40,7 @@ def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place:
         vision = _arithmetic(files[VISION].precision, place)
         found["encode"] = Work(shape.encode_flops(tiles), read, vision, "tile", tiles)
     prompt, decoded = counts.prompt_tokens, counts.completion_tokens - 1
-    if reader("auto", prompt, has_graph=PREFILL in files, offloaded=place != "cpu") == "onnx":
+    if choose_backend("auto", prompt, has_graph=PREFILL in files, offloaded=place != "cpu") == "onnx":
         read = files[PREFILL_DATA].bytes * -(-prompt // CHUNK)
         prefill = _arithmetic(files[PREFILL].precision, place)
     else:

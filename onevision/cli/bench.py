@@ -194,7 +194,7 @@ def bench(
 def _measure(bundle: Bundle, settings: BenchSettings) -> Result:
     """Measure, and then the speed profile; after an interrupt, the result has what was measured."""
     from onevision.bench.benchmark import Benchmark
-    from onevision.bench.calibrate import keep_calibration
+    from onevision.bench.calibrate import keep_profile
 
     if find_spec("onnx") is None:
         print_warning("limits of ONNX Runtime are not measured: pip install 'onevision[bench]'")
@@ -202,7 +202,7 @@ def _measure(bundle: Bundle, settings: BenchSettings) -> Result:
         benchmark = Benchmark(bundle, settings, show)
         try:
             benchmark.run()
-            keep_calibration(bundle, settings.device, benchmark.result.threads, show)
+            keep_profile(bundle, settings.device, benchmark.result.threads, show)
         except KeyboardInterrupt:
             print_warning("interrupted: the result has what was measured")
             return replace(benchmark.result, interrupted=True)

@@ -1,4 +1,4 @@
-"""What ``onevision plan`` prints: inputs, costs, and what other budgets would cost."""
+"""Output of ``onevision plan``: inputs, costs, and the costs of other budgets."""
 
 from __future__ import annotations
 
@@ -12,51 +12,42 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.planning.budget import Forecast
-    from onevision.planning.cost import PlannedInput
-    from onevision.runtime.prefill.policy import Reader
+    from onevision.planning.cost import MediaCost
+    from onevision.planning.plan import PromptPlan
+    from onevision.runtime.prefill.policy import PrefillBackend
 
-_READERS: dict[Reader, str] = {"onnx": "the prefill graph", "llama": "llama.cpp"}
+_BACKENDS: dict[PrefillBackend, str] = {"onnx": "the prefill graph", "llama": "llama.cpp"}
 
 
-def print_costs(
-    model: str, found: Forecast, table: Sequence[Forecast], reader: Reader | None, *, exact: bool
-) -> None:
-    """Print a plan.
-
-    Args:
-        model: Its name.
-        found: The budget and what it costs.
-        table: Other budgets.
-        reader: What reads the prompt, where that is known.
-        exact: The tokens were counted.
-    """
-    costs = found.costs
-    if costs.inputs:
-        _print_inputs(costs.inputs)
-    about = "" if exact else "about "
-    share = costs.prompt_tokens / costs.context_length
+def print_plan(plan: PromptPlan) -> None:
+    """Print a plan."""
+    forecast, cost = plan.forecast, plan.forecast.cost
+    if cost.inputs:
+        _print_inputs(cost.inputs)
+    about = "" if plan.backend else "about "
+    share = cost.prompt_tokens / cost.context_length
     facts = {
-        "model": model,
-        "prompt": f"{about}{costs.prompt_tokens:,} tokens, {share:.0%} of {costs.context_length:,}",
+        "model": plan.model,
+        "prompt": f"{about}{cost.prompt_tokens:,} tokens, {share:.0%} of {cost.context_length:,}",
     }
-    if reader:
-        facts["read by"] = _READERS[reader]
-    if costs.reused_frames:
-        facts["reused"] = f"{costs.reused_frames} frames, like others"
-    facts["KV cache"] = readable(costs.kv_bytes)
-    for stage, count in costs.flops.items():
-        seconds = f", {_duration(costs.seconds[stage], found)} here" if costs.seconds else ""
+    if plan.backend:
+        facts["backend"] = _BACKENDS[plan.backend]
+    if cost.reused_frames:
+        facts["reused"] = f"{cost.reused_frames} frames, similar to others"
+    facts["KV cache"] = readable(cost.kv_bytes)
+    for stage, count in cost.flops.items():
+        seconds = f", {_duration(cost.seconds[stage], forecast)} here" if cost.seconds else ""
         facts[stage] = f"{_operations(count)}{seconds}"
-    if found.ttft is not None:
-        facts["first token"] = f"after {_duration(found.ttft, found)}"
+    if forecast.ttft is not None:
+        facts["first token"] = _duration(forecast.ttft, forecast)
     print_facts(facts)
-    if costs.prompt_tokens >= costs.context_length:
+    if cost.prompt_tokens >= cost.context_length:
         stdout().print("the context cannot hold this prompt", style="red")
-    if len(table) > 1:
-        _print_budgets(table, found)
+    if len(plan.budgets) > 1:
+        _print_budgets(plan.budgets, forecast)
 
 
-def _print_inputs(inputs: Sequence[PlannedInput]) -> None:
+def _print_inputs(inputs: Sequence[MediaCost]) -> None:
     from rich.table import Column, Table
 
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "grid", "tiles", "tokens")]
@@ -68,26 +59,26 @@ def _print_inputs(inputs: Sequence[PlannedInput]) -> None:
 
 
 def _print_budgets(rows: Sequence[Forecast], chosen: Forecast) -> None:
-    """A row of each; the time is that to the first token, or of encode and prefill where that is all."""
+    """Print a row for each budget, with the time to the first token, or of encode and prefill alone."""
     from rich.table import Column, Table
 
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("grid", "tiles", "tokens", "time")]
     table = Table(Column("budget", no_wrap=True), *numbers, "", box=None, pad_edge=False)
     for row in rows:
-        costs = row.costs
-        (item,) = costs.inputs
-        seconds = sum(costs.seconds.values()) if row.ttft is None and costs.seconds else row.ttft
-        mark = "chosen" if costs.inputs == chosen.costs.inputs else ""
+        cost = row.cost
+        (item,) = cost.inputs
+        seconds = sum(cost.seconds.values()) if row.ttft is None and cost.seconds else row.ttft
+        mark = "chosen" if cost.inputs == chosen.cost.inputs else ""
         time = "" if seconds is None else _duration(seconds, row)
-        table.add_row(_flag(row), _grid(item), str(costs.tiles), f"{costs.image_tokens:,}", time, mark)
+        table.add_row(_flag(row), _grid(item), str(cost.tiles), f"{cost.image_tokens:,}", time, mark)
     console = stdout()
     console.print()
     console.print(table)
 
 
 def _flag(row: Forecast) -> str:
-    """What asks for a budget on the command line."""
-    budget = row.budget
+    """Option of a budget on the command line."""
+    budget = row.options
     if budget.max_tiles is not None:
         return f"--max-tiles {budget.max_tiles}"
     if budget.frames is not None:
@@ -95,7 +86,7 @@ def _flag(row: Forecast) -> str:
     return "default" if budget.detail == "auto" else f"--detail {budget.detail}"
 
 
-def _grid(item: PlannedInput) -> str:
+def _grid(item: MediaCost) -> str:
     if item.grid:
         return f"{item.grid[1]}×{item.grid[0]}"
     return f"{item.frames} frames" if item.frames else "–"
@@ -105,9 +96,9 @@ def _operations(count: int) -> str:
     return f"{count / 1e9:,.1f} GFLOP" if count < 1e12 else f"{count / 1e12:,.1f} TFLOP"
 
 
-def _duration(seconds: float, found: Forecast) -> str:
-    """Rough, or predicted from what was measured."""
-    how = "roughly" if found.ttft is None else "about"
+def _duration(seconds: float, forecast: Forecast) -> str:
+    """A rough time, or one predicted from measurements."""
+    how = "roughly" if forecast.ttft is None else "about"
     if seconds < 0.1:
-        return "under 0.1 s"
+        return "< 0.1 s"
     return f"{how} {seconds:,.1f} s" if seconds < 120 else f"{how} {seconds / 60:,.0f} min"

@@ -121,7 +121,7 @@ def evaluate(
     from onevision.eval.questions import choose_questions
     from onevision.eval.records import AnswersFile
     from onevision.native import device as devices
-    from onevision.runtime.prefill import policy as prefiller
+    from onevision.runtime import options as answering
 
     # Check everything before a model is loaded.
     options = make_options(
@@ -137,7 +137,7 @@ def evaluate(
         one_of(see, get_args(See), "--see"), max_tokens, frames, max_tiles, options.detail, dedup
     )
     where = one_of(device, get_args(devices.Device), "--device")
-    reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
+    reader = one_of(prefill, get_args(answering.Prefill), "--prefill")
     chosen = choose_questions(suite, questions, families=family or (), limit=limit, seed=seed)
     if force and output is None:
         raise UsageError("--force needs -o/--output: no other file is written")

@@ -36,7 +36,7 @@ from onevision.runtime.messages import Reading, parse_request
 from onevision.runtime.options import DEFAULT_MAX_TOKENS, AnswerOptions, make_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from onevision.runtime.answer import Answer, OnProgress
 
@@ -126,9 +126,9 @@ def run(
     ] = False,
 ) -> None:
     """Ask about a picture, several pictures or a video."""
+    from onevision import load
     from onevision.native import device as devices
-    from onevision.runtime.engine import OneVision
-    from onevision.runtime.prefill import policy as prefiller
+    from onevision.runtime import options as answering
 
     question, requested = _question(prompt, image or [], video, messages)
     options: dict[str, Any] = {
@@ -155,12 +155,10 @@ def run(
             options[name] = value
     make_options(options)  # a wrong one should not cost the loading of a model
     where = one_of(device, get_args(devices.Device), "--device")
-    reader = one_of(prefill, get_args(prefiller.Prefill), "--prefill")
+    reader = one_of(prefill, get_args(answering.Prefill), "--prefill")
     bundle = bundle_folder(model)
     with (
-        OneVision.load(
-            bundle, device=where, threads=threads, check=check, prefill=reader, cache=cache
-        ) as loaded,
+        load(bundle, device=where, threads=threads, check=check, prefill=reader, cache=cache) as loaded,
         _progress(shown=not quiet) as on_progress,
         closing(loaded.stream(**question, on_progress=on_progress, **options)) as stream,
     ):
@@ -168,7 +166,7 @@ def run(
             if not as_json:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-        answer, notes = stream.answer, loaded.notes
+        answer = stream.answer
     if as_json:
         print_json(answer.to_dict())
     else:
@@ -177,7 +175,7 @@ def run(
         for warning in answer.warnings:
             print_warning(warning)
         if not as_json:
-            _print_statistics(answer, notes)
+            _print_statistics(answer)
 
 
 def _question(
@@ -242,7 +240,7 @@ def _progress(*, shown: bool) -> Iterator[OnProgress | None]:
         bars.stop()
 
 
-def _print_statistics(answer: Answer, notes: Sequence[str]) -> None:
+def _print_statistics(answer: Answer) -> None:
     usage, times = answer.usage, answer.timings
     console = stderr()
     if not console.is_terminal:
@@ -251,12 +249,10 @@ def _print_statistics(answer: Answer, notes: Sequence[str]) -> None:
     speed = f", {steps / (times.total - times.ttft) * 1e3:.1f} tokens/s" if steps > 0 else ""
     reused = f" ({usage.reused_frames} frames reused)" if usage.reused_frames else ""
     pictures = f"{usage.tiles} tiles{reused}, {usage.image_tokens:,} of " if usage.tiles else ""
-    predicted = answer.budget.predicted_ttft_ms
-    expected = f" ({predicted / 1e3:.2f} s predicted)" if predicted is not None else ""
+    predicted = answer.predicted_ttft
+    expected = f" ({predicted:.2f} s predicted)" if predicted is not None else ""
     console.print(
         f"{pictures}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
         f"{expected}{speed}; loaded in {times.load / 1e3:.2f} s",
-        *notes,
-        sep="\n",
         style="dim",
     )

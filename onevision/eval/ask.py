@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from onevision.eval.suite import Sample
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import Detail
-    from onevision.runtime.prefill.policy import Prefill
+    from onevision.runtime.options import Detail, Prefill
     from onevision.runtime.video import VideoSource
 
 #: Visual input that the model gets: ``all`` of it; ``base``, where a single image is squashed to one tile, so

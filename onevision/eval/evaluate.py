@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onevision.eval.questions import QuestionSet
     from onevision.native.device import Device
     from onevision.progress import Progress
-    from onevision.runtime.prefill.policy import Prefill
+    from onevision.runtime.options import Prefill
 
     #: Context that loads a model: its name, the model, and pixels per side of its tiles.
     Loading = AbstractContextManager[tuple[str, Answerer, int]]
@@ -148,7 +148,7 @@ def _loaded(
 ) -> Iterator[tuple[str, Answerer, int]]:
     """A bundle, loaded and closed again."""
     with OneVision(bundle, device=device, threads=threads, prefill=prefill) as model:
-        yield bundle.manifest.name, of_bundle(model), model.preparer.anyres.tile
+        yield bundle.manifest.name, of_bundle(model), model.pipeline.preparer.anyres.tile
 
 
 @contextmanager

@@ -6,7 +6,10 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Literal
+from shutil import which
+from typing import Literal, get_args
+
+from onevision.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -18,6 +21,23 @@ _CPU_FLAGS = (
     "avx", "avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+
+
+def check_device(device: str, threads: int | None) -> None:
+    """Check names and ranges before anything is loaded.
+
+    Raises:
+        UsageError: An unknown device, or threads out of range.
+    """
+    if device not in get_args(Device):
+        raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether this machine seems to have an NVIDIA GPU and its driver."""
+    return Path("/dev/nvidiactl").exists() or which("nvidia-smi") is not None
 
 
 def default_threads() -> int:

@@ -11,10 +11,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize
+
+from onevision.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -90,3 +94,53 @@ def _log_callback() -> object:
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     return callback
+
+
+class LlamaModel:
+    """A GGUF file, loaded. Its memory is freed with the last reference, or at :meth:`close`.
+
+    Args:
+        path: The file.
+        gpu_layers: Layers on the GPU; -1 for all.
+        vocab_only: Load the tokenizer and no weights.
+
+    Attributes:
+        pointer: The ``llama_model``; None when it is closed.
+
+    Raises:
+        BundleError: The file cannot be loaded.
+    """
+
+    def __init__(self, path: Path, *, gpu_layers: int = 0, vocab_only: bool = False) -> None:
+        import llama_cpp as api
+
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.vocab_only = vocab_only
+        # The last error only says that there was one; the first says which.
+        lines: list[str] = []
+        with llama_log(lines.append):
+            model = call_apart(api.llama_model_load_from_file, os.fsencode(path), params)
+        if not model:
+            telling = (line for line in lines if line.startswith("gguf_") or "error loading model" in line)
+            reason = next(telling, last_llama_error() or ": unknown error").partition(": ")[2]
+            raise BundleError(
+                f"llama.cpp cannot load {path}: {reason}", hint="copy or export the bundle again"
+            )
+        self.pointer: Any = model
+        self._free = free_with(self, api.llama_model_free, model)
+
+    def close(self) -> None:
+        """Free the memory; calling it again does nothing."""
+        self.pointer = None
+        self._free()
+
+
+def free_with(owner: object, free: Callable[[int], object], memory: int) -> finalize[..., object]:
+    """Free native memory with the last reference to ``owner``, or when the returned object is called.
+
+    At the end of the process nothing is freed: other threads may still use it.
+    """
+    finalizer = finalize(owner, free, memory)
+    finalizer.atexit = False
+    return finalizer

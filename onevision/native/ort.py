@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.errors import BundleError, DeviceError
+from onevision.native.device import has_nvidia_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ def open_session(
         what: Name of the graph for the notes: ``the vision encoder``.
 
     Returns:
-        The session, the device it runs on, and notes for the user on that choice.
+        The session, the device it runs on, and why ``auto`` took the CPU where there is an NVIDIA GPU.
 
     Raises:
         BundleError: A file is missing or damaged.
@@ -64,7 +65,8 @@ def open_session(
     session = _session(path, [_CPU], threads)
     if device == "cuda":
         raise DeviceError(problem, hint=hint)
-    return session, "cpu", (f"{problem}; {what} runs on the CPU",)
+    notes = (f"{problem}; {what} runs on the CPU",) if has_nvidia_gpu() else ()
+    return session, "cpu", notes
 
 
 def has_cuda() -> bool:

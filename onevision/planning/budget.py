@@ -1,7 +1,7 @@
-"""The largest budget with which the first token comes in time.
+"""The largest budget whose first token comes within a target time.
 
-In: what a prompt shows, and a calibration of this machine. Out: a budget, and the time that it will take.
-Budgets are tried from what the user allows downwards; the largest is the one with the most tiles.
+In: the sizes of a prompt's images and videos, and a speed profile of this machine. Out: a budget and the time
+that it takes. Budgets are tried from what the user allows downwards; the largest is the one with most tiles.
 """
 
 from __future__ import annotations
@@ -9,246 +9,219 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onevision.errors import UsageError
-from onevision.planning.cost import Input, Plan, Shape, plan
-from onevision.runtime.answer import Spent
+from onevision.planning.cost import Media, PromptCost, Shape, prompt_cost
+from onevision.planning.speed import needed_profile
+from onevision.runtime import generate
 from onevision.runtime.anyres import choose_tiling
+from onevision.runtime.clock import StageClock
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.video import probe_video
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
-    from onevision.bundle import Manifest
-    from onevision.planning.speed import Calibration
-    from onevision.runtime.answer import StageClock
+    from onevision.planning.speed import SpeedProfile
+    from onevision.runtime.answer import Answer, OnProgress
     from onevision.runtime.messages import Part
-    from onevision.runtime.prefill.policy import Reader
-    from onevision.runtime.prepare import Preparer
+    from onevision.runtime.pipeline import Pipeline
+    from onevision.runtime.prefill.policy import PrefillBackend
+    from onevision.runtime.video import VideoSource
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A budget, what it costs, and the seconds to the first token with it, if they can be told."""
+    """Cost of a prompt with a budget, and the seconds to its first token; None where they are not known."""
 
-    budget: AnswerOptions
-    costs: Plan
+    options: AnswerOptions
+    cost: PromptCost
     ttft: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """A row of ``onevision plan --json``'s budgets."""
-        costs = self.costs
-        counts = {
-            name: getattr(costs, name) for name in ("tiles", "image_tokens", "prompt_tokens", "seconds")
-        }
-        ttft = None if self.ttft is None else round(self.ttft * 1e3, 3)
-        return {
-            **{name: getattr(self.budget, name) for name in ("max_tiles", "detail", "frames")},
-            **counts,
-            "predicted_ttft_ms": ttft,
-        }
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A prompt with the budget that was chosen for it; without a target, as it was."""
-
-    messages: tuple[Message, ...]
-    options: AnswerOptions
-    predicted: float | None = None  # seconds to the first token
-    warnings: tuple[str, ...] = ()
-
     @property
-    def spent(self) -> Spent:
-        """The budget, as an answer tells it."""
-        options = self.options
-        target, predicted = (
-            None if seconds is None else round(seconds * 1e3, 3)
-            for seconds in (options.ttft_target, self.predicted)
-        )
-        return Spent(options.max_tiles, options.detail, options.frames, options.dedup, target, predicted)
+    def time(self) -> float:
+        """``ttft``, or infinity."""
+        return inf if self.ttft is None else self.ttft
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of the budgets that ``onevision plan --json`` prints."""
+        names = ("tiles", "image_tokens", "prompt_tokens", "seconds")
+        budget = self.options.budget(self.ttft)
+        return {key: budget[key] for key in ("max_tiles", "detail", "frames", "predicted_ttft_ms")} | {
+            name: getattr(self.cost, name) for name in names
+        }
 
 
 class Forecaster:
-    """Tells costs and times of one prompt by budget.
+    """Forecasts for one prompt, by budget.
 
     Args:
         shape: Of the model.
-        inputs: Pictures and videos of the prompt.
-        text_tokens: Tokens of the prompt besides them.
-        reader: What reads a prompt of so many tokens.
-        calibration: Of this machine; None: no time to the first token is told.
-        rate: Operations a second, for rough times of the stages where there is no calibration.
+        media: Images and videos of the prompt.
+        text_tokens: Tokens of the rest.
+        backend: Prefill backend for a prompt of so many tokens.
+        profile: Of this machine; None: no time to the first token is predicted.
+        rate: Operations a second, for rough times of the stages where there is no profile.
     """
 
     def __init__(
         self,
         shape: Shape,
-        inputs: Sequence[Input],
+        media: Sequence[Media],
         text_tokens: int,
-        reader: Callable[[int], Reader],
-        calibration: Calibration | None,
+        backend: Callable[[int], PrefillBackend],
+        profile: SpeedProfile | None,
         rate: float | None = None,
     ) -> None:
-        self._shape, self._inputs = shape, inputs
-        self._plan = partial(plan, shape, inputs, text_tokens=text_tokens, flops_per_second=rate)
-        self._reader, self._calibration = reader, calibration
-        self._pixels = {
-            "picture_pixels": sum(item.width * item.height for item in inputs if item.kind == "image"),
-            "video_pixels": sum(
-                item.width * item.height * (item.frames or 1) for item in inputs if item.kind == "video"
-            ),
-        }
+        self._shape, self._backend, self._profile = shape, backend, profile
+        self._cost = partial(prompt_cost, shape, media, text_tokens=text_tokens, flops_per_second=rate)
+        self._images = [item for item in media if item.kind == "image"]
+        self._videos = [item for item in media if item.kind == "video"]
 
-    def forecast(self, budget: AnswerOptions, *, reused_frames: int = 0) -> Forecast:
-        """What a budget costs, where so many frames of the videos take the features of others."""
-        costs = self._plan(budget=budget, reused_frames=reused_frames)
-        if self._calibration is None:
-            return Forecast(budget, costs, None)
-        seconds = self._calibration.seconds(
-            reader=self._reader(costs.prompt_tokens),
-            tokens=costs.prompt_tokens,
-            tiles=costs.tiles - costs.reused_frames,
+    def forecast(self, options: AnswerOptions, *, reused_frames: int = 0) -> Forecast:
+        """Forecast for a budget, where so many video frames share the features of others."""
+        cost, profile = self._cost(options=options, reused_frames=reused_frames), self._profile
+        seconds = profile and profile.seconds(
+            backend=self._backend(cost.prompt_tokens),
+            tokens=cost.prompt_tokens,
+            tiles=cost.tiles - reused_frames,
         )
-        if seconds is None:
-            return Forecast(budget, costs, None)
-        ttft = sum(seconds.values()) + self._calibration.rest(**self._pixels)
-        return Forecast(budget, replace(costs, seconds=seconds), ttft)
+        if not profile or not seconds:
+            return Forecast(options, cost, None)
+        reading = profile.image * sum(item.megapixels for item in self._images)
+        reading += (profile.video or 0.0) * sum(item.megapixels for item in self._videos)
+        ttft = profile.fixed + reading + sum(seconds.values())
+        return Forecast(options, replace(cost, seconds=seconds), ttft)
 
-    def levels(self, budget: AnswerOptions) -> tuple[Forecast, ...]:
-        """What may be chosen from: a budget, and each smaller one that differs, from the largest down."""
+    def levels(self, options: AnswerOptions) -> tuple[Forecast, ...]:
+        """Forecasts for a budget, and for each smaller one that differs, from the largest down."""
         by_size: dict[tuple[int, int], Forecast] = {}
-        for max_tiles, frames in product(self._tiles(budget), self._frames(budget)):
-            # The budget itself comes as it is, so that it gives the same input as without a choice.
-            less = budget if max_tiles is None else replace(budget, max_tiles=max_tiles, detail="auto")
-            found = self.forecast(less if frames is None else replace(less, frames=frames))
-            by_size.setdefault((found.costs.tiles, found.costs.image_tokens), found)
+        for max_tiles, frames in product(self._tiles(options), self._frames(options)):
+            # The budget itself comes first, unchanged: it gives the same input as without a target.
+            less = options if max_tiles is None else replace(options, max_tiles=max_tiles, detail="auto")
+            forecast = self.forecast(less if frames is None else replace(less, frames=frames))
+            by_size.setdefault((forecast.cost.tiles, forecast.cost.image_tokens), forecast)
         return tuple(by_size[size] for size in sorted(by_size, reverse=True))
 
-    def table(self, frames: int | None = None) -> tuple[Forecast, ...]:
-        """What a single picture can be given, or a video: the budgets worth knowing, from the largest down.
+    def _tiles(self, options: AnswerOptions) -> list[int | None]:
+        """None for the budget itself, then the limits that make a difference to a single image."""
+        if len(self._images) != 1:
+            return [None]
+        spec, size = self._shape.anyres, (self._images[0].height, self._images[0].width)
+        most = choose_tiling(spec, size, options).tiles
+        tilings = (choose_tiling(spec, size, AnswerOptions(max_tiles=limit)) for limit in range(1, most))
+        return [None, *sorted({tiling.tiles for tiling in tilings}, reverse=True)]
 
-        Args:
-            frames: Of a video at most; None for the bundle's default.
-        """
-        kinds = [item.kind for item in self._inputs]
-        if kinds == ["image"]:
-            rows = self.levels(AnswerOptions(frames=frames))
-            high = self.forecast(AnswerOptions(detail="high", frames=frames))
-            return rows if high.costs == rows[0].costs else (high, *rows)
-        if kinds == ["video"]:
-            counts: list[int | None] = self._frames(AnswerOptions(frames=frames))
+    def _frames(self, options: AnswerOptions) -> list[int | None]:
+        """None for the budget itself, then smaller numbers of frames."""
+        if not self._videos:
+            return [None]
+        longest = max(item.frames or 1 for item in self._videos)
+        return [None, *range(min(options.frames or self._shape.video.frames, longest) - 1, 0, -1)]
+
+    def table(self, options: AnswerOptions) -> tuple[Forecast, ...]:
+        """Budgets worth knowing for a single image or video, the largest first; ``frames`` is the most."""
+        usual = AnswerOptions(frames=options.frames)
+        if len(self._images) == 1 and not self._videos:
+            rows, high = self.levels(usual), self.forecast(replace(usual, detail="high"))
+            return rows if high.cost == rows[0].cost else (high, *rows)
+        if len(self._videos) == 1 and not self._images:
+            counts = self._frames(usual)
             halves = [2**power for power in range(10, -1, -1) if 2**power in counts]
-            return tuple(self.forecast(AnswerOptions(frames=count)) for count in (frames, *halves))
+            return tuple(self.forecast(replace(usual, frames=count)) for count in (usual.frames, *halves))
         return ()
 
-    def choose(self, budget: AnswerOptions, target: float) -> tuple[Forecast, bool]:
-        """The largest budget, at most ``budget``, that keeps to ``target`` seconds and to the context.
+    def choose(self, options: AnswerOptions, target: float) -> tuple[Forecast, str | None]:
+        """The largest budget, at most that of ``options``, that keeps to ``target`` seconds and the context.
 
         Returns:
-            It and True; or the one with the least time and False, where none does.
+            Its forecast; or the fastest budget's, and a warning, where none does.
 
         Raises:
-            UsageError: The calibration does not have what reads the prompt.
+            UsageError: The prefill backend was not measured.
         """
-        levels = self.levels(budget)
-        if any(found.ttft is None for found in levels):
+        levels = self.levels(options)
+        if any(forecast.ttft is None for forecast in levels):
             raise UsageError(
-                "what reads this prompt was not measured, so that its time cannot be told",
+                "the prefill backend of this prompt was not measured, so its time is not known",
                 hint="use --prefill auto, or leave --ttft-target out",
             )
-        for found in levels:
-            costs = found.costs
-            if _time(found) <= target and costs.prompt_tokens < costs.context_length:
-                return found, True
-        return min(levels, key=_time), False
-
-    def _tiles(self, budget: AnswerOptions) -> list[int | None]:
-        """Limits of tiles that make a difference to a single picture, after None for the budget's own."""
-        pictures = [item for item in self._inputs if item.kind == "image"]
-        if len(pictures) != 1:
-            return [None]
-        spec, size = self._shape.anyres, (pictures[0].height, pictures[0].width)
-        most = choose_tiling(spec, size, budget).tiles
-        smaller = {
-            choose_tiling(spec, size, AnswerOptions(max_tiles=limit)).tiles for limit in range(1, most)
-        }
-        return [None, *sorted(smaller, reverse=True)]
-
-    def _frames(self, budget: AnswerOptions) -> list[int | None]:
-        """Counts of frames less than the budget's, after None for its own."""
-        videos = [item.frames or 1 for item in self._inputs if item.kind == "video"]
-        if not videos:
-            return [None]
-        most = min(budget.frames or self._shape.video.frames, max(videos))
-        return [None, *range(most - 1, 0, -1)]
+        for forecast in levels:
+            if forecast.time <= target and forecast.cost.prompt_tokens < forecast.cost.context_length:
+                return forecast, None
+        fastest = min(levels, key=lambda forecast: forecast.time)
+        return fastest, (
+            f"no budget gives a first token within {target:g} s: "
+            f"the smallest needs about {fastest.time:.2f} s"
+        )
 
 
-def _time(found: Forecast) -> float:
-    return float("inf") if found.ttft is None else found.ttft
-
-
-def fit(
-    manifest: Manifest,
-    preparer: Preparer,
-    reader: Callable[[int], Reader],
-    calibration: Calibration,
+def answer(
+    pipeline: Pipeline,
     messages: Sequence[Message],
     options: AnswerOptions,
-    clock: StageClock,
-) -> Fitted:
-    """Choose the budget of a prompt whose options have a target.
+    on_progress: OnProgress | None = None,
+) -> Generator[str, None, Answer]:
+    """Answer messages in pieces, with the largest budget that keeps to ``ttft_target`` if there is one.
+
+    As :func:`onevision.runtime.generate.answer`, with the same arguments.
 
     Raises:
-        InputError: A picture or video that cannot be used.
-        UsageError: The calibration does not have what reads the prompt.
+        InputError: An image, video or prompt that cannot be used.
+        UsageError: The speed of the bundle was not measured on this machine.
+        GenerationError: A native library refused the work.
     """
-    target = options.ttft_target or 0.0
+    if options.ttft_target is None:
+        return (yield from generate.answer(pipeline, messages, options, on_progress))
+    clock = StageClock()
+    profile = needed_profile(pipeline.bundle, pipeline.device, pipeline.threads)
     with clock.stage("read"):
-        read, inputs = _look(messages, exif=options.exif)
-    with clock.stage("tokenise"):
-        tokens = preparer.text_tokens(read, options)
-    forecaster = Forecaster(Shape.of(manifest), inputs, tokens, reader, calibration)
-    found, fits = forecaster.choose(options, target)
-    chosen = found.budget
-    return Fitted(read, chosen, found.ttft, () if fits else (late(found, target),))
+        messages, media = measure(messages, exif=options.exif)
+    with clock.stage("tokenize"):
+        tokens = pipeline.preparer.text_tokens(messages, options)
+    shape = Shape.of(pipeline.bundle.manifest)
+    forecaster = Forecaster(shape, media, tokens, pipeline.prefill_runner.backend, profile)
+    forecast, warning = forecaster.choose(options, options.ttft_target)
+    prepared = pipeline.prepare(messages, forecast.options, clock)
+    whole = yield from generate.complete(pipeline, prepared, forecast.options, on_progress)
+    warnings = (*([warning] if warning else []), *whole.warnings)
+    return replace(whole, predicted_ttft=forecast.ttft, warnings=warnings)
 
 
-def late(found: Forecast, target: float) -> str:
-    """What is said where no budget keeps to a target of so many seconds."""
-    return f"no budget keeps to {target:g} s: the smallest takes about {found.ttft:.2f} s to the first token"
-
-
-def _look(messages: Sequence[Message], *, exif: bool) -> tuple[tuple[Message, ...], list[Input]]:
-    """What messages show. Pictures are read, and stand in the messages as they were read.
+def measure(messages: Sequence[Message], *, exif: bool) -> tuple[list[Message], list[Media]]:
+    """Messages whose images are read, and the sizes of all images and videos.
 
     Raises:
-        InputError: A picture or video that cannot be used.
+        InputError: An image or video that cannot be used.
     """
-    inputs: list[Input] = []
+    media: list[Media] = []
 
-    def seen(part: Part) -> Part:
+    def measured(part: Part) -> Part:
         if isinstance(part, ImagePart):
             image = read_image(part.source, exif=exif)
-            inputs.append(Input("", "image", image.width, image.height))
-            return ImagePart(np.asarray(image))
+            media.append(Media("", "image", image.width, image.height))
+            return replace(part, source=np.asarray(image))
         if isinstance(part, VideoPart):
-            inputs.append(_video(part))
+            media.append(video_size(part.source))
         return part
 
-    read = tuple(Message(message.role, tuple(map(seen, message.content))) for message in messages)
-    return read, inputs
+    return [Message(message.role, tuple(map(measured, message.content))) for message in messages], media
 
 
-def _video(part: VideoPart) -> Input:
-    if isinstance(part.source, np.ndarray):
-        frames, height, width = part.source.shape[:3]
-        return Input("", "video", width, height, frames)
-    info = probe_video(part.source)
-    return Input("", "video", info.width, info.height, info.frames)
+def video_size(source: VideoSource) -> Media:
+    """Size of a video; a file is read through.
+
+    Raises:
+        VideoError: It cannot be used.
+    """
+    if isinstance(source, np.ndarray):
+        frames, height, width = source.shape[:3]
+        return Media("", "video", width, height, frames)
+    probe = probe_video(source)
+    return Media(str(source), "video", probe.width, probe.height, probe.frames)

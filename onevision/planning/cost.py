@@ -1,7 +1,7 @@
-"""What a prompt will cost, before anything is run.
+"""Cost of a prompt, before anything is run.
 
-In: the shape of a model, and sizes of pictures and videos. Out: tiles, tokens, floating-point operations,
-memory, and a rough time. Counts are exact; they are the ones that a run then makes.
+In: the shape of a model, and the sizes of images and videos. Out: tiles, tokens, floating-point operations,
+memory, and rough times. Counts are exact: a run makes the same ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
-from onevision.models.shapes import PublishedSize, backbone_info, published_config, video_info, vision_info
+from onevision.models.shapes import ModelConfig, backbone_info, video_info, vision_info
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.options import AnswerOptions
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 #: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
 KV_BYTES = 2
-#: Share of the rate of one large NumPy product that the stages reach; seen on AVX2 and AVX-512 machines.
+#: Fraction of the rate of one large NumPy matmul that the stages reach, measured on AVX2 and AVX-512.
 EFFICIENCY = 0.8
-#: What the reference spends.
+#: The reference's budget.
 REFERENCE = AnswerOptions()
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model costs depends on."""
+    """What the cost of a model depends on."""
 
     vision: VisionInfo
     backbone: BackboneInfo
@@ -41,25 +41,30 @@ class Shape:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Shape:
-        """Shape of a bundle. One in full precision keeps its keys and values so too."""
+        """Shape of a bundle. One in full precision has its keys and values in f32, too."""
         exact = manifest.files[BACKBONE].precision == "f32"
         kv_bytes = 2 * KV_BYTES if exact else KV_BYTES
         return cls(manifest.vision, manifest.backbone, manifest.video, kv_bytes)
 
+    @classmethod
+    def of_config(cls, config: ModelConfig) -> Shape:
+        """Shape of a checkpoint, before it is exported."""
+        return cls(vision_info(config), backbone_info(config, bits_per_weight=16.0), video_info(config))
+
     @property
     def anyres(self) -> AnyRes:
-        """How pictures are cut."""
+        """Tiling of images."""
         return AnyRes.of(self.vision)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one position, all layers."""
+        """Bytes of the keys and values of one position, all layers."""
         backbone = self.backbone
         width = backbone.kv_heads * (backbone.hidden // backbone.heads)
         return 2 * backbone.layers * width * self.kv_bytes
 
     def encode_flops(self, tiles: int) -> int:
-        """Encoder and projector: two operations per multiplication, matrix products only."""
+        """Operations of encoder and projector: two per multiplication, matmuls only."""
         vision, hidden = self.vision, self.vision.hidden
         patches = (vision.image_size // vision.patch_size) ** 2
         projections = 4 * hidden**2 + 2 * hidden * vision.intermediate
@@ -82,20 +87,20 @@ class Shape:
         return backbone.layers * self.layer_weights + backbone.hidden * backbone.vocab_size
 
     def prefill_flops(self, tokens: int) -> int:
-        """Backbone over a prompt: causal attention, and the head for the last position only."""
+        """Operations of a prefill: causal attention, and the head for the last position only."""
         backbone, hidden = self.backbone, self.backbone.hidden
         layer = tokens * self.layer_weights + tokens * (tokens + 1) * hidden
         return 2 * (backbone.layers * layer + hidden * backbone.vocab_size)
 
     def decode_flops(self, past: int) -> int:
-        """Backbone for one token after ``past`` others."""
+        """Operations for one token after ``past`` others."""
         backbone = self.backbone
         return 2 * (self.backbone_weights + backbone.layers * 2 * (past + 1) * backbone.hidden)
 
 
 @dataclass(frozen=True)
-class Input:
-    """A picture or video of known size. ``frames`` are those in the file; None for a picture."""
+class Media:
+    """An image or video of known size, in pixels. ``frames`` are those in the file; None for an image."""
 
     path: str
     kind: Literal["image", "video"]
@@ -103,29 +108,43 @@ class Input:
     height: int
     frames: int | None = None
 
+    @property
+    def megapixels(self) -> float:
+        """Millions of pixels, of all frames."""
+        return self.width * self.height * (self.frames or 1) / 1e6
+
 
 @dataclass(frozen=True)
-class PlannedInput:
-    """What an input becomes. ``grid`` is (rows, columns) of tiles besides the base view."""
+class MediaCost:
+    """Cost of an image or video. ``grid`` is (rows, columns) of tiles besides the base view."""
 
     path: str
     kind: Literal["image", "video"]
     width: int
     height: int
-    frames: int | None
+    frames: int | None  # that are taken
     grid: tuple[int, int] | None
     tiles: int
     image_tokens: int
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Costs of a prompt.
+class PromptCost:
+    """Cost of a prompt.
 
-    ``seconds`` is None where no rate was given. Of the tiles, ``reused_frames`` are not encoded.
+    Attributes:
+        inputs: By image or video.
+        tiles: Of all of them.
+        image_tokens: Visual tokens of all of them.
+        prompt_tokens: With the text.
+        context_length: Most tokens of a prompt and its answer.
+        kv_bytes: Size of the KV cache.
+        flops: Operations of ``encode`` and ``prefill``.
+        seconds: Of the same; None where no rate is known.
+        reused_frames: Tiles among all that are not encoded.
     """
 
-    inputs: tuple[PlannedInput, ...]
+    inputs: tuple[MediaCost, ...]
     tiles: int
     image_tokens: int
     prompt_tokens: int
@@ -136,40 +155,40 @@ class Plan:
     reused_frames: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``onevision plan --json`` prints."""
+        """Part of the object that ``onevision plan --json`` prints."""
         return asdict(self)
 
 
-def plan(
+def prompt_cost(
     shape: Shape,
-    inputs: Sequence[Input],
+    media: Sequence[Media],
     *,
     text_tokens: int,
-    budget: AnswerOptions = REFERENCE,
+    options: AnswerOptions = REFERENCE,
     flops_per_second: float | None = None,
     reused_frames: int = 0,
-) -> Plan:
+) -> PromptCost:
     """Cost of one prompt.
 
     Args:
         shape: Of the model.
-        inputs: Pictures and videos of the prompt.
-        text_tokens: Tokens of the prompt besides them.
-        budget: What may be spent on pictures and videos.
+        media: Images and videos of the prompt.
+        text_tokens: Tokens of the rest.
+        options: Budget of images and videos.
         flops_per_second: Rate to predict times with.
-        reused_frames: Frames of videos that take the features of others.
+        reused_frames: Video frames that share the features of others.
     """
-    pictures = sum(item.kind == "image" for item in inputs)
-    planned = tuple(_planned(shape, item, pictures > 1, budget) for item in inputs)
-    tiles = sum(item.tiles for item in planned)
-    image_tokens = sum(item.image_tokens for item in planned)
+    several = sum(item.kind == "image" for item in media) > 1
+    inputs = tuple(_media_cost(shape, item, several, options) for item in media)
+    tiles = sum(item.tiles for item in inputs)
+    image_tokens = sum(item.image_tokens for item in inputs)
     tokens = image_tokens + text_tokens
     flops = {"encode": shape.encode_flops(tiles - reused_frames), "prefill": shape.prefill_flops(tokens)}
     seconds = None
-    if flops_per_second:
+    if flops_per_second is not None:
         seconds = {stage: count / flops_per_second for stage, count in flops.items()}
-    return Plan(
-        inputs=planned,
+    return PromptCost(
+        inputs=inputs,
         tiles=tiles,
         image_tokens=image_tokens,
         prompt_tokens=tokens,
@@ -181,30 +200,24 @@ def plan(
     )
 
 
-def _planned(shape: Shape, item: Input, several: bool, budget: AnswerOptions) -> PlannedInput:
-    grid, used = None, item.frames
+def _media_cost(shape: Shape, item: Media, several: bool, options: AnswerOptions) -> MediaCost:
+    grid, frames = None, item.frames
     if item.kind == "video":
-        used = min(budget.frames or shape.video.frames, item.frames or 1)
-        tiles, tokens = used, used * shape.video.pooled_side**2 + 1
+        tiles = frames = min(options.frames or shape.video.frames, item.frames or 1)
+        tokens = tiles * shape.video.pooled_side**2 + 1
     else:
-        chosen = choose_tiling(shape.anyres, (item.height, item.width), budget, several=several)
-        grid, tiles, tokens = chosen.grid, chosen.tiles, chosen.tokens
-    return PlannedInput(item.path, item.kind, item.width, item.height, used, grid, tiles, tokens)
+        tiling = choose_tiling(shape.anyres, (item.height, item.width), options, several=several)
+        grid, tiles, tokens = tiling.grid, tiling.tiles, tiling.tokens
+    return MediaCost(item.path, item.kind, item.width, item.height, frames, grid, tiles, tokens)
 
 
 def machine_rate() -> float:
-    """Floating-point operations a second that a stage can be expected to reach here: one product, timed."""
+    """Floating-point operations a second that a stage can reach on this machine: one matmul, timed."""
     side = 1024
     matrix = np.ones((side, side), np.float32)
-    matrix @ matrix  # the first product starts the threads
+    matrix @ matrix  # the first matmul starts the threads
     repeats, started = 0, time.perf_counter()
     while repeats < 4 or time.perf_counter() - started < 0.2:
         matrix @ matrix
         repeats += 1
     return EFFICIENCY * repeats * 2 * side**3 / (time.perf_counter() - started)
-
-
-def published(size: PublishedSize) -> Shape:
-    """Shape of a published model, for planning before anything is downloaded."""
-    config = published_config(size)
-    return Shape(vision_info(config), backbone_info(config, bits_per_weight=16.0), video_info(config))

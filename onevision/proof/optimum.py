@@ -17,6 +17,7 @@ from onevision.errors import ExportError
 from onevision.files import disk_space, scratch_folder
 from onevision.graphs.names import FEATURES, PIXELS
 from onevision.graphs.siglip import PROJECTOR, TOWER
+from onevision.metrics import relative_error
 from onevision.proof.reference import siglip_config
 from onevision.runtime.vision import VisionEncoder
 
@@ -76,7 +77,7 @@ def optimum_error(path: Path, siglip: Siglip) -> float:
             with closing(VisionEncoder(graph, device="cpu")) as encoder:
                 features.append(encoder.encode(pixels))
     ours, theirs = features
-    error = float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-30))
+    error = relative_error(ours, theirs)
     if not error <= TOLERANCE:
         raise ExportError(
             f"the vision encoder differs from optimum's export: relative error {error:.1e}, "

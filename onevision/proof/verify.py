@@ -14,7 +14,6 @@ import numpy as np
 from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.metrics import relative_error
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
-from onevision.runtime.answer import StageClock
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 
@@ -115,12 +114,12 @@ def verify(
 
 
 def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
-    files = model.bundle.manifest.files
+    files, pipeline = model.bundle.manifest.files, model.pipeline
     vision, backbone = files[VISION].precision or "", files[BACKBONE].precision or ""
     frames = None if case.video is None else len(case.video)
     options = AnswerOptions(template="training", frames=frames)
     messages = conversation_of(case.prompt, case.images, case.video, None)
-    prepared = model.preparer.prepare(messages, options, StageClock())
+    prepared = pipeline.prepare(messages, options)
     yield _ids("prompt", prompt_ids(prepared), case.prompt_ids)
 
     embeddings: list[npt.NDArray[np.float32]] = []
@@ -128,7 +127,7 @@ def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
         tiles = np.concatenate([visual.tiles for visual in prepared.visuals])
         yield _tiles(tiles, case.tiles)
         limit = VISION_TOLERANCE.get(vision, VISION_TOLERANCE["fp32"])
-        features = [model.image_features(visual.tiles) for visual in prepared.visuals]
+        features = [pipeline.image_features(visual.tiles) for visual in prepared.visuals]
         yield _rows("image features", np.concatenate(features), case.features, limit)
         embeddings = [visual.pack(rows) for visual, rows in zip(prepared.visuals, features, strict=True)]
         yield _rows("visual tokens", np.concatenate(embeddings), case.embeddings, limit)
@@ -139,17 +138,17 @@ def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
         )
         return
     if PREFILL in files:
-        model.prefill(prepared, embeddings, room=GREEDY_STEPS, choice="onnx")
-        by_graph = model.backbone.logits()
-    model.prefill(prepared, embeddings, room=GREEDY_STEPS, choice="llama")
+        pipeline.prefill(prepared, embeddings, room=GREEDY_STEPS, choice="onnx")
+        by_graph = pipeline.backbone.logits()
+    pipeline.prefill(prepared, embeddings, room=GREEDY_STEPS, choice="llama")
     limit = max(
         LOGITS_TOLERANCE.get(backbone, LOSSY_LOGITS_TOLERANCE), ENCODER_LOGITS_TOLERANCE.get(vision, 0.0)
     )
-    yield _compare("logits", model.backbone.logits(), case.logits, limit)
+    yield _compare("logits", pipeline.backbone.logits(), case.logits, limit)
     if PREFILL in files:
         limit += PREFILL_LOGITS_TOLERANCE.get(files[PREFILL].precision or "", 0.0)
         stage = _compare("logits (prefill graph)", by_graph, case.logits, limit)
-        unused = "; ".join(model.prefiller.warnings)
+        unused = "; ".join(pipeline.prefill_runner.warnings)
         yield replace(stage, passed=False, note=unused) if unused else stage
     tokens = greedy_tokens(model, GREEDY_STEPS)
     exact = backbone == "f32" and vision == "fp32"
@@ -167,13 +166,14 @@ def prompt_ids(prepared: PreparedPrompt) -> list[int]:
 def greedy_tokens(model: OneVision, count: int) -> list[int]:
     """The next ``count`` greedy tokens after the backbone's current position, fewer if the answer ends."""
     tokens: list[int] = []
-    with model.sampler(AnswerOptions()) as sampler:
+    pipeline = model.pipeline
+    with pipeline.sampler(AnswerOptions()) as sampler:
         while len(tokens) < count:
-            token = sampler.sample(model.backbone)
-            if model.backbone.vocabulary.ends(token):
+            token = sampler.sample(pipeline.backbone)
+            if pipeline.backbone.tokenizer.ends(token):
                 break
             tokens.append(token)
-            model.backbone.append(token)
+            pipeline.backbone.append(token)
     return tokens
 
 

@@ -136,7 +136,7 @@ def collect_imatrix(
         sums[name] = sums.get(name, 0.0) + squares
         rows[name] = rows.get(name, 0) + len(inputs)
 
-    model.backbone.observe(matmul_callback(add))
+    model.pipeline.backbone.observe(matmul_callback(add))
     try:
         for fraction in _run(model, samples):
             if wrong := [name for name, values in sums.items() if not np.isfinite(values).all()]:
@@ -147,7 +147,7 @@ def collect_imatrix(
             if advance:
                 advance(fraction)
     finally:
-        model.backbone.observe(None)
+        model.pipeline.backbone.observe(None)
     if not sums:
         raise UsageError("there are no questions to make an importance matrix from")
     inputs = {name: InputSquares(sums[name].astype(np.float32), rows[name]) for name in sorted(sums)}
@@ -241,9 +241,9 @@ def _run(model: OneVision, samples: Iterable[Sample] | None) -> Iterator[float]:
 
 def _read(model: OneVision, sample: Sample) -> int:
     """Prefill a question, then append its answer token by token; return the number of positions."""
-    prepared = prepare(model, sample)
-    answer = model.backbone.vocabulary.encode(sample.answers[0])
-    model.prefill(prepared, model.encode(prepared), room=len(answer))
+    prepared, pipeline = prepare(model, sample), model.pipeline
+    answer = pipeline.backbone.tokenizer.encode(sample.answers[0])
+    pipeline.prefill(prepared, pipeline.encode(prepared), room=len(answer))
     for token in answer:
-        model.backbone.append(token)
-    return model.backbone.used
+        pipeline.backbone.append(token)
+    return pipeline.backbone.used

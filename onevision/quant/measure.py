@@ -25,7 +25,6 @@ from onevision.quant.gates import (
     judge,
     worst_features,
 )
-from onevision.runtime.answer import StageClock
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 
@@ -172,7 +171,7 @@ def prepare(model: OneVision, sample: Sample) -> PreparedPrompt:
     """
     frames = len(sample.video) if isinstance(sample.video, np.ndarray) else None
     messages = conversation_of(sample.prompt, sample.images, sample.video, None)
-    return model.preparer.prepare(messages, AnswerOptions(frames=frames), StageClock())
+    return model.pipeline.prepare(messages, AnswerOptions(frames=frames))
 
 
 def _follow(
@@ -207,20 +206,20 @@ def _trace(
         Image features [T, P, H] of all its tiles, empty without images; logits [positions, tokens] over the
         tokens that can be sampled; and the answer's tokens.
     """
-    prepared = prepare(model, sample)
-    features = [model.image_features(visual.tiles) for visual in prepared.visuals]
+    prepared, pipeline = prepare(model, sample), model.pipeline
+    features = [pipeline.image_features(visual.tiles) for visual in prepared.visuals]
     embeddings = [visual.pack(part) for visual, part in zip(prepared.visuals, features, strict=True)]
-    model.prefill(prepared, embeddings, room=MAX_TOKENS)
-    allowed = np.setdiff1d(np.arange(model.backbone.vocabulary.size), model.banned_tokens)
+    pipeline.prefill(prepared, embeddings, room=MAX_TOKENS)
+    allowed = np.setdiff1d(np.arange(pipeline.backbone.tokenizer.size), pipeline.banned_tokens)
     tokens = list(answer.tokens) if answer else []
     logits = []
     for position in range(answer.positions if answer else MAX_TOKENS):
         if position:
-            model.backbone.append(tokens[position - 1])
-        logits.append(model.backbone.logits()[allowed])
+            pipeline.backbone.append(tokens[position - 1])
+        logits.append(pipeline.backbone.logits()[allowed])
         if answer is None:
             token = int(allowed[logits[-1].argmax()])
-            if model.backbone.vocabulary.ends(token):
+            if pipeline.backbone.tokenizer.ends(token):
                 break
             tokens.append(token)
     every = np.concatenate(features) if features else np.empty((0, 0, 0), np.float32)

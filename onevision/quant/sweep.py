@@ -156,7 +156,7 @@ def sweep_id(source: Bundle, config: GateConfig) -> str:
 
 def _tile_ms(model: OneVision) -> float:
     """Fastest time of a tile through the vision encoder, after one to warm up."""
-    vision, encoder = model.bundle.manifest.vision, model.vision_encoder()
+    vision, encoder = model.bundle.manifest.vision, model.pipeline.vision_encoder()
     side = vision.image_size
     noise = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     pixels = anyres.normalize(noise, vision.mean, vision.std)
@@ -166,9 +166,9 @@ def _tile_ms(model: OneVision) -> float:
 
 def _token_ms(model: OneVision) -> float:
     """Fastest time of a decoded token after a context of 256, without sampling."""
-    backbone = model.backbone
+    backbone = model.pipeline.backbone
     context = min(_CONTEXT, backbone.context_length - _TIMED_TOKENS)
-    (token, *_) = backbone.vocabulary.encode("a")
+    (token, *_) = backbone.tokenizer.encode("a")
     backbone.start(context + _TIMED_TOKENS)
     backbone.prefill([[token] * context])
     return _fastest(lambda: backbone.append(token), _TIMED_TOKENS)

@@ -1,11 +1,11 @@
-"""What was computed once: image features by tile, and keys and values of prompts up to the last picture.
+"""Cache of image features by tile, and of the keys and values of prompts up to their last image.
 
-In: a key that names all that an entry depends on, and bytes. Out: the same bytes, or nothing. Entries are
-kept in memory and, with a folder, on disk; where there are too many bytes, the least recently used go.
+In: a key that names all that an entry depends on, and bytes. Out: the same bytes, or None. Entries are kept
+in memory and, with a folder, on disk; of too many, the least recently used are removed.
 
 A file is a header (magic, sha256 of the rest) and the bytes. It is written under another name and renamed, so
-that a reader in another process sees the whole of it or none; whatever is damaged all the same is removed.
-Nothing that goes wrong with the disk is an error: the answer is computed as if there were no cache.
+that another process sees all of it or nothing; a damaged file is removed. A failing disk is no error: the
+answer is computed as if there were no cache.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ DISK_BYTES = 4 << 30
 _MAGIC = b"ovcache1"
 _HEADER = len(_MAGIC) + 32
 _SUFFIX, _PART = ".ovc", ".part"
-_RECOUNT = 64  # writes after which the folder is looked at again: other processes write there too
+_RECOUNT = 64  # writes after which the folder is counted again: other processes write there too
 
 
 def key_of(*facts: object) -> str:
-    """Hex sha256 of some facts: strings, numbers, and bytes-like objects (by their content)."""
+    """Hex sha256 of strings, numbers, and bytes-like objects (by their content)."""
     digest = hashlib.sha256()
     for fact in facts:
         if isinstance(fact, (bytes, memoryview)):
@@ -47,12 +47,12 @@ def key_of(*facts: object) -> str:
 
 
 class Cache:
-    """Bytes by key, least recently used first out. Not for several threads at once.
+    """Bytes by key; the least recently used are removed first. Not for several threads at once.
 
     Args:
-        folder: Where entries are kept as files too, made if it is not there; None: in memory only.
-        memory_bytes: Most bytes in memory. A larger entry is not kept there.
-        disk_bytes: Most bytes in the folder.
+        folder: Keeps entries as files too, and is made if it does not exist; None: in memory only.
+        memory_bytes: Maximum bytes in memory. A larger entry is not kept there.
+        disk_bytes: Maximum bytes in the folder.
 
     Raises:
         UsageError: The folder cannot be made.
@@ -69,7 +69,7 @@ class Cache:
         self._memory: OrderedDict[str, bytes] = OrderedDict()
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._held = 0
-        self._writes, self._on_disk = 0, 0  # bytes in the folder, those of others as last counted
+        self._writes, self._on_disk = 0, 0  # bytes in the folder; other processes' as last counted
         self.problem: str | None = None  # why the last write to the disk failed
         if self._folder is not None:
             try:
@@ -77,7 +77,7 @@ class Cache:
             except OSError as error:
                 raise UsageError(
                     f"cannot make the cache {self._folder}: {error.strerror or error}",
-                    hint="name a folder that can be written",
+                    hint="name a writable folder",
                 ) from error
 
     def get(self, key: str) -> bytes | None:
@@ -91,7 +91,7 @@ class Cache:
         return data
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep some bytes under a key. A failure to write them is noted in ``problem`` and nowhere else."""
+        """Keep bytes under a key. A failure to write them is noted in ``problem`` and nowhere else."""
         self._keep(key, data)
         if self._folder is None or len(data) + _HEADER > self._disk_bytes:
             return
@@ -104,6 +104,13 @@ class Cache:
         except OSError as error:
             self.problem = f"the cache {self._folder} was not written: {error.strerror or error}"
 
+    def remove(self, key: str) -> None:
+        """Remove an entry that is of no use."""
+        self._held -= len(self._memory.pop(key, b""))
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / f"{key}{_SUFFIX}").unlink()
+
     def _keep(self, key: str, data: bytes) -> None:
         if len(data) > self._memory_bytes:
             return
@@ -114,7 +121,7 @@ class Cache:
             self._held -= len(gone)
 
     def _evict(self, folder: Path) -> None:
-        """Remove the least recently used files; what a killed process left half-written is among them."""
+        """Remove the least recently used files, those that a killed process left half-written included."""
         files = sorted(_sizes(folder))
         total = sum(size for _, _, size in files)
         for _, path, size in files:
@@ -156,7 +163,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sizes(folder: Path) -> Iterable[tuple[int, Path, int]]:
-    """Time of last use, path and bytes of each file of ours; another process may remove some meanwhile."""
+    """Time of last use, path and bytes of each entry; another process may remove some meanwhile."""
     for path in folder.iterdir():
         if path.suffix in {_SUFFIX, _PART}:
             with contextlib.suppress(FileNotFoundError):

@@ -24,6 +24,9 @@ Detail = Literal["low", "auto", "high"]
 Template = Literal["training", "hf"]
 TEMPLATES: tuple[Template, ...] = get_args(Template)
 
+#: Prefill backends. ``auto`` takes the bundle's graph for a long prompt, where the backbone runs on the CPU.
+Prefill = Literal["auto", "onnx", "llama"]
+
 DEFAULT_MAX_TOKENS = 512
 
 
@@ -180,6 +183,18 @@ class AnswerOptions:
             )
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError("a stop string is empty, or not a string")
+
+    def budget(self, predicted_ttft: float | None = None) -> dict[str, Any]:
+        """What may be spent on images and videos, as JSON has it.
+
+        Args:
+            predicted_ttft: Seconds to the first token with it.
+        """
+        budget = {name: getattr(self, name) for name in ("max_tiles", "detail", "frames", "dedup")}
+        times = {"ttft_target_ms": self.ttft_target, "predicted_ttft_ms": predicted_ttft}
+        return budget | {
+            name: None if value is None else round(value * 1e3, 3) for name, value in times.items()
+        }
 
     def _invalid(self) -> list[tuple[str, Any, str]]:
         """Name, value and valid values of each option that is not valid."""

@@ -9,14 +9,42 @@ otherwise. Sizes are (height, width).
 from __future__ import annotations
 
 import math
+import tokenize
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onevision.errors import BundleError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from onevision.runtime.anyres import AnyRes
+
+
+def read_newline(path: Path, hidden: int) -> NDArray[np.float32]:
+    """The learned embedding at the end of each row of features, float32 [H], from a bundle's file.
+
+    Args:
+        path: ``image_newline.npy``.
+        hidden: H.
+
+    Raises:
+        BundleError: The file cannot be read, or holds another shape or type.
+    """
+    try:
+        with path.open("rb") as file:
+            newline: NDArray[np.float32] = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, MemoryError, tokenize.TokenError) as error:
+        raise BundleError(f"cannot read {path}: {error}", hint="copy or export the bundle again") from error
+    if newline.shape != (hidden,) or newline.dtype != np.float32:
+        raise BundleError(
+            f"{path} is {newline.dtype} {list(newline.shape)}, not float32 [{hidden}]",
+            hint="copy or export the bundle again",
+        )
+    return newline
 
 
 def pack_image(

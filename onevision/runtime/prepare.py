@@ -1,7 +1,8 @@
-"""Messages to a prompt of known length: pictures read and cut, text tokenised, nothing encoded yet."""
+"""Messages to a prompt of known length: images and frames tiled, text tokenized, nothing encoded yet."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -14,12 +15,11 @@ from onevision.runtime import anyres, pack
 from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
-from onevision.runtime.features import share_frames
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
 from onevision.runtime.prompt import Control, render
-from onevision.runtime.video import read_video
+from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,23 +27,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.bundle import Manifest
-    from onevision.runtime.answer import StageClock
-    from onevision.runtime.backbone import Vocabulary
+    from onevision.runtime.clock import StageTimer
     from onevision.runtime.messages import Message, VideoPart
     from onevision.runtime.options import AnswerOptions, Template
     from onevision.runtime.prompt import Segment
+    from onevision.runtime.tokenizer import GgufTokenizer
 
 
 @dataclass(frozen=True)
 class VisualInput:
-    """One picture or video, cut to what the encoder takes.
+    """One image or video, cut into tiles.
 
     Attributes:
         tiles: uint8 [T, S, S, 3]
-        tokens: Rows that it takes in the prompt after packing.
+        tokens: Visual tokens after packing.
         pack: image features float32 [T, P, H] -> visual tokens float32 [tokens, H]
         layout: All that ``pack`` depends on besides the features.
-        reused: Frames that are shown as an earlier one which is like them.
+        reused: Video frames that were replaced by an earlier, similar one.
+        warnings: Damage of the file.
     """
 
     tiles: npt.NDArray[np.uint8]
@@ -51,48 +52,55 @@ class VisualInput:
     pack: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
     layout: str
     reused: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.tokens
 
     @cached_property
     def key(self) -> str:
-        """Names the visual tokens, for one bundle: sha256 of the pixels and the layout."""
+        """Name of the visual tokens, for one bundle: sha256 of the pixels and the layout."""
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt whose length is known: token ids, and visual inputs in their places."""
+    """A prompt of known length: token ids, and visual inputs in their places."""
 
     parts: tuple[tuple[int, ...] | VisualInput, ...]
-    warnings: tuple[str, ...] = ()
 
     @property
     def visuals(self) -> tuple[VisualInput, ...]:
-        """Pictures and videos, in order."""
+        """Images and videos, in order."""
         return tuple(part for part in self.parts if isinstance(part, VisualInput))
 
     @property
     def image_tokens(self) -> int:
-        """Positions that pictures and videos take."""
-        return sum(visual.tokens for visual in self.visuals)
+        """Positions of images and videos."""
+        return sum(map(len, self.visuals))
 
     @property
     def tokens(self) -> int:
-        """Length of the prompt in positions of the backbone."""
-        return self.image_tokens + sum(len(part) for part in self.parts if isinstance(part, tuple))
+        """Length in positions of the backbone."""
+        return sum(map(len, self.parts))
 
     def is_visual(self, position: int) -> bool:
-        """Whether a position of the prompt is one of a picture or video."""
+        """Whether a position of the prompt is one of an image or video."""
         for part in self.parts:
-            length = part.tokens if isinstance(part, VisualInput) else len(part)
-            if position < length:
+            if position < len(part):
                 return isinstance(part, VisualInput)
-            position -= length
+            position -= len(part)
         return False
 
     @property
     def tiles(self) -> int:
-        """Tiles that the vision encoder is given; equal ones are encoded once."""
+        """Tiles for the vision encoder; equal ones are encoded once."""
         return sum(len(visual.tiles) for visual in self.visuals)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Damage of the files of images and videos."""
+        return tuple(warning for visual in self.visuals for warning in visual.warnings)
 
     def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
         """Counts of an answer to it."""
@@ -107,87 +115,101 @@ class PreparedPrompt:
 
     @cached_property
     def items(self) -> tuple[tuple[int | str, int], ...]:
-        """Token ids and keys of pictures in order, with the positions that each takes."""
-        return tuple(
-            item
-            for part in self.parts
-            for item in (
-                [(part.key, part.tokens)] if isinstance(part, VisualInput) else [(token, 1) for token in part]
-            )
-        )
+        """Token ids and keys of images in order, each with the number of its positions."""
+        items: list[tuple[int | str, int]] = []
+        for part in self.parts:
+            if isinstance(part, VisualInput):
+                items.append((part.key, part.tokens))
+            else:
+                items += [(token, 1) for token in part]
+        return tuple(items)
 
     @property
     def prefix(self) -> tuple[tuple[int | str, int], ...]:
-        """Those up to the last picture; none if there is no picture."""
+        """Items up to the last image; none if there is no image."""
         last = max((at for at, (key, _) in enumerate(self.items) if isinstance(key, str)), default=-1)
         return self.items[: last + 1]
 
-    def after(self, kept: int) -> PreparedPrompt:
-        """The prompt without its first ``kept`` tokens, which end before or after a picture."""
+    def after(self, known: int) -> PreparedPrompt:
+        """The prompt without its first ``known`` tokens, which end before or after an image."""
         rest: list[tuple[int, ...] | VisualInput] = []
         for part in self.parts:
-            size = part.tokens if isinstance(part, VisualInput) else len(part)
-            if kept < size:
-                rest.append(part if isinstance(part, VisualInput) else part[kept:])
-            kept = max(0, kept - size)
-        return PreparedPrompt(tuple(rest), self.warnings)
+            if known < len(part):
+                rest.append(part if isinstance(part, VisualInput) else part[known:])
+            known = max(0, known - len(part))
+        return PreparedPrompt(tuple(rest))
+
+    def joined(
+        self, embeddings: Sequence[npt.NDArray[np.float32]]
+    ) -> list[Sequence[int] | npt.NDArray[np.float32]]:
+        """Token ids, and visual tokens float32 [n, H] in the places of images and videos."""
+        visual_tokens = iter(embeddings)
+        return [next(visual_tokens) if isinstance(part, VisualInput) else part for part in self.parts]
 
 
 class Preparer:
-    """Reads, cuts and tokenises for one bundle.
+    """Reading, tiling and tokenization for one bundle.
 
     Args:
-        manifest: The bundle's.
-        vocabulary: The backbone's.
-        newline: float32 [H], see :mod:`onevision.runtime.anyres`.
+        manifest: Of the bundle.
+        tokenizer: Of the backbone.
+        newline: float32 [H], see :mod:`onevision.runtime.pack`.
 
     Raises:
-        BundleError: An aspect ratio, grid or prompt format that is not known.
+        BundleError: An unknown aspect ratio, grid or prompt format.
     """
 
-    def __init__(self, manifest: Manifest, vocabulary: Vocabulary, newline: npt.NDArray[np.float32]) -> None:
-        vision = manifest.vision
-        self.anyres = AnyRes.of(vision)
+    def __init__(
+        self, manifest: Manifest, tokenizer: GgufTokenizer, newline: npt.NDArray[np.float32]
+    ) -> None:
+        self.anyres = AnyRes.of(manifest.vision)
         if manifest.prompt.template not in TEMPLATES:
             raise BundleError(
                 f"the bundle's prompt format {manifest.prompt.template!r} is unknown",
                 hint=f"known: {', '.join(TEMPLATES)}",
             )
         self._manifest = manifest
-        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
         self._newline = newline
 
     def prepare(
-        self, messages: Sequence[Message], options: AnswerOptions, clock: StageClock
+        self,
+        messages: Sequence[Message],
+        options: AnswerOptions,
+        timer: StageTimer = lambda _: nullcontext(),
     ) -> PreparedPrompt:
-        """Lay out the prompt and cut its pictures.
+        """Lay out a prompt and cut its images.
+
+        Args:
+            messages: The conversation.
+            options: Budget, prompt format and system prompt.
+            timer: Times the stages ``tokenize``, ``read`` and ``preprocess``.
 
         Raises:
-            InputError: A picture, video or text that cannot be used.
+            InputError: An image, video or text that cannot be used.
         """
-        with clock.stage("tokenise"):
+        with timer("tokenize"):
             segments = self._segments(messages, options)
-        # More than one picture in the prompt, in whichever turn: none of them is tiled, as in training.
-        pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
-        warnings: list[str] = []
+        # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
+        images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         parts: list[tuple[int, ...] | VisualInput] = []
         for segment in segments:
             if isinstance(segment, (str, Control)):
-                with clock.stage("tokenise"):
+                with timer("tokenize"):
                     parts.append(self._tokens(segment))
             elif isinstance(segment.part, ImagePart):
-                parts.append(self._image(segment.part, pictures > 1, options, clock))
+                parts.append(self._image(segment.part, images > 1, options, timer))
             else:
-                parts.append(self._video(segment.part, options, clock, warnings))
-        return PreparedPrompt(tuple(parts), tuple(warnings))
+                parts.append(self._video(segment.part, options, timer))
+        return PreparedPrompt(tuple(parts))
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
-        """Length of the prompt without its pictures and videos."""
+        """Length of the prompt without its images and videos."""
         segments = self._segments(messages, options)
         return sum(len(self._tokens(each)) for each in segments if isinstance(each, (str, Control)))
 
     def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """What is seen of a frame of a video, uint8 [S, S, 3]."""
+        """A video frame as one tile, uint8 [S, S, 3]."""
         return anyres.squash(image, self.anyres.tile)
 
     def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
@@ -197,21 +219,21 @@ class Preparer:
 
     def _tokens(self, segment: str | Control) -> tuple[int, ...]:
         if isinstance(segment, str):
-            return tuple(self._vocabulary.encode(segment))
-        token = self._vocabulary.control_id(segment.token)
+            return tuple(self._tokenizer.encode(segment))
+        token = self._tokenizer.control_id(segment.token)
         if token is None:
-            raise BundleError(f"the bundle's vocabulary has no token {segment.token}")
+            raise BundleError(f"the bundle's tokenizer has no token {segment.token}")
         return (token,)
 
     def _image(
-        self, part: ImagePart, several: bool, options: AnswerOptions, clock: StageClock
+        self, part: ImagePart, several: bool, options: AnswerOptions, timer: StageTimer
     ) -> VisualInput:
         newline = self._newline
         if part.detail is not None and options.detail == "auto" and options.max_tiles is None:
             options = replace(options, detail=part.detail)  # an image's own wish yields to the options
-        with clock.stage("read"):
+        with timer("read"):
             image = read_image(part.source, exif=options.exif)
-        with clock.stage("preprocess"):
+        with timer("preprocess"):
             size = image.height, image.width
             tiling = choose_tiling(self.anyres, size, options, several=several)
             spec = tiling.spec
@@ -233,21 +255,14 @@ class Preparer:
             f"image {tiles.size} {spec}",
         )
 
-    def _video(
-        self, part: VideoPart, options: AnswerOptions, clock: StageClock, warnings: list[str]
-    ) -> VisualInput:
+    def _video(self, part: VideoPart, options: AnswerOptions, timer: StageTimer) -> VisualInput:
         newline, spec, defaults = self._newline, self.anyres, self._manifest.video
-        # Frames are cut as they are decoded, so that only the cut ones are kept: both count as reading.
-        with clock.stage("read"):
-            video = read_video(
-                part.source,
-                frames=options.frames or defaults.frames,
-                prepare=self.frame,
-            )
-        warnings += video.warnings
+        # Frames are cut as they are decoded, so that only tiles are kept: both count as reading.
+        with timer("read"):
+            video = read_video(part.source, frames=options.frames or defaults.frames, prepare=self.frame)
         tiles, reused = video.tiles, 0
         if options.dedup is not None:
-            with clock.stage("preprocess"):
+            with timer("preprocess"):
                 tiles, reused = share_frames(tiles, options.dedup)
         return VisualInput(
             tiles,
@@ -255,4 +270,5 @@ class Preparer:
             lambda features: pack.pack_video(features, spec.side, newline),
             "video",
             reused,
+            video.warnings,
         )

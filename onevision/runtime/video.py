@@ -49,7 +49,7 @@ _TURNS = {
 
 
 @dataclass(frozen=True)
-class VideoInfo:
+class VideoProbe:
     """What can be said of a video from its packets and its first frame."""
 
     width: int  # as shown, after rotation, in pixels
@@ -117,7 +117,7 @@ def read_video(source: VideoSource, *, frames: int, prepare: Prepare) -> Video:
     return Video(np.stack(list(tiles.values())), tuple(tiles), total, info.fps, info.duration, warnings)
 
 
-def probe_video(source: str | os.PathLike[str]) -> VideoInfo:
+def probe_video(source: str | os.PathLike[str]) -> VideoProbe:
     """Reads through the packets of a video and decodes its first frame.
 
     Raises:
@@ -149,7 +149,7 @@ def probe_video(source: str | os.PathLike[str]) -> VideoInfo:
     # The count of frames in a header is no proof: it includes those that an edit list hides.
     if cut or (duration and end < 0.99 * duration - 0.25):
         warnings = (f"{source} is cut off: it has {frames} frames and ends after {end:.1f} s",)
-    return VideoInfo(image.width, image.height, frames, fps, duration, warnings)
+    return VideoProbe(image.width, image.height, frames, fps, duration, warnings)
 
 
 @contextmanager
@@ -255,3 +255,35 @@ def _from_array(array: NDArray[np.uint8], frames: int, prepare: Prepare) -> Vide
     positions = sample_positions(len(array), frames)
     tiles = np.stack([prepare(read_image(array[position])) for position in positions])
     return Video(tiles, positions, len(array), None, None, ())
+
+
+def share_frames(frames: NDArray[np.uint8], threshold: float) -> tuple[NDArray[np.uint8], int]:
+    """Replace each frame that is similar to an earlier one by the nearest such frame, to encode it only once.
+
+    Two frames are similar if the mean of the absolute differences of their levels (0 to 255, all pixels and
+    colors) is at most ``threshold``. A frame that was replaced replaces no other: nothing drifts.
+
+    Args:
+        frames: uint8 [F, S, S, 3].
+        threshold: In levels; 0 for identical frames only.
+
+    Returns:
+        The frames, uint8 [F, S, S, 3], and the number of those replaced.
+    """
+    kept: list[int] = []
+    source = []
+    for at, frame in enumerate(frames):
+        distances = [_distance(frame, frames[other]) for other in kept]
+        nearest = min(range(len(kept)), key=distances.__getitem__, default=None)
+        if nearest is not None and distances[nearest] <= threshold:
+            source.append(kept[nearest])
+        else:
+            kept.append(at)
+            source.append(at)
+    reused = len(frames) - len(kept)
+    return (frames[source] if reused else frames), reused
+
+
+def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    # The larger less the smaller stays within uint8.
+    return float((np.maximum(one, other) - np.minimum(one, other)).mean())

@@ -5,20 +5,23 @@ In: pixel values of tiles, float32 [T, 3, S, S]. Out: image features, float32 [T
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onevision.errors import BundleError, GenerationError, InputError, UsageError
+from onevision.errors import BundleError, GenerationError, InputError
 from onevision.graphs.names import FEATURES, PIXELS, PRECISION
-from onevision.native.device import Device, default_threads
+from onevision.native.device import Device, check_device, default_threads
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
+from onevision.runtime.cache import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from onevision.runtime.cache import Cache
 
 # Several tiles in one call are no faster on a CPU, whose cores one tile keeps busy, and cost memory.
 _BATCH = {"cpu": 1, "cuda": 8}
@@ -33,8 +36,9 @@ class VisionEncoder:
     """An ONNX Runtime session of a bundle's ``vision.onnx``. Close it to give its memory back.
 
     Attributes:
-        device: Where it runs, ``cpu`` or ``cuda``.
-        notes: Warnings for the user: why ``auto`` took the CPU, and the cost of fp16 there.
+    from onevision.errors import BundleError, GenerationError, InputError
+    from onevision.graphs.names import FEATURES, PIXELS, PRECISION
+    from onevision.native.device import Device, check_device, default_threads
         image_size: S, pixels per side of a tile.
         patches: P, features per tile.
         hidden_size: H, width of a feature.
@@ -45,16 +49,13 @@ class VisionEncoder:
         threads: CPU threads; None for all cores that this process may use.
 
     Raises:
-        UsageError: An unknown device, or less than one thread.
+        UsageError: An unknown device, or threads out of range.
         BundleError: A file is missing or damaged, or is another model.
         DeviceError: CUDA was asked for and cannot be used.
     """
 
     def __init__(self, path: Path, *, device: Device = "auto", threads: int | None = None) -> None:
-        if device not in get_args(Device):
-            raise UsageError(f"unknown device {device!r}", hint=f"choose from {', '.join(get_args(Device))}")
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, it must be 1 or more")
+        check_device(device, threads)
         self._session, self.device, self.notes = open_session(
             path, device, threads or default_threads(), "the vision encoder"
         )
@@ -74,7 +75,7 @@ class VisionEncoder:
 
         Args:
             pixel_values: Normalised tiles, float32 [T, 3, S, S].
-            on_tile: Called with the tiles that are done and T, after each batch.
+            on_tile: Called after each batch with the number of tiles done, and T.
             batch: Tiles per call of the session; None for what suits the device.
 
         Returns:
@@ -109,7 +110,7 @@ class VisionEncoder:
         self._session = None
 
     def _run(self, tiles: npt.NDArray[np.float32], features: npt.NDArray[np.float32]) -> None:
-        """Tiles to features that are written in their place; a GPU has done so when this returns."""
+        """Write the features of tiles into ``features``; a GPU has finished when this returns."""
         if self._session is None:
             raise GenerationError("the vision encoder is closed")
         binding, pixels = self._session.io_binding(), np.ascontiguousarray(tiles)
@@ -127,7 +128,7 @@ class VisionEncoder:
 
 
 def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401
-    """S, P and H, from a graph that has exactly the input and the output of this class."""
+    """S, P and H of a graph with the input and the output of this class."""
     ends = [(end.name, end.type, *end.shape) for end in (*session.get_inputs(), *session.get_outputs())]
     match ends:
         case [
@@ -136,5 +137,54 @@ def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401
         ] if (source, target) == (PIXELS, FEATURES) and side == width:
             return side, patches, hidden
     raise BundleError(
-        f"{path} is no vision encoder of this package: its inputs and outputs are {ends}", hint=EXPORT_HINT
+        f"{path} is not a vision encoder of this package: its inputs and outputs are {ends}", hint=EXPORT_HINT
     )
+
+
+def encode_once(
+    tiles: npt.NDArray[np.uint8],
+    encode: Callable[[npt.NDArray[np.uint8], Callable[[int, int], None]], npt.NDArray[np.float32]],
+    cache: Cache | None,
+    facts: tuple[object, ...],
+    shape: tuple[int, int],
+    on_tile: Callable[[int, int], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Image features of tiles, each encoded once: equal tiles share one pass, known ones come from the cache.
+
+    Args:
+        tiles: uint8 [T, S, S, 3].
+        encode: Features float32 [t, P, H] of some of them; it calls back with the number of t that are done.
+        cache: Keeps features; None: only equal tiles share.
+        facts: All that features depend on besides the pixels.
+        shape: (P, H).
+        on_tile: Called with the number of tiles done, and T.
+
+    Returns:
+        float32 [T, P, H], in the order of the tiles.
+    """
+    keys = [key_of("features", facts, np.ascontiguousarray(tile).data) for tile in tiles]
+    places: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    features = np.empty((len(tiles), *shape), np.float32)
+    missing = []
+    for key, same in places.items():
+        if cache is not None and (data := cache.get(key)) is not None:
+            features[same] = np.frombuffer(data, np.float32).reshape(shape)
+        else:
+            missing.append(key)
+    known = len(tiles) - sum(len(places[key]) for key in missing)
+
+    def report(done: int, _of_these: int = 0) -> None:
+        if on_tile:
+            on_tile(known + sum(len(places[key]) for key in missing[:done]), len(tiles))
+
+    if known:
+        report(0)
+    if missing:
+        encoded = encode(tiles[[places[key][0] for key in missing]], report)
+        for key, feature in zip(missing, encoded, strict=True):
+            features[places[key]] = feature
+            if cache is not None:
+                cache.put(key, feature.tobytes())
+    return features

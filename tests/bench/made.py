@@ -16,12 +16,12 @@ from onevision.bench.result import (
     Run,
     Work,
 )
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 
 #: Milliseconds of a run's stages.
 TYPICAL = {
-    "tokenise": 0.3, "read": 5.0, "preprocess": 20.0, "encode": 400.0, "pack": 4.0, "prefill": 300.0,
-    "first_token": 0.5, "decode": 270.0, "detokenise": 0.1,
+    "tokenize": 0.3, "read": 5.0, "preprocess": 20.0, "encode": 400.0, "pack": 4.0, "prefill": 300.0,
+    "first_token": 0.5, "decode": 270.0, "detokenize": 0.1,
 }  # fmt: skip
 STEPS = 15
 

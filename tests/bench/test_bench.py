@@ -12,7 +12,7 @@ from onevision.bench.matmul import MatmulSize
 from onevision.bench.report import unaccounted
 from onevision.bench.result import read_result
 from onevision.cli import _run
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -56,7 +56,7 @@ def test_a_stage_that_became_faster():
 
 
 def test_what_is_too_small_to_matter_is_none():
-    assert verdicts(result(0), result(1, tokenise=2.0))["tokenise"] == "no difference"
+    assert verdicts(result(0), result(1, tokenize=2.0))["tokenize"] == "no difference"
 
 
 def test_two_runs_prove_nothing():

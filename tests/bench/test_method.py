@@ -14,7 +14,7 @@ from onevision.bench.result import Counts
 from onevision.bench.scenarios import LONG, QUICK, SCENARIOS, SHORT, Scenario, choose
 from onevision.bench.target import MemoryWatch, Target, TimedAnswer
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.answer import Lap, StageClock
+from onevision.runtime.clock import Lap, StageClock
 from tests.bench.made import TYPICAL, made_result
 
 if TYPE_CHECKING:

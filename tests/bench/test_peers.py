@@ -25,7 +25,7 @@ from onevision.bundle import PREFILL, FileInfo, SourceInfo, open_bundle
 from onevision.cli import _run
 from onevision.errors import BundleError, CheckpointError, DeviceError, UsageError
 from onevision.models import SHIPPED
-from onevision.runtime.answer import StageClock
+from onevision.runtime.clock import StageClock
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from onevision.bench.result import Run, write_result
 from onevision.bench.statistics import typical
 from onevision.cli import _run
 from onevision.errors import UsageError
-from onevision.runtime.answer import STAGES
+from onevision.runtime.clock import STAGES
 from tests.bench.made import made_measured, made_result, noisy_runs
 
 if TYPE_CHECKING:

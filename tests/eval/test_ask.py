@@ -36,7 +36,7 @@ def model(toy_bundle: Path) -> Iterator[OneVision]:
 
 def ask(model: OneVision, samples: Iterable[Sample], settings: EvalSettings) -> Iterator[Record]:
     run = run_id(model.bundle.manifest, settings)
-    return asking.ask(of_bundle(model), samples, settings, tile=model.preparer.anyres.tile, run=run)
+    return asking.ask(of_bundle(model), samples, settings, tile=model.pipeline.preparer.anyres.tile, run=run)
 
 
 def test_the_tiny_suite(model: OneVision):
@@ -70,7 +70,7 @@ def test_base_is_the_picture_squashed_to_a_tile(form: str, model: OneVision, tmp
     asked = sample(images=(np.asarray(picture) if form == "image" else tmp_path / "p.png",))
     (whole,) = ask(model, [asked], SETTINGS)
     (base,) = ask(model, [asked], replace(SETTINGS, see="base"))
-    tile = squash(picture, model.preparer.anyres.tile)
+    tile = squash(picture, model.pipeline.preparer.anyres.tile)
     squashed = model.generate(asked.prompt, images=[tile], max_tokens=TOKENS)
     assert (base.text, base.image_tokens) == (squashed.text, squashed.usage.image_tokens)
     assert whole.image_tokens > base.image_tokens

@@ -13,8 +13,8 @@ from PIL import Image
 from onevision import OneVision
 from onevision.bundle import open_bundle
 from onevision.cli import _run
-from onevision.planning.cost import Input, Shape, machine_rate, plan, published
-from onevision.runtime.answer import StageClock
+from onevision.models.shapes import published_config
+from onevision.planning.cost import Media, Shape, machine_rate, prompt_cost
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def picture(width: int, height: int) -> Input:
-    return Input(f"{width}x{height}", "image", width, height)
+def published(size: Any) -> Shape:
+    return Shape.of_config(published_config(size))
 
 
-def video(frames: int | None) -> Input:
-    return Input("clip", "video", 640, 360, frames)
+def picture(width: int, height: int) -> Media:
+    return Media(f"{width}x{height}", "image", width, height)
+
+
+def video(frames: int | None) -> Media:
+    return Media("clip", "video", 640, 360, frames)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ PUBLISHED_SIZES = (
 def test_pictures_of_the_published_models(
     width: int, height: int, grid: tuple[int, int], tiles: int, tokens: int
 ):
-    costs = plan(published("0.5b"), [picture(width, height)], text_tokens=30)
+    costs = prompt_cost(published("0.5b"), [picture(width, height)], text_tokens=30)
     (planned,) = costs.inputs
     assert (planned.grid, planned.tiles, planned.image_tokens) == (grid, tiles, tokens)
     assert (costs.tiles, costs.image_tokens, costs.prompt_tokens) == (tiles, tokens, tokens + 30)
@@ -66,24 +70,26 @@ def test_pictures_of_the_published_models(
 
 
 def test_several_pictures_and_videos_of_the_published_models():
-    two = plan(published("7b"), [picture(640, 427), picture(1, 1)], text_tokens=0)
+    two = prompt_cost(published("7b"), [picture(640, 427), picture(1, 1)], text_tokens=0)
     assert [(item.grid, item.tiles, item.image_tokens) for item in two.inputs] == [(None, 1, 730)] * 2
-    clip = plan(published("7b"), [video(500)], text_tokens=0)
+    clip = prompt_cost(published("7b"), [video(500)], text_tokens=0)
     assert (clip.tiles, clip.image_tokens, clip.inputs[0].frames) == (32, 6273, 32)
     assert (
-        plan(published("7b"), [video(500)], text_tokens=0, budget=AnswerOptions(frames=8)).image_tokens
+        prompt_cost(
+            published("7b"), [video(500)], text_tokens=0, options=AnswerOptions(frames=8)
+        ).image_tokens
         == 1569
     )
-    assert plan(published("7b"), [video(5)], text_tokens=0).tiles == 5
+    assert prompt_cost(published("7b"), [video(5)], text_tokens=0).tiles == 5
     # One picture beside a video is still tiled.
-    mixed = plan(published("7b"), [picture(640, 427), video(8)], text_tokens=0)
+    mixed = prompt_cost(published("7b"), [picture(640, 427), video(8)], text_tokens=0)
     assert [item.image_tokens for item in mixed.inputs] == [2709, 1569]
 
 
 def test_memory_and_work_of_the_published_models():
     small = published("0.5b")
     assert small.kv_bytes_per_token == 12 * 1024
-    assert plan(small, [picture(1024, 1024)], text_tokens=0).kv_bytes == 7371 * 12 * 1024
+    assert prompt_cost(small, [picture(1024, 1024)], text_tokens=0).kv_bytes == 7371 * 12 * 1024
     assert small.encode_flops(1) == pytest.approx(0.64e12, rel=0.02)
     # 0.72 GFLOP a token and its share of the attention; the head for one position only.
     assert small.prefill_flops(1001) - small.prefill_flops(1000) == pytest.approx(0.72e9 + 0.086e9, rel=0.02)
@@ -102,11 +108,9 @@ sizes = st.tuples(st.integers(1, 500), st.integers(1, 500))
 @settings(max_examples=50)
 def test_counts_are_those_of_the_prompt(shape: Shape, model: OneVision, pictures: list[tuple[int, int]]):
     images = [Image.new("RGB", size) for size in pictures]
-    prepared = model.preparer.prepare(
-        conversation_of("Hi.", images, None, None), AnswerOptions(), StageClock()
-    )
+    prepared = model.pipeline.prepare(conversation_of("Hi.", images, None, None), AnswerOptions())
     text = prepared.tokens - prepared.image_tokens
-    costs = plan(shape, [picture(*size) for size in pictures], text_tokens=text)
+    costs = prompt_cost(shape, [picture(*size) for size in pictures], text_tokens=text)
     assert [item.tiles for item in costs.inputs] == [len(visual.tiles) for visual in prepared.visuals]
     assert [item.image_tokens for item in costs.inputs] == [visual.tokens for visual in prepared.visuals]
     assert (costs.tiles, costs.image_tokens, costs.prompt_tokens) == (
@@ -191,12 +195,12 @@ def test_the_backbone_works_as_much_as_planned(shape: Shape, reference: Any):
 
 
 def test_times_follow_the_rate(shape: Shape):
-    costs = plan(shape, [picture(100, 100)], text_tokens=10, flops_per_second=1e9)
+    costs = prompt_cost(shape, [picture(100, 100)], text_tokens=10, flops_per_second=1e9)
     assert costs.seconds == {stage: count / 1e9 for stage, count in costs.flops.items()}
-    assert plan(shape, [], text_tokens=10).seconds is None
+    assert prompt_cost(shape, [], text_tokens=10).seconds is None
     assert machine_rate() > 1e8
 
 
 def test_a_plan_is_plain_json(shape: Shape):
-    costs = plan(shape, [picture(100, 100), video(None)], text_tokens=10)
+    costs = prompt_cost(shape, [picture(100, 100), video(None)], text_tokens=10)
     assert json.loads(json.dumps(costs.to_dict()))["inputs"][0]["path"] == "100x100"

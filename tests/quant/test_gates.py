@@ -422,7 +422,7 @@ def test_what_is_kept_is_bounded(
 
 def banned(bundle: Path) -> set[int]:
     with OneVision.load(bundle, threads=1) as model:
-        return set(model.banned_tokens)
+        return set(model.pipeline.banned_tokens)
 
 
 def test_nowhere_to_write(

@@ -102,10 +102,10 @@ def test_values_are_transformers_activations(
     table = reference.get_input_embeddings().weight.detach()
     for sample in samples:
         prepared = prepare(model, sample)
-        visual = iter(model.encode(prepared))
+        visual = iter(model.pipeline.encode(prepared))
         parts = [table[list(part)] if isinstance(part, tuple) else torch.from_numpy(next(visual))
                  for part in prepared.parts]  # fmt: skip
-        answer = model.backbone.vocabulary.encode(sample.answers[0])
+        answer = model.pipeline.backbone.tokenizer.encode(sample.answers[0])
         first = sum(map(len, parts)) - 1
         with torch.no_grad():
             reference(inputs_embeds=torch.cat([*parts, table[answer]])[None])
@@ -125,8 +125,8 @@ def test_the_first_layer_sees_normalized_embeddings(model: OneVision, samples: l
     expected, rows = np.zeros(len(norm)), 0
     for sample in samples:
         prepared = prepare(model, sample)
-        visual = iter(model.encode(prepared))
-        answer = model.backbone.vocabulary.encode(sample.answers[0])
+        visual = iter(model.pipeline.encode(prepared))
+        answer = model.pipeline.backbone.tokenizer.encode(sample.answers[0])
         for part in (*prepared.parts, tuple(answer)):
             x = (table[list(part)] if isinstance(part, tuple) else next(visual)).astype(np.float64)
             x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * norm

@@ -11,8 +11,10 @@ import pytest
 from onevision.bundle import BACKBONE
 from onevision.errors import BundleError, GenerationError, PromptError
 from onevision.runtime import backbone as backbone_module
-from onevision.runtime.backbone import CHUNK, CONTEXT_STEP, Backbone, Sampler, count_tokens
+from onevision.runtime.backbone import CHUNK, CONTEXT_STEP, Backbone
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.sampler import Sampler
+from onevision.runtime.tokenizer import count_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -138,14 +140,14 @@ def test_more_than_the_context_length_is_refused(backbone: Backbone):
 
 def test_a_closed_backbone_says_so(toy_bundle: Path):
     closed = load(toy_bundle)
-    vocabulary = closed.vocabulary
+    tokenizer = closed.tokenizer
     read(closed, PROMPT[:5])
     closed.close()
     closed.close()
     with pytest.raises(GenerationError, match="is closed"):
         closed.start(5)
     with pytest.raises(GenerationError, match="is closed"):
-        vocabulary.encode("Hi.")
+        tokenizer.encode("Hi.")
 
 
 def test_a_half_precision_cache_changes_little(toy_bundle: Path, backbone: Backbone):
@@ -198,29 +200,29 @@ def test_a_folder_may_have_any_name(toy_bundle: Path, tmp_path: Path):
     assert count_tokens(path, ["Hi.", "there"]) == count_tokens(toy_bundle / BACKBONE, ["Hi.", "there"])
 
 
-# The vocabulary.
+# The tokenizer.
 
 
 def test_pieces_join_to_the_text(backbone: Backbone):
-    vocabulary = backbone.vocabulary
+    tokenizer = backbone.tokenizer
     for text in ("", "Hi.", " two  spaces\n\n\ttab", "naïve 🙂 日本語", "null\0byte", "x" * 3000):
-        ids = vocabulary.encode(text)
-        assert b"".join(map(vocabulary.piece, ids)) == text.encode()
+        ids = tokenizer.encode(text)
+        assert b"".join(map(tokenizer.piece, ids)) == text.encode()
 
 
 def test_control_tokens_have_ids_and_no_text(backbone: Backbone):
-    vocabulary = backbone.vocabulary
+    tokenizer = backbone.tokenizer
     controls = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-    ids = [vocabulary.control_id(token) for token in controls]
+    ids = [tokenizer.control_id(token) for token in controls]
     assert ids == list(range(755, 760))
-    assert [vocabulary.ends(id_) for id_ in ids if id_] == [True, False, True, False, False]
-    assert all(vocabulary.piece(id_) == b"" for id_ in ids if id_)
-    assert vocabulary.control_id("<|im_middle|>") is None
-    assert vocabulary.control_id("") is None
+    assert [tokenizer.ends(id_) for id_ in ids if id_] == [True, False, True, False, False]
+    assert all(tokenizer.piece(id_) == b"" for id_ in ids if id_)
+    assert tokenizer.control_id("<|im_middle|>") is None
+    assert tokenizer.control_id("") is None
 
 
 def test_rows_without_a_token_are_unused(backbone: Backbone):
-    assert backbone.vocabulary.unused == range(760, 768)
+    assert backbone.tokenizer.unused == range(760, 768)
 
 
 # Sampling.
@@ -231,14 +233,14 @@ BANNED = (758, 759, *range(760, 768))
 def draw(backbone: Backbone, count: int, **options: Any) -> list[int]:
     """Samples of the next token, all from the same logits."""
     options.setdefault("seed", 3)
-    with Sampler(AnswerOptions(**options), backbone.vocabulary.size, BANNED) as sampler:
+    with Sampler(AnswerOptions(**options), backbone.tokenizer.size, BANNED) as sampler:
         return [sampler.sample(backbone) for _ in range(count)]
 
 
 def write(backbone: Backbone, count: int, **options: Any) -> list[int]:
     """A continuation of the prompt."""
     read(backbone, PROMPT[:30], room=count)
-    with Sampler(AnswerOptions(**options), backbone.vocabulary.size, BANNED) as sampler:
+    with Sampler(AnswerOptions(**options), backbone.tokenizer.size, BANNED) as sampler:
         tokens = []
         for _ in range(count):
             tokens.append(sampler.sample(backbone))
@@ -341,13 +343,13 @@ def test_banned_tokens_never_come(backbone: Backbone, scores: npt.NDArray[np.flo
     assert len(set(seen)) > 300
     assert not set(seen) & set(BANNED)
     # They would have come, had they not been banned.
-    with Sampler(AnswerOptions(temperature=5.0, seed=3), backbone.vocabulary.size, ()) as sampler:
+    with Sampler(AnswerOptions(temperature=5.0, seed=3), backbone.tokenizer.size, ()) as sampler:
         free = {sampler.sample(backbone) for _ in range(3000)}
     assert free & set(BANNED)
 
 
 def test_a_sampler_can_be_closed_twice(backbone: Backbone):
-    sampler = Sampler(AnswerOptions(), backbone.vocabulary.size, BANNED)
+    sampler = Sampler(AnswerOptions(), backbone.tokenizer.size, BANNED)
     sampler.close()
     sampler.close()
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onevision import OneVision
-from onevision.planning.cost import published
+from onevision.models.shapes import published_config
+from onevision.planning.cost import Shape
 from onevision.runtime import anyres
-from onevision.runtime.answer import StageClock
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions, make_options
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RELEASED = published("0.5b").anyres
+RELEASED = Shape.of_config(published_config("0.5b")).anyres
 PLAIN = AnyRes.parse(  # LLaVA-NeXT's grids: none of one tile, and no cap
     "anyres",
     image_size=384,
@@ -154,20 +154,18 @@ def model(toy_bundle: Path) -> Iterator[OneVision]:
 
 
 def prepared(model: OneVision, images=(), video=None, **options):
-    return model.preparer.prepare(
-        conversation_of("What?", images, video, None), make_options(options), StageClock()
-    )
+    return model.pipeline.prepare(conversation_of("What?", images, video, None), make_options(options))
 
 
 @given(size=st.tuples(st.integers(1, 300), st.integers(1, 300)))
 @settings(max_examples=30)
 def test_without_a_budget_the_input_is_the_references(model: OneVision, size):
     """Byte for byte: tiles, and packing of any features."""
-    image, spec = noise(*size), model.preparer.anyres
+    image, spec = noise(*size), model.pipeline.preparer.anyres
     (visual,) = prepared(model, [image]).visuals
     tiles = anyres.split(image, spec)
     assert np.array_equal(visual.tiles, tiles.pixels)
-    newline = model.preparer._newline
+    newline = model.pipeline.preparer._newline
     shape = (len(tiles.pixels), spec.side**2, len(newline))
     features = np.random.default_rng(0).standard_normal(shape, np.float32)
     packed = pack_image(features, size, spec, newline)
@@ -187,11 +185,11 @@ def test_without_a_budget_the_input_is_the_references(model: OneVision, size):
 )
 @settings(max_examples=30)
 def test_counts_are_those_of_the_cut(model: OneVision, size, budget):
-    spec = model.preparer.anyres
+    spec = model.pipeline.preparer.anyres
     (visual,) = prepared(model, [noise(*size)], **budget).visuals
     planned = choose_tiling(spec, size, make_options(budget))
     assert (len(visual.tiles), visual.tokens) == (planned.tiles, planned.tokens)
-    width = len(model.preparer._newline)
+    width = len(model.pipeline.preparer._newline)
     assert visual.pack(np.zeros((planned.tiles, spec.side**2, width), np.float32)).shape == (
         planned.tokens,
         width,
@@ -201,7 +199,7 @@ def test_counts_are_those_of_the_cut(model: OneVision, size, budget):
 def test_a_limited_picture_is_one_that_the_model_could_have_chosen(model: OneVision):
     """As if the checkpoint had only those grids."""
     image = photograph("china").resize((150, 100))
-    spec = model.preparer.anyres.within(3)
+    spec = model.pipeline.preparer.anyres.within(3)
     (visual,) = prepared(model, [image], max_tiles=3).visuals
     assert np.array_equal(visual.tiles, anyres.split(image, spec).pixels)
 
@@ -215,7 +213,7 @@ def test_low_detail_is_the_square_of_several_pictures(model: OneVision):
 
 def test_high_detail_is_that_of_the_enlarged_picture(model: OneVision):
     image = photograph("china").resize((60, 40))
-    larger = model.preparer.anyres.enlarged((40, 60))
+    larger = model.pipeline.preparer.anyres.enlarged((40, 60))
     assert larger > (40, 60)
     (high,) = prepared(model, [image], detail="high").visuals
     resized = image.resize(larger[::-1], Image.Resampling.BICUBIC)
@@ -235,5 +233,5 @@ def test_an_answer_tells_its_budget(model: OneVision):
         "ttft_target_ms": None,
         "predicted_ttft_ms": None,
     }
-    assert limited.budget.max_tiles == 3
+    assert limited.options.max_tiles == 3
     assert limited.usage.tiles <= 3 < usual.usage.tiles

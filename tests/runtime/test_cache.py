@@ -22,9 +22,10 @@ from PIL import Image
 from onevision import OneVision
 from onevision.errors import UsageError
 from onevision.runtime import cache as caching
-from onevision.runtime import engine
+from onevision.runtime import pipeline
 from onevision.runtime.cache import Cache, key_of
-from onevision.runtime.features import encode_once, share_frames
+from onevision.runtime.video import share_frames
+from onevision.runtime.vision import encode_once
 from tests.runtime.media import photograph
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path
         with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
             got = model.generate(question, images=[picture], max_tokens=12)
             assert got.token_ids == answer
-            assert model._encoder is None or question == QUESTIONS[0], "a known picture needs no encoder"
+            assert model.pipeline._encoder is None or question == QUESTIONS[0], (
+                "a known picture needs no encoder"
+            )
     assert got.usage.cached_tokens > 0
 
 
@@ -138,8 +141,9 @@ def test_a_full_disk_fails_no_answer(
     else:
         monkeypatch.setattr(caching.os, "fdopen", opened)
     with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
-        assert model.generate(QUESTIONS[0], images=[picture], max_tokens=12).token_ids == expected[0]
-        assert any(os.strerror(errno.ENOSPC) in note for note in model.notes)
+        answer = model.generate(QUESTIONS[0], images=[picture], max_tokens=12)
+        assert answer.token_ids == expected[0]
+        assert any(os.strerror(errno.ENOSPC) in warning for warning in answer.warnings)
     assert sorted(tmp_path.iterdir()) == files(tmp_path), "no part of a file is left"
     assert bool(files(tmp_path)) == (room == 10_000)
     assert all(Cache(tmp_path).get(path.stem) for path in files(tmp_path))
@@ -174,16 +178,16 @@ def test_features_are_kept_by_where_they_were_computed(toy_bundle: Path, monkeyp
     """Not by the device that was asked for: ``auto`` is the CPU where there is no GPU."""
     cache, tiles = Cache(), np.zeros((1, 56, 56, 3), np.uint8)
     with OneVision.load(toy_bundle, device="cpu", threads=1, cache=cache) as model:
-        features = model.image_features(tiles)
+        features = model.pipeline.image_features(tiles)
     with OneVision.load(toy_bundle, device="auto", threads=1, cache=cache) as model:
-        if model.placement != "encoder cpu, backbone cpu":
+        if (model.pipeline.vision_device, model.pipeline.backbone.offloaded) != ("cpu", False):
             pytest.skip("this machine has a GPU")
-        assert np.array_equal(model.image_features(tiles), features)
-        assert model._encoder is None, "it was known before"
+        assert np.array_equal(model.pipeline.image_features(tiles), features)
+        assert model.pipeline._encoder is None, "it was known before"
         # Where a GPU might be used, the encoder tells whether it is.
-        monkeypatch.setattr(engine, "has_cuda", lambda: True)
-        assert np.array_equal(model.image_features(tiles), features)
-        assert model._encoder.device == "cpu"
+        monkeypatch.setattr(pipeline, "has_cuda", lambda: True)
+        assert np.array_equal(model.pipeline.image_features(tiles), features)
+        assert model.pipeline._encoder.device == "cpu"
     assert len(cache._memory) == 1
 
 
@@ -264,7 +268,7 @@ def test_a_video_takes_the_features_of_frames_like_others(toy_bundle: Path):
     assert strict.token_ids == usual.token_ids
     assert shared.token_ids == both.token_ids
     assert shared.usage.image_tokens == usual.usage.image_tokens
-    assert shared.budget.dedup == 3
+    assert shared.options.dedup == 3
 
 
 WRITER = """

@@ -43,7 +43,7 @@ def test_a_conversation_is_answered_as_one_prompt(model: OneVision, tmp_path: Pa
 
 
 def test_the_oldest_turns_are_dropped(model: OneVision, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model.backbone, "context_length", 120)
+    monkeypatch.setattr(model.pipeline.backbone, "context_length", 120)
     chat = model.chat(max_tokens=8)
     for _ in range(4):
         chat.ask("What is it that is on the table beside the window?")

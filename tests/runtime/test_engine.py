@@ -18,7 +18,10 @@ from PIL import Image
 from onevision import Answer, OneVision
 from onevision.bundle import BACKBONE, NEWLINE
 from onevision.errors import BundleError, ImageError, OneVisionError, PromptError, UsageError, VideoError
-from onevision.runtime.answer import STAGES, StageClock
+from onevision.runtime import generate
+from onevision.runtime.clock import STAGES, StageClock
+from onevision.runtime.messages import conversation_of
+from onevision.runtime.options import AnswerOptions
 from tests.conftest import make_bundle, replace_file, swap_head_rows
 from tests.runtime.media import decode_all, encode_video, numbered_frames, photograph
 
@@ -47,13 +50,16 @@ def test_an_answer_tells_all_about_itself(model: OneVision, about_the_photo: Ans
     answer = about_the_photo
     assert len(answer.token_ids) == answer.usage.completion_tokens == 24
     assert answer.finish_reason == "length"
-    vocabulary = model.backbone.vocabulary
+    vocabulary = model.pipeline.backbone.tokenizer
     assert answer.text == b"".join(map(vocabulary.piece, answer.token_ids)).decode("utf-8", "replace")
     assert answer.warnings == ()
     assert answer.usage.prompt_tokens > answer.usage.image_tokens > answer.usage.tiles > 1
     data = answer.to_dict()
     assert data["token_ids"] == list(answer.token_ids)
-    assert list(data) == ["text", "token_ids", "finish_reason", "usage", "warnings", "budget", "timings_ms"]
+    assert list(data) == [
+        "text", "token_ids", "finish_reason", "usage", "device", "warnings", "budget", "timings_ms"
+    ]  # fmt: skip
+    assert data["device"] == {"vision": "cpu", "prefill": "llama", "backbone": "cpu"}
     assert set(data["timings_ms"]) == {"load", *STAGES, "ttft", "total"}
 
 
@@ -72,16 +78,17 @@ def test_a_gpu_is_waited_for_before_each_look_at_the_clock(
     """With the CPU in its place: llama.cpp can be told to wait there as well."""
     seen: list[str] = []
     with OneVision.load(toy_bundle, device="cpu", threads=1, prefill="llama") as model:
-        wait = model.backbone.synchronise
-        monkeypatch.setattr(model.backbone, "offloaded", True)
-        monkeypatch.setattr(model.backbone, "synchronise", lambda: (seen.append("wait"), wait()))
+        wait = model.pipeline.backbone.synchronize
+        monkeypatch.setattr(model.pipeline.backbone, "offloaded", True)
+        monkeypatch.setattr(model.pipeline.backbone, "synchronize", lambda: (seen.append("wait"), wait()))
 
         def now() -> float:
             seen.append("look")
             return float(len(seen))
 
         clock = StageClock(now)
-        model.generate(QUESTION, images=[photo], max_tokens=3, clock=clock)
+        question = conversation_of(QUESTION, [photo], None, None)
+        model.run(generate.answer(model.pipeline, question, AnswerOptions(max_tokens=3), clock=clock)).read()
     looks = [at for at, what in enumerate(seen) if what == "look"]
     assert looks[0] == 0  # nothing was begun
     assert all(seen[at - 1] == "wait" for at in looks[1:])
@@ -155,7 +162,7 @@ def test_an_answer_ends_at_the_end_of_sequence(
     plain = make_bundle(untied_checkpoint, tmp_path / "plain", backbone="f32")
     with OneVision.load(plain, device="cpu", threads=1) as model:
         said = model.generate(QUESTION, images=[photo], max_tokens=24).token_ids
-        end_id = model.backbone.vocabulary.control_id(end)
+        end_id = model.pipeline.backbone.tokenizer.control_id(end)
     token = next(token for token in said if said.index(token) >= 5)
     swapped = swap_head_rows(untied_checkpoint, tmp_path / "swapped", token, end_id)
     with OneVision.load(
@@ -256,7 +263,7 @@ def test_sampling_is_reproducible_by_its_seed(model: OneVision, photo: Path):
 
 
 def test_a_backbone_says_no_placeholder_however_hot(model: OneVision):
-    banned = set(model.banned_tokens)
+    banned = set(model.pipeline.banned_tokens)
     assert banned == {758, 759, *range(760, 768)}
     for seed in range(5):
         answer = model.generate("Hi.", temperature=20.0, max_tokens=100, seed=seed)

@@ -20,7 +20,7 @@ from onevision.export.tensors import TEXT_PREFIX
 from onevision.graphs.qwen2 import write_prefill
 from onevision.native.gguf import GgufFile
 from onevision.proof.verify import greedy_tokens
-from onevision.runtime.prefill import state as handover
+from onevision.runtime.prefill import state as states
 from onevision.runtime.prefill.graph import KeysValues, PrefillGraph
 from onevision.runtime.prefill.policy import EMBEDDING
 from onevision.runtime.prefill.state import LayoutError, StateLayout
@@ -91,7 +91,7 @@ def test_other_caches_take_the_keys_and_values_over(
     for way in ("llama", "onnx"):
         with load(bundle, way) as model:
             assert model.generate(LONG, max_tokens=1).warnings == ()
-            logits[way] = model.backbone.logits()
+            logits[way] = model.pipeline.backbone.logits()
     assert cosine(logits["onnx"], logits["llama"]) > (0.97 if backbone == "q4_0" else 0.999)
 
 
@@ -100,7 +100,7 @@ def test_int8_comes_close(small: Path, photo: Path):
     for way in ("llama", "onnx"):
         with load(small, way) as model:
             assert model.generate(QUESTION, images=[photo], max_tokens=1).warnings == ()
-            logits[way] = model.backbone.logits()
+            logits[way] = model.pipeline.backbone.logits()
     assert cosine(logits["onnx"], logits["llama"]) > 0.98
 
 
@@ -240,7 +240,7 @@ def test_an_unknown_layout_falls_back(exact: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Backbone, "save", lambda self: save(self) + b"more")
     with load(exact) as model:
         answer = model.generate(LONG, max_tokens=8)
-        assert "read by llama.cpp" in answer.warnings[0]
+        assert "prefill runs in llama.cpp" in answer.warnings[0]
         assert model.generate(LONG, max_tokens=8).token_ids == answer.token_ids
     with load(exact, "llama") as model:
         assert model.generate(LONG, max_tokens=8).token_ids == answer.token_ids
@@ -292,7 +292,7 @@ def test_other_layouts_are_refused(layout: StateLayout):
         StateLayout.learn(state, **{**shape, "head_dim": 8})
     unknown = replace(layout, key_type=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(handover._TYPES, 8, np.dtype("<f2"))
+        patch.setitem(states._TYPES, 8, np.dtype("<f2"))
         state = unknown.pack(filled(unknown, 3)).tobytes()
     with pytest.raises(LayoutError, match="type 8"):
         StateLayout.learn(state, **shape)
@@ -301,7 +301,7 @@ def test_other_layouts_are_refused(layout: StateLayout):
 def test_the_running_library_writes_such_states(exact: Path):
     with load(exact, "llama") as model:
         model.generate(LONG, max_tokens=1)
-        backbone = model.backbone
+        backbone = model.pipeline.backbone
         before, used = backbone.logits(), backbone.used
         state = backbone.save()
         info = model.bundle.manifest.backbone

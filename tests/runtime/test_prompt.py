@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from onevision.bundle import BACKBONE
 from onevision.errors import InputError, OneVisionError, PromptError, UsageError
-from onevision.runtime.backbone import Backbone, Vocabulary
+from onevision.runtime.backbone import Backbone
 from onevision.runtime.messages import ImagePart, Message, VideoPart, conversation_of, parse_messages
 from onevision.runtime.prompt import Control, Segment, Visual, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from onevision.runtime.tokenizer import GgufTokenizer
 
 IMAGE, VIDEO = ImagePart("a.png"), VideoPart("b.mp4")
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -140,9 +142,9 @@ def test_texts_are_whole_between_controls_and_pictures(messages: tuple[Message, 
 
 
 @pytest.fixture(scope="module")
-def vocabulary(toy_bundle: Path) -> Iterator[Vocabulary]:
+def gguf(toy_bundle: Path) -> Iterator[GgufTokenizer]:
     backbone = Backbone(toy_bundle / BACKBONE, device="cpu", threads=1)
-    yield backbone.vocabulary
+    yield backbone.tokenizer
     backbone.close()
 
 
@@ -153,14 +155,14 @@ def tokenizer(toy_checkpoint: Path) -> Any:
     return AutoTokenizer.from_pretrained(toy_checkpoint)
 
 
-def token_ids(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[int]:
+def token_ids(segments: Sequence[Segment], gguf: GgufTokenizer) -> list[int]:
     """Ids of a prompt, with those of ``<image>`` and ``<video>`` for pictures and videos."""
     ids: list[int] = []
     for segment in segments:
         if isinstance(segment, str):
-            ids += vocabulary.encode(segment)
+            ids += gguf.encode(segment)
         else:
-            control = vocabulary.control_id(spelled([segment]))
+            control = gguf.control_id(spelled([segment]))
             assert control is not None
             ids.append(control)
     return ids
@@ -168,7 +170,7 @@ def token_ids(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[int]:
 
 @given(messages=conversations())
 def test_hf_format_is_what_the_hub_renders_and_transformers_tokenises(
-    messages: tuple[Message, ...], tokenizer: Any, vocabulary: Vocabulary
+    messages: tuple[Message, ...], tokenizer: Any, gguf: GgufTokenizer
 ):
     conversation = [as_openai(message) for message in messages]
     rendered = tokenizer.apply_chat_template(
@@ -177,18 +179,18 @@ def test_hf_format_is_what_the_hub_renders_and_transformers_tokenises(
     segments = render(messages, "hf")
     if unicodedata.is_normalized("NFC", rendered):
         assert spelled(segments) == rendered
-    assert token_ids(segments, vocabulary) == tokenizer(rendered, add_special_tokens=False).input_ids
+    assert token_ids(segments, gguf) == tokenizer(rendered, add_special_tokens=False).input_ids
 
 
 @given(messages=conversations())
 def test_training_format_gives_the_ids_that_transformers_gives(
-    messages: tuple[Message, ...], tokenizer: Any, vocabulary: Vocabulary
+    messages: tuple[Message, ...], tokenizer: Any, gguf: GgufTokenizer
 ):
     segments = render(messages, "training")
-    assert token_ids(segments, vocabulary) == tokenizer(spelled(segments), add_special_tokens=False).input_ids
+    assert token_ids(segments, gguf) == tokenizer(spelled(segments), add_special_tokens=False).input_ids
 
 
-def test_letters_and_their_marks_are_composed(vocabulary: Vocabulary):
+def test_letters_and_their_marks_are_composed(gguf: GgufTokenizer):
     apart, composed = "cafe\u0301", "caf\u00e9"
     for template in ("training", "hf"):
         assert render((user(apart),), template) == render((user(composed),), template)
@@ -209,13 +211,13 @@ INJECTIONS = (
 
 @pytest.mark.parametrize("template", ["training", "hf"])
 @pytest.mark.parametrize("typed", INJECTIONS)
-def test_marks_in_a_text_stay_text(vocabulary: Vocabulary, typed: str, template: Any):
-    controls = {vocabulary.control_id(mark) for mark in MARKS}
+def test_marks_in_a_text_stay_text(gguf: GgufTokenizer, typed: str, template: Any):
+    controls = {gguf.control_id(mark) for mark in MARKS}
     assert len(controls) == len(MARKS)
     assert None not in controls
-    ids = vocabulary.encode(typed)
+    ids = gguf.encode(typed)
     assert not controls & set(ids)
-    assert b"".join(vocabulary.piece(id_) for id_ in ids).decode() == typed
+    assert b"".join(gguf.piece(id_) for id_ in ids).decode() == typed
 
     harmless = render((user(IMAGE, "Hi."),), template)
     for message in (user(IMAGE, typed), user(typed, IMAGE)):
@@ -223,12 +225,12 @@ def test_marks_in_a_text_stay_text(vocabulary: Vocabulary, typed: str, template:
         assert [s for s in segments if not isinstance(s, str)] == [
             s for s in harmless if not isinstance(s, str)
         ]
-        assert sum(id_ in controls for id_ in token_ids(segments, vocabulary)) == sum(
-            id_ in controls for id_ in token_ids(harmless, vocabulary)
+        assert sum(id_ in controls for id_ in token_ids(segments, gguf)) == sum(
+            id_ in controls for id_ in token_ids(harmless, gguf)
         )
 
 
-def test_marks_in_system_prompt_and_answers_stay_text(vocabulary: Vocabulary):
+def test_marks_in_system_prompt_and_answers_stay_text(gguf: GgufTokenizer):
     said = "<|im_end|><image>"
     messages = (Message("system", (said,)), user("Hi."), Message("assistant", (said,)), user("Hi."))
     kinds = [segment for segment in render(messages, "training") if not isinstance(segment, str)]
@@ -340,7 +342,7 @@ def test_calls_that_make_no_sense_are_refused(arguments: Any, kind: type[OneVisi
         conversation_of(*arguments)
 
 
-def test_half_a_character_cannot_be_encoded(vocabulary: Vocabulary):
+def test_half_a_character_cannot_be_encoded(gguf: GgufTokenizer):
     (question,) = conversation_of("\ud83d", [], None, None)
     with pytest.raises(PromptError, match="not valid Unicode"):
-        token_ids(render((question,), "training"), vocabulary)
+        token_ids(render((question,), "training"), gguf)

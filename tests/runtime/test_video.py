@@ -13,7 +13,7 @@ from PIL import Image
 
 from onevision.errors import UsageError, VideoError
 from onevision.runtime.anyres import squash
-from onevision.runtime.video import Video, VideoInfo, probe_video, read_video, sample_positions
+from onevision.runtime.video import Video, VideoProbe, probe_video, read_video, sample_positions
 from tests.runtime.media import (
     decode_all,
     encode_sound,
@@ -545,6 +545,6 @@ def test_pyav_is_imported_only_when_a_file_is_read():
 
 def test_what_travels_cannot_be_changed(tmp_path):
     info = probe_video(encode_video(tmp_path / "a.mp4", numbered_frames(3)))
-    assert isinstance(info, VideoInfo)
+    assert isinstance(info, VideoProbe)
     with pytest.raises(AttributeError):
         info.frames = 4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from onevision.errors import BundleError, DeviceError, GenerationError, InputError, UsageError
+from onevision.native import ort
 from onevision.runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
@@ -181,7 +182,11 @@ def test_cuda_without_its_provider_names_the_package(path: Path) -> None:
 
 
 @needs_no_cuda
-def test_auto_takes_the_cpu_and_says_so(path: Path) -> None:
+def test_auto_takes_the_cpu_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "has_nvidia_gpu", lambda: False)
+    with closing(VisionEncoder(path)) as encoder:
+        assert encoder.notes == (), "nothing is lost where there is no GPU"
+    monkeypatch.setattr(ort, "has_nvidia_gpu", lambda: True)
     with closing(VisionEncoder(path)) as encoder:
         assert encoder.device == "cpu"
         assert "no CUDA provider" in encoder.notes[0]
@@ -196,6 +201,7 @@ def cuda_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(ort, "has_nvidia_gpu", lambda: True)
 
 
 @needs_no_cuda
@@ -247,14 +253,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:200]), "is damaged"),
     "without weights": (lambda path: _data(path).unlink(), "lacks its weights, vision.onnx.data"),
     "with cut weights": (lambda path: _data(path).write_bytes(b"short"), "is damaged"),
-    "other input": (lambda path: write_model(path, source="pixels"), "no vision encoder"),
-    "other output": (lambda path: write_model(path, target="features"), "no vision encoder"),
+    "other input": (lambda path: write_model(path, source="pixels"), "not a vision encoder"),
+    "other output": (lambda path: write_model(path, target="features"), "not a vision encoder"),
     "tiles not square": (
         lambda path: write_model(path, width=SIDE + PATCH, patches=False),
-        "no vision encoder",
+        "not a vision encoder",
     ),
-    "fixed number of tiles": (lambda path: write_model(path, tiles=1), "no vision encoder"),
-    "halves for input": (lambda path: write_model(path, type=10), "no vision encoder"),
+    "fixed number of tiles": (lambda path: write_model(path, tiles=1), "not a vision encoder"),
+    "halves for input": (lambda path: write_model(path, type=10), "not a vision encoder"),
     "unknown operator": (
         lambda path: path.write_bytes(path.read_bytes().replace(b"Conv", b"Fold")),
         "is damaged",

@@ -14,7 +14,7 @@ from onevision.bench.result import Counts
 from onevision.bench.target import Target, TimedAnswer
 from onevision.bundle import NEWLINE
 from onevision.errors import CheckpointError, DeviceError, UsageError
-from onevision.runtime.answer import StageClock
+from onevision.runtime.clock import StageClock
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, VideoPart
 from onevision.runtime.prompt import Control, Visual, render
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onevision.bench.target import NewClock
     from onevision.bundle import Bundle
     from onevision.models.shapes import ModelConfig
-    from onevision.runtime.answer import Stage
+    from onevision.runtime.clock import Stage
     from onevision.runtime.messages import Message
     from onevision.runtime.options import Template
     from onevision.runtime.prompt import Segment
@@ -109,7 +109,7 @@ class TransformersTarget(Target):
         segments = render(messages, cast("Template", prompt.template), prompt.system)
         text, clock = "".join(map(_as_text, segments)), new_clock()
         if self._device == "cuda":
-            clock.synchronise = torch.cuda.synchronize
+            clock.synchronize = torch.cuda.synchronize
         with closing(_Stages(clock)) as stages:
             stages.enter("read")
             media = self._media(scenario, messages)

@@ -17,12 +17,12 @@ from onevision.bundle import BACKBONE, NEWLINE, VISION
 from onevision.errors import BundleError, UsageError
 from onevision.graphs.names import PIXELS
 from onevision.runtime import anyres
-from onevision.runtime.answer import StageClock
-from onevision.runtime.backbone import vocabulary_of
-from onevision.runtime.features import encode_once
+from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import ImagePart, Message
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prepare import Preparer
+from onevision.runtime.tokenizer import open_tokenizer
+from onevision.runtime.vision import encode_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,6 +116,6 @@ class OpenVinoTarget(Target):
         )
 
     def _prepare(self, messages: Sequence[Message], frames: int | None = None) -> PreparedPrompt:
-        with vocabulary_of(self._bundle.path(BACKBONE)) as vocabulary:
-            preparer = Preparer(self._bundle.manifest, vocabulary, np.load(self._bundle.path(NEWLINE)))
-            return preparer.prepare(tuple(messages), AnswerOptions(frames=frames), StageClock())
+        with open_tokenizer(self._bundle.path(BACKBONE)) as tokenizer:
+            preparer = Preparer(self._bundle.manifest, tokenizer, np.load(self._bundle.path(NEWLINE)))
+            return preparer.prepare(tuple(messages), AnswerOptions(frames=frames))

@@ -115,5 +115,5 @@ def _facts(model: OneVision, load_ms: float) -> dict[str, str]:
         f"context of {backbone.context_length:,}",
         "software": f"onevision {__version__}, ONNX Runtime {onnxruntime.__version__}, "
         f"llama-cpp-python {llama_cpp.__version__}",
-        "processor": f"{cpu_name()}, {os.cpu_count()} cores, {model.backbone.threads} threads used",
+        "processor": f"{cpu_name()}, {os.cpu_count()} cores, {model.pipeline.backbone.threads} threads used",
     }

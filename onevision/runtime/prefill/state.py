@@ -1,4 +1,4 @@
-"""Keys and values into llama.cpp: the state of a sequence, read and written.
+"""KV import: the state of a llama.cpp sequence, read and written.
 
 In: a state that the running library saved, and :class:`~onevision.runtime.prefill.graph.KeysValues`.
 Out: a state that it accepts. The library promises no layout, so it is learned from a saved state: magic,
@@ -36,20 +36,20 @@ _TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 
 
 class LayoutError(Exception):
-    """The library lays out its states in a way that is not known here."""
+    """llama.cpp's states have an unknown layout."""
 
 
 @dataclass(frozen=True)
 class StateLayout:
-    """How a context lays out the state of its only sequence.
+    """Layout of the state of a context's only sequence.
 
     Attributes:
         magic: First number of a state.
         sequence: Number of the sequence.
-        transposed: Whether the values are.
+        transposed: Whether the values are transposed.
         key_type: ggml's type of the keys.
         value_type: ggml's type of the values.
-        layers: Of the backbone.
+        layers: Layers of the backbone.
         kv_heads: Heads of keys and values.
         head_dim: Width of a head.
     """
@@ -89,7 +89,7 @@ class StateLayout:
         return layout
 
     def size(self, cells: int) -> int:
-        """Bytes of the state of some tokens."""
+        """Bytes of the state of ``cells`` tokens."""
         key, value = (_TYPES[kind].itemsize for kind in (self.key_type, self.value_type))
         heads = _ROWS.size + (_TURNED if self.transposed else _ROWS).size
         per_layer = heads + cells * self.kv_heads * self.head_dim * (key + value)
@@ -112,7 +112,7 @@ class StateLayout:
         return state
 
     def unpack(self, state: bytes) -> KeysValues:
-        """Keys and values of a state of this layout."""
+        """Keys and values of a state of this layout, as float32."""
         cells = _HEAD.unpack_from(state)[3]
         blocks = self._blocks(np.frombuffer(state, np.uint8), cells)
         arrays = [rows.astype(np.float32) for _, _, rows in blocks]

@@ -1,0 +1,152 @@
+"""Plan of a prompt: its cost, and that of other budgets, before the model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onevision.bundle import BACKBONE, PREFILL
+from onevision.errors import ImageError, VideoError
+from onevision.models.shapes import PublishedSize, published_config
+from onevision.native.llama import can_offload
+from onevision.planning.budget import Forecast, Forecaster, video_size
+from onevision.planning.cost import Media, Shape, machine_rate
+from onevision.planning.speed import needed_profile, profile_path, read_profile
+from onevision.runtime.anyres import squash
+from onevision.runtime.images import read_image
+from onevision.runtime.messages import ImagePart, Message
+from onevision.runtime.prefill.policy import PrefillBackend, choose_backend
+from onevision.runtime.prepare import Preparer
+from onevision.runtime.tokenizer import open_tokenizer
+from onevision.runtime.video import read_video, share_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onevision.bundle import Bundle
+    from onevision.native.device import Device
+    from onevision.runtime.options import AnswerOptions, Prefill
+
+#: Tokens of the training format around a question, system prompt included.
+_TEMPLATE_TOKENS = 22
+#: Characters of English text to a token, where there is no tokenizer.
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """Cost of a prompt, and of the same prompt with other budgets.
+
+    Attributes:
+        model: Its name.
+        forecast: With the budget that was asked for, or that keeps to the target.
+        budgets: Others, for a single image or video, from the largest down.
+        backend: Prefill backend; None without a bundle, where the text's tokens are estimated.
+        warning: Why the target is missed.
+    """
+
+    model: str
+    forecast: Forecast
+    budgets: tuple[Forecast, ...]
+    backend: PrefillBackend | None
+    warning: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``onevision plan --json`` prints."""
+        return self.forecast.cost.to_dict() | {
+            "prefill": self.backend,
+            "budget": self.forecast.options.budget(self.forecast.ttft),
+            "budgets": [row.to_dict() for row in self.budgets],
+        }
+
+
+def plan_bundle(
+    bundle: Bundle,
+    media: Sequence[Media],
+    prompt: str,
+    options: AnswerOptions,
+    *,
+    prefill: Prefill = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+) -> PromptPlan:
+    """Plan a prompt for a bundle, which is not loaded.
+
+    Args:
+        bundle: An opened bundle.
+        media: Images and videos of the prompt.
+        prompt: The question.
+        options: The budget.
+        prefill: As the bundle would be loaded with, like the two after it.
+        device: Decides on the speed profile.
+        threads: Decides on the speed profile.
+
+    Raises:
+        UsageError: A ``ttft_target``, and the speed of the bundle was not measured on this machine.
+        VideoError: A video cannot be read.
+    """
+    if options.ttft_target is None:
+        profile = read_profile(profile_path(bundle, device, threads))
+    else:
+        profile = needed_profile(bundle, device, threads)
+    manifest = bundle.manifest
+    question = Message("user", (*[ImagePart(b"")] * len(media), prompt))
+    with open_tokenizer(bundle.path(BACKBONE)) as tokenizer:
+        tokens = Preparer(manifest, tokenizer, np.zeros(0, np.float32)).text_tokens([question], options)
+    offloaded = device != "cpu" and can_offload()
+    backend = partial(choose_backend, prefill, has_graph=PREFILL in manifest.files, offloaded=offloaded)
+    shape = Shape.of(manifest)
+    rate = None if profile else machine_rate()
+    forecaster = Forecaster(shape, media, tokens, backend, profile, rate)
+    budget, warning = options, None
+    if options.ttft_target is not None:
+        forecast, warning = forecaster.choose(options, options.ttft_target)
+        budget = forecast.options
+    forecast = forecaster.forecast(budget, reused_frames=_reused_frames(media, budget, shape))
+    used = backend(forecast.cost.prompt_tokens)
+    return PromptPlan(manifest.name, forecast, forecaster.table(options), used, warning)
+
+
+def plan_published(
+    size: PublishedSize, media: Sequence[Media], prompt: str, options: AnswerOptions
+) -> PromptPlan:
+    """Plan a prompt for a published model, without its bundle; the tokens of the text are estimated.
+
+    Raises:
+        VideoError: A video cannot be read.
+    """
+    shape = Shape.of_config(published_config(size))
+    tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
+    forecaster = Forecaster(shape, media, tokens, lambda _: "llama", None, machine_rate())
+    forecast = forecaster.forecast(options, reused_frames=_reused_frames(media, options, shape))
+    return PromptPlan(size, forecast, forecaster.table(options), None)
+
+
+def media_size(path: str, *, exif: bool = True) -> Media:
+    """Size of a file: an image, or else a video.
+
+    Raises:
+        ImageError: Neither.
+    """
+    try:
+        width, height = read_image(path, exif=exif).size
+    except ImageError as not_an_image:
+        try:
+            return video_size(path)
+        except VideoError:
+            raise not_an_image from None
+    return Media(path, "image", width, height)
+
+
+def _reused_frames(media: Sequence[Media], options: AnswerOptions, shape: Shape) -> int:
+    """Frames of the videos that share the features of others."""
+    if options.dedup is None:
+        return 0
+    prepare = partial(squash, tile=shape.vision.image_size)
+    frames = options.frames or shape.video.frames
+    paths = [item.path for item in media if item.kind == "video"]
+    videos = (read_video(path, frames=frames, prepare=prepare) for path in paths)
+    return sum(share_frames(video.tiles, options.dedup)[1] for video in videos)

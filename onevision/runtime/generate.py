@@ -1,0 +1,138 @@
+"""An answer in pieces: the stages joined, from messages to text.
+
+``tokenize, read, preprocess -> encode -> pack -> prefill -> first token -> decode -> detokenize``; one
+direction, no stage reaches back. Lengths are known after ``preprocess``: a prompt that the context cannot
+hold is refused before anything is encoded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onevision.errors import PromptError, UsageError
+from onevision.runtime.answer import Answer, Devices, FinishReason, OnProgress, Timings
+from onevision.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from onevision.runtime.clock import StageClock
+    from onevision.runtime.messages import Message
+    from onevision.runtime.options import AnswerOptions
+    from onevision.runtime.pipeline import Pipeline
+    from onevision.runtime.prepare import PreparedPrompt
+
+
+def answer(
+    pipeline: Pipeline,
+    messages: Sequence[Message],
+    options: AnswerOptions,
+    on_progress: OnProgress | None = None,
+    clock: StageClock | None = None,
+) -> Generator[str, None, Answer]:
+    """Answer messages in pieces; the generator's value is the whole answer.
+
+    Args:
+        pipeline: The loaded bundle.
+        messages: The conversation, the user's question last.
+        options: How to answer.
+        on_progress: Called as stages go on.
+        clock: A started clock, to be read afterwards.
+
+    Raises:
+        InputError: An image, video or prompt that cannot be used.
+        UsageError: ``ttft_target``, which :mod:`onevision.planning.budget` resolves.
+        GenerationError: A native library refused the work.
+    """
+    if options.ttft_target is not None:
+        raise UsageError("this model takes no ttft_target", hint="load it with onevision.load()")
+    prepared = pipeline.prepare(messages, options, clock)
+    return (yield from complete(pipeline, prepared, options, on_progress))
+
+
+def complete(
+    pipeline: Pipeline,
+    prepared: PreparedPrompt,
+    options: AnswerOptions,
+    on_progress: OnProgress | None = None,
+    *,
+    in_sequence: bool = False,
+) -> Generator[str, None, Answer]:
+    """Answer the prompt that a pipeline has prepared last, in pieces.
+
+    Args:
+        pipeline: The loaded bundle, whose clock has been running since the call.
+        prepared: The prompt.
+        options: Sampling and lengths.
+        on_progress: Called as stages go on.
+        in_sequence: Reuse what the prompt has in common with the last one and its answer, as a conversation
+            does.
+    """
+    clock, backbone, reuse = pipeline.clock, pipeline.backbone, pipeline.reuse
+    room = _room(prepared, options, backbone.context_length)
+    with clock.stage("prefill"):
+        known = reuse.resume(prepared, room=room, in_sequence=in_sequence)
+        clock.lap("image" if prepared.visuals else "text")
+    rest = prepared.after(known)
+    embeddings = pipeline.encode(rest, on_progress)
+    pipeline.prefill(prepared, embeddings, room=room, known=known, on_progress=on_progress)
+    del embeddings
+    tokens: list[int] = []
+    text = TextStream(options.stop)
+    finish: FinishReason = "length"
+    with pipeline.sampler(options) as sampler:
+        with clock.stage("first_token"):
+            token = sampler.sample(backbone)
+        ttft = clock.elapsed()
+        while True:
+            if backbone.tokenizer.ends(token) and not options.ignore_end:
+                finish = "stop"
+                break
+            tokens.append(token)
+            with clock.stage("detokenize"):
+                piece = text.add(backbone.tokenizer.piece(token))
+            if piece:
+                yield piece
+            if text.stopped:
+                finish = "stop"
+                break
+            if len(tokens) == room:
+                break
+            with clock.stage("decode"):
+                backbone.append(token)
+                token = sampler.sample(backbone)
+            reuse.append(tokens[-1])
+    if end := text.finish():
+        yield end
+    timings = Timings(load=pipeline.load_ms, ttft=ttft, total=clock.elapsed(), **clock.stages)
+    if not known:
+        reuse.save(prepared)  # after the answer: a slow disk delays no token
+    return Answer(
+        text.text,
+        tuple(tokens),
+        finish,
+        prepared.usage(completion_tokens=len(tokens), cached_tokens=known),
+        timings,
+        Devices(
+            pipeline.vision_device if rest.visuals else None,
+            "llama" if known else pipeline.prefill_runner.backend(prepared.tokens),
+            "gpu" if backbone.offloaded else "cpu",
+        ),
+        options,
+        (*prepared.warnings, *pipeline.warnings),
+    )
+
+
+def _room(prepared: PreparedPrompt, options: AnswerOptions, context: int) -> int:
+    """Tokens that the answer may have: as asked, or what the context leaves.
+
+    Raises:
+        PromptError: It leaves none.
+    """
+    if prepared.tokens >= context:
+        raise PromptError(
+            f"the prompt needs {prepared.tokens:,} tokens, the model has {context:,}: "
+            f"{prepared.image_tokens:,} of them are image tokens",
+            hint="use fewer or smaller images, fewer --frames, or a shorter text",
+        )
+    return min(options.max_tokens, context - prepared.tokens)
