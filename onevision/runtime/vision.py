@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Several tiles in one call are no faster on a CPU, whose cores one tile keeps busy, and cost memory.
 _BATCH = {"cpu": 1, "cuda": 8}
-#: Bytes of weights from which fp16 costs a CPU enough to say so. The 0.5b encoder takes 1 to 3 s to load and 2 GB
-#: of its own memory; in fp32 0.05 s, and maps its file.
+#: Bytes of weights from which fp16 costs a CPU enough to say so. The 0.5b encoder takes 1 to 3 s to load and
+#: 2 GB of its own memory; in fp32 0.05 s, and maps its file.
 _COSTLY_FP16 = 100_000_000
 _FP16_ON_CPU = (
     "the vision encoder is fp16, for GPUs: a CPU converts its weights to fp32 at every start, and takes "
