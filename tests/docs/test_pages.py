@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer
 
+import onevision
 from onevision.cli import app
 from tests.docs.markdown import PAGES, ROOT, anchors, blocks, links, name_of
 
@@ -88,6 +89,13 @@ def test_an_example_in_python_is_python(page: Path):
         ast.parse(block)
 
 
+def test_the_names_of_python_examples_exist():
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            for name in re.findall(r"\bonevision\.(\w+)\(", block):
+                assert hasattr(onevision, name), f"{name_of(page)}: onevision.{name}"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The documentation, built as CI builds it: a warning, such as a dead link, is an error."""
@@ -109,7 +117,9 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path):
         )
 
 
-def test_public_functions_are_described(site: Path):
+def test_every_public_name_is_described(site: Path):
     html = (site / "reference" / "python" / "index.html").read_text(encoding="utf-8")
-    for name in ("load", "generate", "stream", "chat", "close"):
-        assert re.search(rf'id="onevision[\w.]*\.OneVision\.{name}"', html), name
+    names = [name for name in onevision.__all__ if name != "__version__"]
+    for name in (*names, "OneVision.generate", "OneVision.stream", "OneVision.chat", "OneVision.close"):
+        assert re.search(rf'id="onevision[\w.]*\.{re.escape(name)}"', html), name
+    assert onevision.export.__doc__.splitlines()[0].partition(",")[0] in html, "the function, not the package"
