@@ -54,7 +54,7 @@ def other_bundle(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The same weights with another system prompt, and so other answers; its name is no markup."""
     copy = shutil.copytree(toy_bundle, tmp_path_factory.mktemp("other") / "bundle")
     manifest = json.loads((copy / "onevision.json").read_text(encoding="utf-8"))
-    manifest["prompt"]["system"] = "Answer in French."
+    manifest["prompt"]["system"] = "Answer in one word, always, and in capital letters."
     manifest["name"] = "[/red]"
     (copy / "onevision.json").write_text(json.dumps(manifest), encoding="utf-8")
     return copy
@@ -68,7 +68,7 @@ def mine(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise(80, 100, seed=ord(name)).save(place / f"{name}.png")
     encode_video(place / "clip.mp4", numbered_frames(12))
     asked: list[dict[str, Any]] = [
-        {"prompt": "What is it?", "image": "b.png", "family": "things"},
+        {"prompt": "What is it?", "image": "a.png", "family": "things"},
         {"prompt": "Which is it?", "images": ["a.png", "b.png"], "family": "things"},
         {"prompt": "What happens?", "video": "clip.mp4", "answer": "nothing"},
         {"prompt": "Who are you?", "id": "who"},
