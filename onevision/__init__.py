@@ -3,24 +3,49 @@
 >>> import onevision
 >>> with onevision.load("bundle/") as model:                            # doctest: +SKIP
 ...     print(model.generate("What is on the table?", images=["table.jpg"]).text)
+
+Every function imports what it needs when it is called, and reports its progress to an object of the form of
+:class:`onevision.progress.Progress`, by default to the log ``onevision``. Errors are of the class
+:class:`OneVisionError`, see :mod:`onevision.errors`.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import onevision.export  # noqa: F401 (loaded here, so that loading it later does not replace the function)
 from onevision._version import __version__
-from onevision.errors import OneVisionError
+from onevision.errors import OneVisionError, UsageError
 
 if TYPE_CHECKING:
     import os
-    from typing import Unpack
+    from collections.abc import Sequence
 
+    from onevision.eval.evaluate import evaluate
+    from onevision.export.build import Exported
+    from onevision.models.shapes import PublishedSize, Variant
+    from onevision.native.device import Device
+    from onevision.planning.plan import PromptPlan
+    from onevision.precisions import BackboneChoice, EncoderChoice, Exporter, PrefillPrecision
+    from onevision.progress import Progress
+    from onevision.proof.golden import ReferenceCase
+    from onevision.proof.verify import Report
+    from onevision.quant.search import Quantized, quantize
     from onevision.runtime.answer import Answer, AnswerStream, Timings, Usage
-    from onevision.runtime.engine import LoadOptions, OneVision
+    from onevision.runtime.cache import Cache
+    from onevision.runtime.engine import OneVision
+    from onevision.runtime.images import ImageSource
+    from onevision.runtime.options import AnswerOptions, Prefill
 
-__all__ = ["Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__", "load"]
+    PathLike = str | os.PathLike[str]
+
+__all__ = [
+    "Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__",
+    "evaluate", "export", "load", "plan", "quantize", "verify",
+]  # fmt: skip
 
 # The native libraries are loaded with the first of these, not with the package.
 _LAZY = {
@@ -29,36 +54,275 @@ _LAZY = {
     "OneVision": "onevision.runtime.engine",
     "Timings": "onevision.runtime.answer",
     "Usage": "onevision.runtime.answer",
+    "evaluate": "onevision.eval.evaluate",
+    "quantize": "onevision.quant.search",
 }
-
-
-def load(
-    folder: str | os.PathLike[str] | None = None, *, check: bool = False, **options: Unpack[LoadOptions]
-) -> OneVision:
-    """Load a bundle.
-
-    Args:
-        folder: The bundle's; None for the tiny model.
-        check: Compare checksums of all files, not only their sizes.
-        **options: ``device``, ``threads``, ``prefill``, ``cache``: see
-            :class:`onevision.runtime.pipeline.Pipeline`.
-
-    Raises:
-        BundleError: Missing, damaged or unreadable bundle.
-        DeviceError: The device is not available.
-        UsageError: Options that are not valid.
-    """
-    from onevision.planning.budget import answer
-    from onevision.runtime.engine import OneVision
-
-    if folder is None:
-        from onevision.models import default_bundle
-
-        folder = default_bundle()
-    return OneVision.load(folder, check=check, answer=answer, **options)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'onevision' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load(
+    bundle: PathLike | None = None,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    prefill: Prefill = "auto",
+    cache: Cache | PathLike | None = None,
+    check: bool = False,
+) -> OneVision:
+    """Load a bundle.
+
+    Args:
+        bundle: Folder of the bundle; None for the tiny model, which comes with the package.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU that both libraries can use, else the CPU.
+        threads: CPU threads; None for all cores.
+        prefill: Prefill backend, see :data:`onevision.runtime.options.Prefill`.
+        cache: Folder that keeps image features and the state of prompts, or ``Cache()`` to keep them in
+            memory; None keeps nothing.
+        check: Compare checksums of all files, not only sizes.
+
+    Raises:
+        BundleError: The bundle is missing, damaged or unreadable.
+        DeviceError: The device is not available.
+        UsageError: ``prefill="onnx"`` for a bundle without a prefill graph.
+    """
+    from onevision.models import default_bundle
+    from onevision.planning.budget import answer
+    from onevision.runtime.engine import OneVision
+
+    return OneVision.load(
+        default_bundle() if bundle is None else bundle,
+        check=check,
+        answer=answer,
+        device=device,
+        threads=threads,
+        prefill=prefill,
+        cache=cache,
+    )
+
+
+def export(
+    source: PathLike | None = None,
+    output: PathLike | None = None,
+    *,
+    size: str | None = None,
+    variant: Variant | None = None,
+    revision: str | None = None,
+    vision: EncoderChoice = "fp32",
+    backbone: BackboneChoice = "q8_0",
+    exporter: Exporter = "onevision",
+    prefill: PrefillPrecision | None = None,
+    calibration: PathLike | None = None,
+    imatrix: PathLike | bool | None = None,
+    questions: PathLike | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Exported | Quantized:
+    """Turn a checkpoint into a bundle, and prove it if the reference is at hand. Needs the extra ``export``.
+
+    Args:
+        source: Folder of a checkpoint, or a Hub id; None: the published checkpoint of ``size``.
+        output: Folder of the bundle; None: named after the checkpoint, in the working directory.
+        size: ``tiny``, ``0.5b``, ``7b`` or ``72b``; None without a source: ``tiny``.
+        variant: Variant of the size: ``ov`` (the default) or ``si``, single images.
+        revision: Branch, tag or commit on the Hub.
+        vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
+        backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
+        exporter: Writer of the vision encoder's graph; ``optimum`` traces transformers, in fp32 only.
+        prefill: Precision of the prefill graph; None writes none.
+        calibration: Folder of images for int8. This and the next three are for the quality gate, see
+            :class:`onevision.quant.candidates.GateConfig`.
+        imatrix: File of an importance matrix; True collects one, False uses none, None tries both.
+        questions: File or folder of questions to measure with.
+        limit: Maximum number of questions.
+        threads: CPU threads; None for all cores.
+        force: Replace a bundle at ``output``, and write one that fails the gate.
+        progress: Receives steps and notes; None for the log.
+
+    Raises:
+        UsageError: Options that exclude each other, or ``output`` exists.
+        SourceError: The checkpoint cannot be found, or :class:`~onevision.errors.DownloadError`.
+        CheckpointError: It is damaged, or of another model.
+        ExportError, QuantError: The conversion failed, or nothing passes the gate.
+    """
+    from onevision.bundle import check_target
+    from onevision.export import hub
+    from onevision.export.build import ExportOptions
+    from onevision.export.build import export as build
+    from onevision.extras import require
+    from onevision.progress import LogProgress
+    from onevision.quant.candidates import GateConfig
+    from onevision.quant.search import export_quantized, needs_gate
+
+    require("export", "the export")
+    if source is None and size is None:
+        size = "tiny"
+    if variant is not None and size is None:
+        raise UsageError("--variant is for a --size, not for a --source")
+    resolved = hub.resolve(
+        None if source is None else str(source), size=size, variant=variant or "ov", revision=revision
+    )
+    target = Path(output or resolved.bundle_name)
+    check_target(target, force=force)
+    gated = needs_gate(vision, backbone)
+    config = GateConfig(
+        _path(questions),
+        limit,
+        _path(calibration),
+        imatrix=imatrix if isinstance(imatrix, bool) else _path(imatrix),
+        threads=threads,
+    )
+    if not gated and any(each is not None for each in (calibration, imatrix, questions, limit)):
+        raise UsageError(
+            "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
+            hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
+        )
+    if exporter == "optimum" and (gated or vision != "fp32"):
+        raise UsageError(
+            "--exporter optimum writes fp32, which cannot be quantized afterwards",
+            hint="leave out --exporter, or --vision and a --backbone coarser than q8_0",
+        )
+    config.check()
+    shown = progress is not None and sys.stderr.isatty()
+    progress = progress or LogProgress()
+    fetched = hub.fetch(resolved, progress=shown, notify=progress.note)
+    names: dict[str, Any] = {
+        "prefill": prefill,
+        "exporter": exporter,
+        "size": size,
+        "threads": threads,
+        "force": force,
+    }
+    names["variant"] = (variant or "ov") if size else None
+    if gated:
+        options = ExportOptions(**names)
+        return export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
+    precisions: dict[str, Any] = {"vision": vision, "backbone": backbone}
+    return build(fetched, target, ExportOptions(**precisions, **names), progress)
+
+
+def verify(
+    bundle: PathLike | None = None,
+    *,
+    reference: PathLike | None = None,
+    images: Sequence[ImageSource] = (),
+    prompt: str | None = None,
+    write: bool = False,
+    device: Device = "auto",
+    threads: int | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Prove a bundle against the reference implementation, stage by stage.
+
+    Args:
+        bundle: Folder of the bundle; None for the tiny model.
+        reference: Folder of the bundle's checkpoint: run transformers now, which needs the extra ``proof``;
+            None: compare with the reference vectors in the bundle.
+        images: Images to compare with, for ``reference``; without images and prompt, the standard cases.
+        prompt: Question about the images.
+        write: Store the reference vectors and a passed result in the bundle.
+        device: See :func:`load`.
+        threads: CPU threads; None for all cores.
+        check: Compare checksums of all files, not only sizes.
+        progress: Receives steps and notes; None for the log.
+
+    Returns:
+        Errors and tolerances of each stage of each case; ``passed`` is the result.
+
+    Raises:
+        UsageError: Options that exclude each other, or the extra ``proof`` is not installed.
+        BundleError: The bundle is damaged, or has no reference vectors.
+        CheckpointError: The checkpoint is damaged, or not the source of the bundle.
+    """
+    from onevision.bundle import GOLDEN, open_bundle
+    from onevision.models import default_bundle
+    from onevision.progress import LogProgress
+    from onevision.proof.golden import load_golden
+    from onevision.proof.verify import verify as compare
+    from onevision.runtime.engine import OneVision
+
+    if reference is None and (images or prompt is not None or write):
+        raise UsageError(
+            "--image, --prompt and --write need --reference: the bundle's reference vectors are complete"
+        )
+    if write and (images or prompt is not None):
+        raise UsageError("--write stores the standard cases: leave --image and --prompt out")
+    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
+    if reference is None:
+        cases: Sequence[ReferenceCase] = load_golden(opened.path(GOLDEN))
+    else:
+        from onevision.export.reference import reference_cases
+
+        cases = reference_cases(Path(reference), opened.manifest, images, prompt, progress or LogProgress())
+    with OneVision(opened, device=device, threads=threads) as model:
+        report = compare(model, cases)
+    if write and report.passed:
+        from onevision.export.reference import record_proof
+
+        record_proof(opened, cases, report)
+    return report
+
+
+def plan(
+    media: Sequence[PathLike | tuple[int, int]] = (),
+    prompt: str = "What is in the image?",
+    *,
+    bundle: PathLike | None = None,
+    size: Literal["tiny"] | PublishedSize | None = None,
+    options: AnswerOptions | None = None,
+    prefill: Prefill = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+) -> PromptPlan:
+    """Plan a prompt: tiles, tokens, operations, memory and time, before anything is run.
+
+    Args:
+        media: Images and videos of the prompt, or sizes (width, height) that stand for images.
+        prompt: The question.
+        bundle: Folder of the bundle; None for the tiny model.
+        size: Instead of a bundle: a published size; the tokens of the text are estimated.
+        options: The budget; None for the reference's.
+        prefill: Prefill backend.
+        device: With ``threads``, the speed profile: how fast the bundle was measured to be.
+        threads: CPU threads; None for all cores.
+
+    Raises:
+        UsageError: ``ttft_target`` for a bundle whose speed was not measured, or for a size.
+        ImageError, VideoError: A file cannot be read.
+    """
+    from onevision.bundle import open_bundle
+    from onevision.models import default_bundle
+    from onevision.planning.cost import Media
+    from onevision.planning.plan import media_size, plan_bundle, plan_published
+    from onevision.runtime.options import AnswerOptions
+
+    options = options or AnswerOptions()
+    if options.ttft_target is not None and size is not None:
+        raise UsageError(
+            "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
+        )
+    items = [
+        Media(f"{item[0]}x{item[1]}", "image", *item)
+        if isinstance(item, tuple)
+        else media_size(str(item), exif=options.exif)
+        for item in media
+    ]
+    if size is not None and size != "tiny":
+        return plan_published(size, items, prompt, options)
+    opened = open_bundle(default_bundle() if bundle is None or size else bundle)
+    return plan_bundle(opened, items, prompt, options, prefill=prefill, device=device, threads=threads)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -17,6 +17,9 @@ BackbonePrecision = Literal[
     "q4_0-pure", "iq4_nl-pure", "q4_0-attn-q8_0", "iq4_nl-attn-q8_0",
 ]  # fmt: skip
 
+#: Of the prefill graph.
+PrefillPrecision = Literal["int8", "fp32"]
+
 #: The same as options; auto is the smallest that passes the quality gate.
 EncoderChoice = Literal[EncoderPrecision, "auto"]
 BackboneChoice = Literal[BackbonePrecision, "auto"]

@@ -22,7 +22,8 @@ from onevision.files import disk_space, scratch_folder
 
 if TYPE_CHECKING:
     from onevision.export.build import Exported
-    from onevision.export.synth import SynthSize, SynthSpec
+    from onevision.export.synth import SynthSpec
+    from onevision.models.shapes import SynthSize
     from onevision.precisions import BackbonePrecision, EncoderPrecision
     from onevision.progress import Progress
 

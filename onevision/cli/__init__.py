@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. One file per group of commands, imported when it is needed.
+"""The command line: parse, call a function of :mod:`onevision`, print. One module per group of commands.
 
 Answers and ``--json`` go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage,
 130 interrupted.
@@ -12,28 +12,28 @@ import sys
 import traceback
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from onevision._version import __version__
 from onevision.cli import bench, chat, check, demo, evaluate, export, plan, quant, run
 from onevision.cli.console import print_error
+from onevision.cli.usage import explain
 from onevision.errors import OneVisionError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Base of the argument parser's own errors; typer brings the parser along and exports only some of it.
-_ParserError: Any = typer.BadParameter.__mro__[2]
-
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+#: Commands that people try, and what they mean.
+_SPOKEN = {"help": ["--help"], "version": ["--version"]}
 
 app = typer.Typer(
     name="onevision",
     help="LLaVA-OneVision on a laptop: export to ONNX and GGUF, run without torch, prove the answers.",
-    add_completion=False,
     rich_markup_mode=None,  # plain help: nothing is cut off in 80 columns, and it needs no rich
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,7 +55,8 @@ def _root(
         typer.Option("--debug", help="Show a traceback with an error, as ONEVISION_DEBUG=1 does."),
     ] = False,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     pass
@@ -71,6 +72,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("ONEVISION_DEBUG", "0") not in {"", "0"}
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    arguments = _SPOKEN.get(arguments[0], arguments)
     try:
         code = app(arguments, prog_name="onevision", standalone_mode=False)
         sys.stdout.flush()
@@ -78,19 +80,17 @@ def _run(arguments: list[str]) -> int:
         _show_traceback(debug)
         print_error(error.message, error.hint)
         return error.exit_code
-    except _ParserError as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "onevision"
-        print_error(_sentence(error.format_message()), f"{command} --help")
+    except TyperException as error:
+        print_error(*explain(error))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone: nothing more to say, and nobody to say it to.
+        # The reader of our output is gone.
         _discard_stdout()
         return 1
     except OSError as error:
-        # Whatever reads or writes a file of the user's says which; what is left is our own output.
+        # Errors with the user's files are reported where they happen; this one is about our own output.
         _show_traceback(debug)
         print_error(f"the operating system refused: {error.strerror or error}", None)
         _discard_stdout()
@@ -105,28 +105,22 @@ def _show_traceback(debug: bool) -> None:
         traceback.print_exc()
 
 
-def _sentence(text: str) -> str:
-    """In the form of our own messages: lower-case start, no full stop."""
-    text = text.strip().rstrip(".")
-    return text[:1].lower() + text[1:]
-
-
 def _prepare_streams() -> None:
-    """UTF-8 whatever the locale, and the null device where the caller has closed a stream."""
+    """Use UTF-8 in every locale, and the null device in the place of a closed stream."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
     for stream in (sys.stdout, sys.stderr):
-        # A file name may have bytes that are no UTF-8; inside JSON its escape is JSON's own.
+        # A file name may have bytes that are not UTF-8; inside JSON its escape is JSON's own.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _discard_stdout() -> None:
-    """Let what is still buffered go nowhere when Python exits, instead of failing once more."""
+    """Send what is still buffered to the null device, instead of failing again when Python exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    """Leave by an exception, so that half-written work is removed."""
+    """Exit by an exception, so that half-written work is removed."""
     sys.exit(_TERMINATED)

@@ -6,27 +6,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onevision.cli.console import (
-    CheckSums,
     ConsoleProgress,
-    Device,
-    Json,
-    Model,
-    Threads,
-    bundle_folder,
-    examples,
-    one_of,
     print_json,
     print_table,
     print_warning,
     stderr,
     stdout,
 )
+from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, bundle_folder, examples
 from onevision.errors import OneVisionError, UsageError
+from onevision.models.shapes import SynthSize
+from onevision.precisions import BackbonePrecision, EncoderPrecision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,19 +78,19 @@ Isolate = Annotated[
     bool,
     typer.Option("--isolate", help="Run each scenario in a fresh process, so that its memory is its own."),
 ]
-SyntheticSize = Annotated[
-    str | None,
+Synthesized = Annotated[
+    SynthSize | None,
     typer.Option(
-        metavar="SIZE",
         help="Instead of a bundle: a 0.5b or 7b with random weights, made once into the cache.",
     ),
 ]
 Vision = Annotated[
-    str | None,
+    EncoderPrecision | None,
     typer.Option(metavar="TYPE", help="Its encoder: fp32, fp16 or int8.  [default: int8, fp16 on a GPU]"),
 ]
 Backbone = Annotated[
-    str | None, typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]")
+    BackbonePrecision | None,
+    typer.Option(metavar="TYPE", help="Its language model, as in `export`.  [default: q4_0]"),
 ]
 Against = Annotated[
     list[str] | None,
@@ -138,7 +133,7 @@ def bench(
     runs: Runs = _RUNS,
     seconds: Seconds = None,
     isolate: Isolate = False,
-    synthetic: SyntheticSize = None,
+    synthetic: Synthesized = None,
     vision: Vision = None,
     backbone: Backbone = None,
     against: Against = None,
@@ -160,9 +155,7 @@ def bench(
     from onevision.bench.result import write_result
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
-    from onevision.native import device as devices
 
-    where = one_of(device, get_args(devices.Device), "--device")
     chosen = choose(scenario or (), file or (), quick=quick)
     given = context.get_parameter_source("model")
     clashes = {
@@ -176,12 +169,12 @@ def bench(
     if synthetic is None and (vision or backbone):
         raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
     peers, box = choose_peers(against or ()), seconds or (_QUICK_SECONDS if quick else _SECONDS)
-    if where == "cuda":
+    if device == "cuda":
         require_cuda()  # before a bundle is made, which takes minutes
         vision = vision or "fp16"  # int8 graphs are made for CPUs
     folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
     settings = BenchSettings(
-        chosen, runs, box, where, threads, isolate=isolate, against=peers, checkpoint=checkpoint
+        chosen, runs, box, device, threads, isolate=isolate, against=peers, checkpoint=checkpoint
     )
     result = _measure(open_bundle(folder, check=check), settings)
     if output:
@@ -213,19 +206,15 @@ def _measure(bundle: Bundle, settings: BenchSettings) -> Result:
     return benchmark.result
 
 
-def _synthetic(size: str, vision: str | None, backbone: str | None, threads: int | None) -> Path:
+def _synthetic(
+    size: SynthSize, vision: EncoderPrecision | None, backbone: BackbonePrecision | None, threads: int | None
+) -> Path:
     """Folder of the bundle with random weights."""
     from onevision.bench.synthetic import Synthetic, synthetic_bundle
     from onevision.bundle import open_bundle
-    from onevision.export.synth import SynthSize
     from onevision.files import readable
-    from onevision.precisions import BackbonePrecision, EncoderPrecision
 
-    wanted = Synthetic(
-        one_of(size, get_args(SynthSize), "--synthetic"),
-        one_of(vision or Synthetic.vision, get_args(EncoderPrecision), "--vision"),
-        one_of(backbone or Synthetic.backbone, get_args(BackbonePrecision), "--backbone"),
-    )
+    wanted = Synthetic(size, vision or Synthetic.vision, backbone or Synthetic.backbone)
     progress = ConsoleProgress()
     folder = synthetic_bundle(wanted, progress, threads=threads)
     disk = readable(open_bundle(folder).bytes)
@@ -269,7 +258,7 @@ def _print(result: Result, form: str) -> None:
             print_warning(line)
 
 
-@app.command("compare", help=COMPARE_HELP, short_help="Tell a slower stage from noise.")
+@app.command("compare", cls=Command, help=COMPARE_HELP, short_help="Tell a slower stage from noise.")
 def compare(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `bench --output`.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one.")],
@@ -297,7 +286,7 @@ def compare(
         raise typer.Exit(_INCONCLUSIVE)
 
 
-@app.command("plot", help=PLOT_HELP, short_help="Draw results.")
+@app.command("plot", cls=Command, help=PLOT_HELP, short_help="Draw results.")
 def plot(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files of `bench --output`.")],
     output: Annotated[

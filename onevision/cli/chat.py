@@ -1,29 +1,30 @@
-"""``onevision chat``: a conversation about pictures and videos."""
+"""``onevision chat``: a conversation about images and videos."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING
 
 import typer
 
-from onevision.cli.console import (
+from onevision.cli.console import AnswerProgress, print_error, print_warning, stderr
+from onevision.cli.options import (
     CacheFolder,
-    Dedup,
-    Detail,
+    CheckSums,
     Device,
-    MaxTiles,
+    Images,
     Model,
+    Prefill,
+    Quiet,
     Threads,
-    bundle_folder,
-    examples,
-    one_of,
-    print_error,
-    print_warning,
+    Video,
+    add_command,
+    answer_options,
 )
+from onevision.cli.run import TINY_NOTE
 from onevision.errors import OneVisionError, UsageError
-from onevision.runtime.options import DEFAULT_MAX_TOKENS, make_options
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,75 +32,65 @@ if TYPE_CHECKING:
     from onevision.runtime.answer import Answer
     from onevision.runtime.chat import Chat
 
-HELP = examples(
-    "Talk about pictures and videos. Each turn reads only what is new.",
+EXAMPLES = (
     "onevision chat --image photo.jpg -m bundle",
-    "onevision chat -m bundle --cache ~/.cache/pictures",
+    "onevision chat -m bundle --cache ~/.cache/images",
     "onevision chat --image photo.jpg -m bundle < questions.txt",
 )
 
-COMMANDS = """/image FILE  show a picture with the next question
-/video FILE  show a video with the next question
+COMMANDS = """/image FILE  add an image to the next question
+/video FILE  add a video to the next question
 /reset       forget everything
 /save FILE   write the conversation
-/load FILE   go on with a conversation that was saved
+/load FILE   continue a saved conversation
 /stats       counts and times of the last answer
 /help        this list
-/quit        end the conversation, as Ctrl-D does; Ctrl-C only stops an answer"""
+/quit        end the conversation, like /exit and Ctrl-D; Ctrl-C only stops an answer"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("chat", help=HELP, short_help="Talk about pictures and videos.")(chat)
+    add_command(app, chat, *EXAMPLES)
 
 
+@answer_options(without=("ttft_target",))
 def chat(
-    image: Annotated[
-        list[str] | None,
-        typer.Option("-i", "--image", metavar="FILE", help="A picture of the first question; repeatable."),
-    ] = None,
-    video: Annotated[
-        str | None, typer.Option("-v", "--video", metavar="FILE", help="A video of the first question.")
-    ] = None,
+    image: Images = None,
+    video: Video = None,
     model: Model = None,
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", help="Longest answer.")
-    ] = DEFAULT_MAX_TOKENS,
-    frames: Annotated[
-        int | None, typer.Option(metavar="N", help="Frames taken from a video.  [default: the bundle's]")
-    ] = None,
-    max_tiles: MaxTiles = None,
-    detail: Detail = "auto",
-    dedup: Dedup = None,
+    *,
+    options: AnswerOptions,
     device: Device = "auto",
     threads: Threads = None,
+    prefill: Prefill = "auto",
+    check: CheckSums = False,
     cache: CacheFolder = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Talk about pictures and videos."""
-    from onevision.native import device as devices
-    from onevision.runtime.engine import OneVision
+    """Talk about images and videos. Each turn reads only what is new."""
+    import onevision
 
-    options: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "frames": frames,
-        "max_tiles": max_tiles,
-        "detail": detail,
-        "dedup": dedup,
-    }
-    make_options(options)  # a wrong one should not cost the loading of a model
-    where = one_of(device, get_args(devices.Device), "--device")
-    with OneVision.load(bundle_folder(model), device=where, threads=threads, cache=cache) as loaded:
-        talk = loaded.chat(**options)
+    typed = sys.stdin.isatty() and sys.stdout.isatty()
+    with (
+        AnswerProgress("loading the model", quiet=quiet) as progress,
+        onevision.load(
+            model, device=device, threads=threads, prefill=prefill, check=check, cache=cache
+        ) as loaded,
+    ):
+        talk = loaded.chat(**vars(options))
         for path in image or ():
             talk.add_image(path)
         if video is not None:
             talk.add_video(video)
-        typed = sys.stdin.isatty() and sys.stdout.isatty()
-        _converse(talk, _reader(typed=typed), typed=typed)
+        progress.stop()
+        if typed and not quiet:
+            banner = f"{loaded.bundle.manifest.name}; /help lists the commands"
+            stderr().print(banner if model else f"{TINY_NOTE}\n{banner}", style="dim")
+        _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet)
 
 
 def _reader(*, typed: bool) -> Callable[[], str]:
-    """What gives the next line, and raises EOFError at the end."""
+    """Function that reads a line, and raises EOFError at the end."""
     if not typed:
 
         def read() -> str:
@@ -110,23 +101,22 @@ def _reader(*, typed: bool) -> Callable[[], str]:
         return read
     from prompt_toolkit import PromptSession
 
-    print("/help lists the commands", file=sys.stderr)
     session: PromptSession[str] = PromptSession("> ")
     return session.prompt
 
 
-def _converse(talk: Chat, read: Callable[[], str], *, typed: bool) -> None:
-    """Answer line by line. Ctrl-C stops an answer or a line that is typed, and never the conversation."""
+def _converse(talk: Chat, read: Callable[[], str], *, typed: bool, quiet: bool = False) -> None:
+    """Answer line by line. Ctrl-C stops an answer or a typed line, but not the conversation."""
     last: Answer | None = None
     while True:
         try:
             line = read().strip()
-            if line == "/quit":
+            if line in ("/quit", "/exit", "/bye"):
                 return
             if line.startswith("/"):
                 _command(talk, line, last)
             elif line:
-                last = _answer(talk, line)
+                last = _answer(talk, line, quiet=quiet)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -137,13 +127,19 @@ def _converse(talk: Chat, read: Callable[[], str], *, typed: bool) -> None:
             print_error(error.message, error.hint)
 
 
-def _answer(talk: Chat, prompt: str) -> Answer:
+def _answer(talk: Chat, prompt: str, *, quiet: bool) -> Answer:
     dropped = talk.dropped
-    with closing(talk.stream(prompt)) as stream:
+    with (
+        AnswerProgress("preparing", quiet=quiet) as progress,
+        closing(talk.stream(prompt, progress)) as stream,
+    ):
         for piece in stream:
+            progress.stop()
             sys.stdout.write(piece)
             sys.stdout.flush()
     sys.stdout.write("\n")
+    if quiet:
+        return stream.answer
     if talk.dropped > dropped:
         print_warning(f"the context is full: the oldest turns were dropped ({talk.dropped - dropped})")
     for warning in stream.answer.warnings:
@@ -153,6 +149,12 @@ def _answer(talk: Chat, prompt: str) -> Answer:
 
 def _command(talk: Chat, line: str, last: Answer | None) -> None:
     name, _, path = line.partition(" ")
+    actions: dict[str, Callable[[str], Sequence[str] | None]] = {
+        "/image": talk.add_image,
+        "/video": talk.add_video,  # returns warnings
+        "/save": talk.save,
+        "/load": talk.load,
+    }
     if name == "/help":
         print(COMMANDS, file=sys.stderr)
     elif name == "/stats":
@@ -160,7 +162,7 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
     elif name == "/reset":
         talk.reset()
         print("forgotten", file=sys.stderr)
-    elif name in (actions := _actions(talk)):
+    elif name in actions:
         if not (path := _unquoted(path.strip())):
             raise UsageError(f"{name} takes a file")
         for warning in actions[name](path) or ():
@@ -168,24 +170,20 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
         if name == "/save":
             print(f"saved {path}", file=sys.stderr)
         elif name == "/load":
-            print(f"loaded {len(talk.turns)} turns of {path}", file=sys.stderr)
+            print(f"loaded {len(talk.turns)} turns from {path}", file=sys.stderr)
     else:
         raise UsageError(f"unknown command {name}", hint="/help lists the commands")
 
 
-def _actions(talk: Chat) -> dict[str, Callable[[str], Sequence[str] | None]]:
-    """Commands that take a file; what they return are warnings."""
-    return {"/image": talk.add_image, "/video": talk.add_video, "/save": talk.save, "/load": talk.load}
-
-
 def _unquoted(path: str) -> str:
-    """A path without the quotes that a terminal puts around it."""
+    """A path without the quotes that a terminal adds around it."""
     return path[1:-1] if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"" else path
 
 
 def _stats(last: Answer | None) -> str:
+    """Counts and times of an answer."""
     if last is None:
-        return "nothing was answered yet"
+        return "there is no answer yet"
     usage, times = last.usage, last.timings
     return (
         f"{usage.prompt_tokens:,} prompt tokens, {usage.cached_tokens:,} of them known before; "

@@ -1,56 +1,47 @@
-"""``onevision verify``, ``inspect`` and ``doctor``: is it right, what is it, what can this machine do."""
+"""``onevision verify``, ``inspect`` and ``doctor``: proof of a bundle, its contents, and this machine."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onevision.cli.console import (
+from onevision.cli.console import ConsoleProgress, print_facts, print_json, print_table, stdout
+from onevision.cli.options import (
+    INPUT,
     CheckSums,
     Device,
+    Images,
     Json,
     Model,
+    Quiet,
     Threads,
+    add_command,
     bundle_folder,
-    examples,
-    one_of,
-    print_facts,
-    print_json,
-    stdout,
 )
-from onevision.errors import CheckpointError, UsageError
 from onevision.export.card import quality_facts
 from onevision.files import readable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from rich.text import Text
 
     from onevision.bundle import Bundle, Manifest
-    from onevision.models.shapes import ModelConfig
-    from onevision.proof.golden import ReferenceCase
     from onevision.proof.verify import Report
 
-VERIFY_HELP = examples(
-    "Prove a bundle against the reference implementation, stage by stage.",
+VERIFY_EXAMPLES = (
     "onevision verify -m bundle",
     "onevision verify -m bundle --reference checkpoint --image photo.jpg",
     "onevision verify -m bundle --reference checkpoint --write",
 )
 
-INSPECT_HELP = examples("Show what a bundle is.", "onevision inspect bundle --check")
-
-DOCTOR_HELP = examples("Show what this machine can do, and what it lacks.", "onevision doctor --json")
-
-_LIVE_PROMPT = "What is in this picture?"
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("verify", help=VERIFY_HELP, short_help="Prove a bundle, stage by stage.")(verify)
-    app.command("inspect", help=INSPECT_HELP, short_help="Show what a bundle is.")(inspect)
-    app.command("doctor", help=DOCTOR_HELP, short_help="Show what this machine can do.")(doctor)
+    add_command(app, verify, *VERIFY_EXAMPLES)
+    add_command(app, inspect, "onevision inspect bundle --check")
+    add_command(app, doctor, "onevision doctor --json")
 
 
 def verify(
@@ -61,15 +52,15 @@ def verify(
             metavar="FOLDER",
             help="Folder of the source's checkpoint: compare with transformers, run now, instead of with the "
             "bundle's reference vectors. Needs onevision[proof].",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option("-i", "--image", metavar="FILE", help="An image for --reference; repeatable."),
-    ] = None,
+    image: Images = None,
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help=f"The question for --image.  [default: {_LIVE_PROMPT}]"),
+        typer.Option(
+            metavar="TEXT", help="Question about the images, for --reference.", rich_help_panel=INPUT
+        ),
     ] = None,
     write: Annotated[
         bool,
@@ -79,118 +70,63 @@ def verify(
     threads: Threads = None,
     check: CheckSums = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Prove a bundle against the reference."""
-    from onevision.bundle import GOLDEN, open_bundle
-    from onevision.native import device as devices
-    from onevision.proof import verify as proof
-    from onevision.proof.golden import load_golden
-    from onevision.runtime.engine import OneVision
+    """Prove a bundle, stage by stage. The proof compares it with the reference implementation."""
+    import onevision
 
-    where = one_of(device, get_args(devices.Device), "--device")
-    if reference is None and (image or prompt is not None or write):
-        raise UsageError(
-            "--image, --prompt and --write need --reference: the bundle's reference vectors are complete"
-        )
-    if write and (image or prompt is not None):
-        raise UsageError("--write stores the standard cases: leave --image and --prompt out")
-    bundle = open_bundle(bundle_folder(model), check=check)
-    if reference is None:
-        cases: Sequence[ReferenceCase] = load_golden(bundle.path(GOLDEN))
-    else:
-        cases = _live_cases(reference, bundle.manifest, image or [], prompt)
-    with OneVision(bundle, device=where, threads=threads) as loaded:
-        report = proof.verify(loaded, cases)
-    if write and report.passed:
-        from onevision.export.reference import record_proof
-
-        record_proof(bundle, cases, report)
+    folder = bundle_folder(model)
+    report = onevision.verify(
+        folder,
+        reference=reference,
+        images=image or (),
+        prompt=prompt,
+        write=write,
+        device=device,
+        threads=threads,
+        check=check,
+        progress=ConsoleProgress(quiet=quiet),
+    )
     if as_json:
-        print_json({"bundle": str(bundle.folder), **report.to_dict()})
+        print_json({"bundle": str(folder), **report.to_dict()})
     else:
         _print_report(report)
     if not report.passed:
         raise typer.Exit(1)
 
 
-def _live_cases(
-    folder: Path, manifest: Manifest, images: Sequence[str], prompt: str | None
-) -> Sequence[ReferenceCase]:
-    """Run the reference on the user's images, or on the standard cases."""
-    import numpy as np
-
-    from onevision.cli.console import ConsoleProgress
-    from onevision.extras import require
-    from onevision.runtime.images import read_image
-
-    require("proof", "verify --reference")
-    from onevision.export.checkpoint import Checkpoint
-    from onevision.export.reference import load_reference
-    from onevision.proof.reference import golden_cases
-
-    pixels = [np.asarray(read_image(path)) for path in images]
-    progress = ConsoleProgress()
-    with Checkpoint.open(folder) as checkpoint, progress.step("running the reference"):
-        _check_same_shape(checkpoint.config, manifest)
-        live = load_reference(checkpoint, progress)
-        if not images and prompt is None:
-            return golden_cases(live)
-        return [live.case("live", prompt or _LIVE_PROMPT, images=pixels)]
-
-
-def _check_same_shape(config: ModelConfig, manifest: Manifest) -> None:
-    """Refuse a checkpoint that the bundle cannot be made of, before the reference runs for nothing."""
-    vision, backbone = manifest.vision, manifest.backbone
-    shapes = {
-        "tiles of": (config.vision.image_size, vision.image_size),
-        "patches of": (config.vision.patch_size, vision.patch_size),
-        "an encoder of hidden size": (config.vision.hidden_size, vision.hidden),
-        "a backbone of hidden size": (config.text.hidden_size, backbone.hidden),
-        "backbone layers:": (config.text.layers, backbone.layers),
-        "a vocabulary of": (config.text.vocab_size, backbone.vocab_size),
-    }
-    for name, (theirs, ours) in shapes.items():
-        if theirs != ours:
-            raise CheckpointError(
-                f"the checkpoint has {name} {theirs:,}, the bundle {ours:,}",
-                hint=f"give the checkpoint that the bundle was made of, {manifest.source.repo}",
-            )
-
-
 def _print_report(report: Report) -> None:
-    from rich.table import Column, Table
+    """Print the errors of each stage of each case, and the result."""
     from rich.text import Text
 
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("max error", "relative", "tolerance")]
-    table = Table(Column("stage", no_wrap=True), *numbers, "", "", box=None, pad_edge=False)
-    verdicts = {True: Text("pass", "green"), False: Text("FAIL", "red"), None: Text("reported", "dim")}
+    results = {True: Text("pass", "green"), False: Text("FAIL", "red"), None: Text("reported", "dim")}
+    rows: list[tuple[str | Text, ...]] = []
     for case in report.cases:
-        table.add_row(Text(case.name, "bold"))
+        rows.append((Text(case.name, "bold"), "", "", "", "", ""))
         for stage in case.stages:
             values = (stage.max_error, stage.relative_error, stage.tolerance)
             cells = ("" if value is None else f"{value:.2g}" for value in values)
-            table.add_row(f"  {stage.stage}", *cells, verdicts[stage.passed], stage.note)
-    console = stdout()
-    console.print(table)
+            rows.append((f"  {stage.stage}", results[stage.passed], *cells, stage.note))
+    print_table(("stage", "result", "max error", "relative", "tolerance", ""), rows, notes=True)
     if report.passed:
-        console.print("the bundle computes what the reference does", style="green")
+        stdout().print("PASS: the bundle matches the reference", style="green")
     else:
-        console.print("the bundle does not compute what the reference does", style="red")
+        stdout().print("FAIL: the bundle does not match the reference", style="red")
 
 
 def inspect(
-    folder: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="Folder of the bundle; the same as -m.")
+    ] = None,
     model: Model = None,
     check: CheckSums = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a bundle is."""
+    """Show what a bundle contains."""
     from onevision.bundle import open_bundle
 
     bundle = open_bundle(bundle_folder(folder or model), check=check)
     if as_json:
-        import json
-
         print_json({"bundle": str(bundle.folder), **json.loads(bundle.manifest.to_json())})
     else:
         _print_bundle(bundle, checked=check)
@@ -244,7 +180,7 @@ def _proof(manifest: Manifest) -> str:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine can do."""
+    """Show what this machine can do, and what is missing."""
     from onevision.native.doctor import examine
 
     health = examine()
@@ -254,5 +190,5 @@ def doctor(as_json: Json = False) -> None:
     from rich.text import Text
 
     print_facts(health.listing())
-    for advice in health.advice or ("nothing is lacking",):
+    for advice in health.advice or ("no problems found",):
         stdout().print(Text.assemble(("! " if health.advice else "", "yellow"), advice))

@@ -1,34 +1,31 @@
-"""``onevision eval``: a suite or a user's questions, asked, scored, and compared with another run."""
+"""``onevision eval``: questions asked, scored, and compared with another run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from onevision.cli.console import (
+from onevision.cli.console import ConsoleProgress, print_json, print_warning
+from onevision.cli.options import (
+    INPUT,
     CheckSums,
-    ConsoleProgress,
-    Dedup,
-    Detail,
     Device,
     Json,
-    MaxTiles,
     Model,
     Prefill,
+    Quiet,
     Threads,
-    examples,
-    one_of,
-    print_json,
-    print_warning,
+    add_command,
+    answer_options,
+    choices,
 )
 from onevision.cli.scores import print_comparison, print_scores
-from onevision.errors import UsageError
-from onevision.runtime.options import make_options
+from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS, See
+from onevision.runtime.options import AnswerOptions
 
-HELP = examples(
-    "Measure how good a bundle's answers are.",
+EXAMPLES = (
     "onevision eval --limit 260",
     "onevision eval --family small_print --see base -o base.jsonl",
     "onevision eval --family small_print --max-tiles 3 --against all.jsonl",
@@ -38,58 +35,60 @@ HELP = examples(
     "onevision eval -m bundle --prefill onnx --against bundle --limit 1000",
 )
 
-_MAX_TOKENS = 64  # enough for the suite's longest sentence, and an end for a model that babbles
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("eval", help=HELP, short_help="Measure how good the answers are.")(evaluate)
+    add_command(app, evaluate, *EXAMPLES, name="eval")
 
 
+@answer_options(*EVAL_OPTIONS, max_tokens=EVAL_MAX_TOKENS)
 def evaluate(
     model: Model = None,
     suite: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A suite of generated questions.  [default: tiny]")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A suite of generated questions.  [default: tiny]", rich_help_panel=INPUT
+        ),
     ] = None,
     questions: Annotated[
         Path | None,
         typer.Option(
             metavar="PLACE",
             help="Instead of a suite: a JSONL file, or a folder with questions.jsonl. A line is an object "
-            "with prompt, answer or answers, and image, images or video; and, if you like, form (short, "
-            "letter or sentence), family and id.",
+            "with prompt, answer or answers, and image, images or video; optionally form (short, letter or "
+            "sentence), family and id.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     family: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only questions of this family; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Only questions of this family; repeatable.", rich_help_panel=INPUT
+        ),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Most questions.  [default: 100 of each family of a suite; all of yours]"
+            min=1,
+            metavar="N",
+            help="Maximum number of questions.  [default: 100 per family of a suite; all of PLACE]",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Which questions a suite draws.  [default: 0]")
+        int | None, typer.Option(metavar="N", help="Seed of a suite.  [default: 0]", rich_help_panel=INPUT)
     ] = None,
     see: Annotated[
-        str,
+        See,
         typer.Option(
-            metavar="WHAT",
-            help="all; base: a picture is squashed to one tile, so that AnyRes' grid shows nothing more; "
-            "nothing: no picture or video is given.",
+            metavar=choices(See),
+            help="Visual input: base squashes a single image to one tile, nothing leaves images and videos "
+            "out.",
+            rich_help_panel=INPUT,
         ),
     ] = "all",
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", help="Longest answer.")
-    ] = _MAX_TOKENS,
-    frames: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Frames taken from each of your videos.  [default: the bundle's]"),
-    ] = None,
-    max_tiles: MaxTiles = None,
-    detail: Detail = "auto",
-    dedup: Dedup = None,
+    *,
+    options: AnswerOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -114,51 +113,34 @@ def evaluate(
     threads: Threads = None,
     check: CheckSums = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure how good a bundle's answers are."""
-    from onevision.eval.ask import EvalSettings, See
-    from onevision.eval.evaluate import evaluate as run
-    from onevision.eval.questions import choose_questions
-    from onevision.eval.records import AnswersFile
-    from onevision.native import device as devices
-    from onevision.runtime import options as answering
+    import onevision
 
-    # Check everything before a model is loaded.
-    options = make_options(
-        {
-            "max_tokens": max_tokens,
-            "frames": frames,
-            "max_tiles": max_tiles,
-            "detail": detail,
-            "dedup": dedup,
-        }
-    )
-    settings = EvalSettings(
-        one_of(see, get_args(See), "--see"), max_tokens, frames, max_tiles, options.detail, dedup
-    )
-    where = one_of(device, get_args(devices.Device), "--device")
-    reader = one_of(prefill, get_args(answering.Prefill), "--prefill")
-    chosen = choose_questions(suite, questions, families=family or (), limit=limit, seed=seed)
-    if force and output is None:
-        raise UsageError("--force needs -o/--output: no other file is written")
-    answers = AnswersFile(output, force=force) if output else None
-    done = run(
+    done = onevision.evaluate(
         model,
-        chosen,
-        settings,
-        ConsoleProgress(lines=False),
-        answers=answers,
+        suite=suite,
+        questions=questions,
+        families=family or (),
+        limit=limit,
+        seed=seed,
+        see=see,
+        output=output,
+        force=force,
         against=against,
-        prefill=reader,
-        device=where,
+        options=options,
+        prefill=prefill,
+        device=device,
         threads=threads,
         check=check,
+        progress=ConsoleProgress(lines=False, quiet=quiet),
     )
-    for warning in done.warnings:
+    for warning in () if quiet else done.warnings:
         print_warning(warning)
     if as_json:
         print_json(done.to_dict())
-    else:
-        print_scores(done.report)
-        if done.comparison is not None:
-            print_comparison(done.comparison, done.report, str(done.against))
+        return
+    print_scores(done.report)
+    if done.comparison is not None:
+        print_comparison(done.comparison, done.report, str(done.against))

@@ -1,62 +1,249 @@
-"""Options of an answer on the command line, built from the fields of :class:`AnswerOptions`."""
+"""Options shared by the commands, and the options of an answer from the fields of :class:`AnswerOptions`."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import fields
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from onevision.cli.console import duration
+from onevision.errors import UsageError
+from onevision.native.device import MAX_THREADS
+from onevision.native.device import Device as DeviceName
 from onevision.runtime.options import AnswerOptions, make_options
+from onevision.runtime.options import Prefill as PrefillName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    Function = Callable[..., Any]
+
+INPUT, MACHINE = "Input", "Machine"  # groups of options in the help, beside those of AnswerOptions
 
 
-def answer_options(*names: str, **defaults: object) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of an answer, in the place of its parameter ``options``.
+def choices(kind: object) -> str:
+    """Names of a Literal for the help: ``auto|cpu|cuda``."""
+    return "|".join(get_args(kind))
+
+
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        envvar="ONEVISION_MODEL",
+        help="Folder of the bundle.  [default: the tiny model]",
+        show_default=False,
+        rich_help_panel=INPUT,
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-i", "--image", metavar="FILE", help="An image; repeat -i for several.", rich_help_panel=INPUT
+    ),
+]
+Video = Annotated[
+    str | None,
+    typer.Option(
+        "-v", "--video", metavar="FILE", help="A video; needs onevision[video].", rich_help_panel=INPUT
+    ),
+]
+Device = Annotated[
+    DeviceName,
+    typer.Option(
+        metavar=choices(DeviceName),
+        help="Processor; auto is a GPU that both libraries can use.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MAX_THREADS,
+        metavar="N",
+        help="CPU threads.  [default: all cores]",
+        rich_help_panel=MACHINE,
+    ),
+]
+Prefill = Annotated[
+    PrefillName,
+    typer.Option(
+        metavar=choices(PrefillName),
+        help="Prefill backend: onnx is the bundle's prefill graph; auto takes it for long prompts.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Cache each image's features in DIR, so that further questions start almost at once.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CheckSums = Annotated[
+    bool,
+    typer.Option("--check", help="Compare checksums of all files, not only sizes.", rich_help_panel=MACHINE),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, warnings or statistics.")]
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options in groups, and its arguments without Python types."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
+        """Write a section per group; options without a group come last."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is None:
+                continue
+            if param.param_type_name == "argument":
+                groups["Arguments"].append((_name(param), record[1]))
+            else:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+        groups["Options"] = groups.pop("Options")
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401
+        """Names of the arguments, in brackets if they may be left out."""
+        arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
+        return ["[OPTIONS]", *(_name(each) if each.required else f"[{_name(each)}]" for each in arguments)]
+
+
+def _name(argument: Any) -> str:  # noqa: ANN401
+    name: str = argument.metavar or argument.name.upper()
+    return name if argument.nargs == 1 or name.endswith("...") else f"{name}..."
+
+
+def examples(about: str, *commands: str) -> str:
+    r"""Help of a command: what it does, and commands a line each (``\b`` keeps the lines)."""
+    lines = "\n".join(f"  {command}" for command in commands)
+    return f"{about}\n\n\b\nExamples:\n{lines}"
+
+
+def bundle_folder(model: Path | None) -> Path:
+    """The bundle of ``-m``, or the tiny model's.
+
+    Raises:
+        BundleError: See :func:`onevision.models.default_bundle`.
+    """
+    from onevision.models import default_bundle
+
+    return model or default_bundle()
+
+
+def add_command(app: typer.Typer, function: Function, *commands: str, name: str | None = None) -> None:
+    """Add a command; its help is the docstring of ``function``, and examples.
 
     Args:
-        names: Fields of :class:`AnswerOptions`; none: all that have a help text.
-        **defaults: Other defaults than those of the fields.
+        app: The application or group.
+        function: The command. The first sentence of its docstring is its line in the list of commands.
+        commands: Examples.
+        name: Name of the command, if not the function's.
+    """
+    about = " ".join((function.__doc__ or "").split())
+    app.command(
+        name or function.__name__,
+        cls=Command,
+        help=examples(about, *commands),
+        short_help=about.partition(". ")[0].rstrip(".") + ".",
+    )(function)
+
+
+def expand(
+    parameter: str, options: Sequence[inspect.Parameter], join: Callable[[dict[str, Any]], Any]
+) -> Callable[[Function], Function]:
+    """Decorate a command: give it options in the place of one of its parameters.
+
+    Args:
+        parameter: Name of the parameter.
+        options: Options, as parameters for Typer.
+        join: Makes the parameter's value of the options' values.
     """
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        added = [
-            _parameter(name, defaults)
-            for name in names or [item.name for item in fields(AnswerOptions) if item.metadata]
-        ]
+    def decorate(command: Function) -> Function:
+        command.__annotations__.pop(parameter)  # its type need not be importable here
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for each in signature.parameters.values():
+            here = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+            parameters += options if each.name == parameter else here
 
         @wraps(command)
         def call(**arguments: Any) -> Any:  # noqa: ANN401
-            chosen = {each.name: arguments.pop(each.name) for each in added}
-            if "ttft_target" in chosen:
-                chosen["ttft_target"] = duration(chosen["ttft_target"], "--ttft-target")
-            return command(**arguments, options=make_options(chosen))
+            values = {option.name: arguments.pop(option.name) for option in options}
+            return command(**arguments, **{parameter: join(values)})
 
-        signature = inspect.signature(command, eval_str=True)
-        parameters: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
-            here = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-            parameters += added if parameter.name == "options" else here
         call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return call
 
     return decorate
 
 
-def _parameter(name: str, defaults: dict[str, object]) -> inspect.Parameter:
-    item = AnswerOptions.__dataclass_fields__[name]
-    kind, default = get_type_hints(AnswerOptions)[name], defaults.get(name, item.default)
-    if name == "ttft_target":
-        kind = str | None
-    elif name == "stop":
-        kind, default = list[str] | None, None
-    metadata = item.metadata
-    option = typer.Option(*metadata["flags"], metavar=metadata["metavar"], help=metadata["help"])
+def option(name: str, kind: Any, default: object, *flags: str, **settings: Any) -> inspect.Parameter:  # noqa: ANN401
+    """Make a parameter that Typer takes for an option; ``settings`` are those of ``typer.Option``."""
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, typer.Option(*flags, **settings)],
     )
+
+
+def answer_options(
+    *names: str, without: Sequence[str] = (), **defaults: object
+) -> Callable[[Function], Function]:
+    """Give a command the options of an answer, in the place of its parameter ``options``.
+
+    Args:
+        names: Fields of :class:`AnswerOptions`; none: all that have a help text.
+        without: Fields to leave out.
+        **defaults: Defaults that differ from those of the fields.
+    """
+    hints = get_type_hints(AnswerOptions)
+    added = []
+    for item in fields(AnswerOptions):
+        if not item.metadata or item.name in without or (names and item.name not in names):
+            continue
+        kind, default = hints[item.name], defaults.get(item.name, item.default)
+        if item.name == "ttft_target":
+            kind = str | None
+        elif item.name == "stop":
+            kind, default = list[str] | None, None
+        known = [choices(each) for each in (kind, *get_args(kind)) if get_origin(each) is Literal]
+        about = {"metavar": item.metadata["metavar"] or "".join(known) or None, "help": item.metadata["help"]}
+        panel = item.metadata["panel"]
+        added.append(
+            option(item.name, kind, default, *item.metadata["flags"], rich_help_panel=panel, **about)
+        )
+    return expand("options", added, _options)
+
+
+def _options(values: dict[str, Any]) -> AnswerOptions:
+    """Options of an answer; errors name the flags."""
+    if "ttft_target" in values:
+        values["ttft_target"] = duration(values["ttft_target"], "--ttft-target")
+    try:
+        return make_options(values)
+    except UsageError as error:
+        raise UsageError(_in_flags(error.message), hint=error.hint and _in_flags(error.hint)) from error
+
+
+def _in_flags(text: str) -> str:
+    """A text that names fields of :class:`AnswerOptions`, with their flags instead."""
+    names = "|".join(item.name for item in fields(AnswerOptions))
+    return re.sub(rf"\b({names})\b", lambda match: f"--{match[1].replace('_', '-')}", text)

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, Literal
 
 import typer
 
-from onevision.cli.console import (
+from onevision.cli.console import print_json, print_warning
+from onevision.cli.options import (
+    INPUT,
     Device,
     Json,
     Model,
     Prefill,
     Threads,
-    bundle_folder,
-    examples,
-    one_of,
-    print_json,
-    print_warning,
+    add_command,
+    answer_options,
 )
-from onevision.cli.options import answer_options
 from onevision.errors import UsageError
+from onevision.models.shapes import PublishedSize
 from onevision.runtime.options import AnswerOptions
 
-if TYPE_CHECKING:
-    from onevision.planning.cost import Media
-
-HELP = examples(
-    "Show the tiles, tokens, operations, memory and time of a prompt, before anything is run. Times are "
-    "rough until `onevision bench` has measured the bundle.",
+EXAMPLES = (
     "onevision plan photo.jpg",
     "onevision plan photo.jpg -m bundle",
     "onevision plan photo.jpg --ttft-target 5s -m bundle",
@@ -39,54 +33,54 @@ HELP = examples(
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("plan", help=HELP, short_help="Tell what a prompt costs, before it is run.")(plan)
+    add_command(app, plan, *EXAMPLES)
 
 
 @answer_options("frames", "max_tiles", "detail", "dedup", "ttft_target", "exif")
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Images and videos.")] = None,
     image_size: Annotated[
-        list[str] | None, typer.Option(metavar="WxH", help="Size instead of an image; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="WxH", help="Size instead of an image; repeatable.", rich_help_panel=INPUT),
     ] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = "What is in the image?",
-    options: AnswerOptions = AnswerOptions(),  # noqa: B008 - frozen
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="The question.", rich_help_panel=INPUT)
+    ] = "What is in the image?",
     model: Model = None,
     size: Annotated[
-        str | None,
+        Literal["tiny", PublishedSize] | None,
         typer.Option(
             metavar="NAME",
-            help="Instead of a bundle: tiny, 0.5b, 7b or 72b.  [default: tiny, without a bundle]",
+            help="Instead of a bundle: tiny, 0.5b, 7b or 72b.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
+    *,
+    options: AnswerOptions,
     prefill: Prefill = "auto",
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what a prompt costs."""
-    from onevision.bundle import open_bundle
-    from onevision.cli.costs import print_plan
-    from onevision.models.shapes import PublishedSize
-    from onevision.native import device as devices
-    from onevision.planning.plan import media_size, plan_bundle, plan_published
-    from onevision.runtime import options as answering
+    """Show what a prompt costs, before it is run.
 
-    where = one_of(device, get_args(devices.Device), "--device")
-    backend = one_of(prefill, get_args(answering.Prefill), "--prefill")
-    if options.ttft_target is not None and size is not None:
-        raise UsageError(
-            "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
-        )
-    media = [
-        *(media_size(path, exif=options.exif) for path in files or ()),
-        *(_parse_size(text) for text in image_size or ()),
-    ]
-    if size in {None, "tiny"}:
-        bundle = open_bundle(bundle_folder(model if size is None else None))
-        found = plan_bundle(bundle, media, prompt, options, prefill=backend, device=where, threads=threads)
-    else:
-        known = get_args(PublishedSize)
-        found = plan_published(one_of(size, ("tiny", *known), "--size"), media, prompt, options)
+    Tiles, tokens, operations, memory and time; times are rough until `onevision bench` has measured the
+    bundle.
+    """
+    import onevision
+    from onevision.cli.costs import print_plan
+
+    media = [*(files or ()), *map(_parse_size, image_size or ())]
+    found = onevision.plan(
+        media,
+        prompt,
+        bundle=model,
+        size=size,
+        options=options,
+        prefill=prefill,
+        device=device,
+        threads=threads,
+    )
     if found.warning:
         print_warning(found.warning)
     if as_json:
@@ -95,10 +89,8 @@ def plan(
         print_plan(found)
 
 
-def _parse_size(text: str) -> Media:
-    from onevision.planning.cost import Media
-
+def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text.strip())
     if match is None:
-        raise UsageError(f"--image-size is {text!r}", hint="width and height in pixels, such as 640x480")
-    return Media(text, "image", int(match[1]), int(match[2]))
+        raise UsageError(f"--image-size is {text!r}, it must be width and height in pixels, such as 640x480")
+    return int(match[1]), int(match[2])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, Json, Threads, examples, print_json, stdout
+from onevision.cli.console import ConsoleProgress, print_json, stdout
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -21,6 +21,7 @@ from onevision.cli.gate import (
     imatrix_choice,
     print_quantized,
 )
+from onevision.cli.options import Json, Threads, add_command
 from onevision.extras import require
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 
@@ -31,22 +32,13 @@ if TYPE_CHECKING:
 
 HELP = "Quantize a full-precision bundle without losing accuracy."
 
-APPLY_HELP = examples(
-    "Quantize a full-precision bundle, and compare the answers of both. auto tries the smallest precisions "
-    "first and stops at the first that passes the quality gate.",
+APPLY_EXAMPLES = (
     "onevision quant apply bundle small",
     "onevision quant apply bundle small --vision int8 --calibration photos/",
     "onevision quant apply bundle small --backbone q4_0 --questions mine/ --json",
 )
-
-IMATRIX_HELP = examples(
-    "Collect an importance matrix from images, videos and texts, in llama.cpp's format.",
-    "onevision quant imatrix bundle bundle.imatrix.gguf",
-)
-
-SWEEP_HELP = examples(
-    "Measure many precisions of a full-precision bundle: size, time per tile and per token, quality. Writes "
-    "tables as CSV and JSON, and a plot. An interrupted sweep resumes with the same command.",
+IMATRIX_EXAMPLES = ("onevision quant imatrix bundle bundle.imatrix.gguf",)
+SWEEP_EXAMPLES = (
     "onevision quant sweep bundle sweep/",
     "onevision quant sweep bundle sweep/ --vision int8 --backbone q4_0 --limit 26",
 )
@@ -59,9 +51,9 @@ Source = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(rich_markup_mode=None)
-    group.command("apply", help=APPLY_HELP, short_help="Quantize a bundle.")(apply)
-    group.command("imatrix", help=IMATRIX_HELP, short_help="Collect an importance matrix.")(imatrix)
-    group.command("sweep", help=SWEEP_HELP, short_help="Measure many precisions, and plot them.")(sweep)
+    add_command(group, apply, *APPLY_EXAMPLES)
+    add_command(group, imatrix, *IMATRIX_EXAMPLES)
+    add_command(group, sweep, *SWEEP_EXAMPLES)
     app.add_typer(group, name="quant", help=HELP)
 
 
@@ -79,7 +71,10 @@ def apply(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a bundle."""
+    """Quantize a full-precision bundle, and compare the answers of both.
+
+    auto tries the smallest precisions first and stops at the first that passes the quality gate.
+    """
     require("export", "this command")
     from onevision.quant.search import quantize
 
@@ -126,7 +121,11 @@ def sweep(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure many precisions of a bundle."""
+    """Measure many precisions of a full-precision bundle.
+
+    Writes size, time per tile and per token, and quality as CSV and JSON, and a plot. An interrupted sweep
+    resumes with the same command.
+    """
     require("export", "this command")
     require("bench", "a sweep's plot")
     from onevision.bundle import open_bundle
@@ -157,7 +156,7 @@ def imatrix(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Collect an importance matrix."""
+    """Collect an importance matrix. It is made from images, videos and texts, in llama.cpp's format."""
     require("export", "this command")
     from onevision.bundle import open_bundle
     from onevision.quant.imatrix import collect_imatrix, write_imatrix

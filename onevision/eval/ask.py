@@ -4,47 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from onevision._version import __version__
 from onevision.errors import InputError
+from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS
 from onevision.eval.records import EvalReply, Record
 from onevision.runtime.anyres import squash
 from onevision.runtime.images import read_image
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from onevision.bundle import Manifest
+    from onevision.eval import See
     from onevision.eval.suite import Sample
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import Detail, Prefill
+    from onevision.runtime.options import Prefill
     from onevision.runtime.video import VideoSource
-
-#: Visual input that the model gets: ``all`` of it; ``base``, where a single image is squashed to one tile, so
-#: that nothing finer than the base view is left; or ``nothing``, no images and no videos.
-See = Literal["all", "base", "nothing"]
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Options of all questions of a run."""
+    """Options of all questions of a run. ``options.frames`` is for video files: arrays are used whole."""
 
     see: See = "all"
-    max_tokens: int = 64  # enough for the suite's longest sentence; ends an answer that never stops
-    frames: int | None = None  # sampled from a video file; None: the bundle's default. Arrays are used whole.
-    max_tiles: int | None = None  # these three as in :class:`onevision.runtime.options.AnswerOptions`
-    detail: Detail = "auto"
-    dedup: float | None = None
+    options: AnswerOptions = field(default_factory=lambda: AnswerOptions(max_tokens=EVAL_MAX_TOKENS))
 
     @property
     def is_reference(self) -> bool:
-        """Whether images and videos are prepared as in the reference."""
-        return self.max_tiles is None and self.detail == "auto" and self.dedup is None
+        """Whether prompts, images and videos are prepared as in the reference."""
+        usual = AnswerOptions(max_tokens=self.options.max_tokens, frames=self.options.frames)
+        return self.options == usual
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings for JSON, without those of sampling."""
+        return {"see": self.see} | {name: getattr(self.options, name) for name in EVAL_OPTIONS}
 
 
 class Answerer(Protocol):
@@ -67,8 +67,7 @@ def of_bundle(model: OneVision) -> Answerer:
     def reply(
         prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: EvalSettings
     ) -> EvalReply:
-        options = asdict(settings)
-        del options["see"]
+        options = dict(vars(settings.options))
         if isinstance(video, np.ndarray):
             options["frames"] = len(video)
         answer = model.generate(prompt, images=images, video=video, **options)
@@ -106,7 +105,7 @@ def ask(
 
 def run_id(manifest: Manifest, settings: EvalSettings, prefill: Prefill = "auto") -> str:
     """Hash everything that answers depend on, except questions and machine: 12 hexadecimal digits."""
-    facts = json.dumps([__version__, manifest.to_json(), asdict(settings), prefill])
+    facts = json.dumps([__version__, manifest.to_json(), settings.to_dict(), prefill])
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 

@@ -7,32 +7,36 @@ the same questions are asked there afterwards: two models are never loaded at on
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onevision.bundle import MANIFEST, open_bundle
 from onevision.errors import UsageError
 from onevision.eval.ask import EvalSettings, ask, of_bundle, run_id
 from onevision.eval.compare import EvalComparison, compare, matched
+from onevision.eval.questions import choose_questions
 from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
 from onevision.models import default_bundle
+from onevision.progress import LogProgress
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import os
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from onevision.bundle import Bundle
+    from onevision.eval import See
     from onevision.eval.ask import Answerer
     from onevision.eval.questions import QuestionSet
     from onevision.native.device import Device
     from onevision.progress import Progress
-    from onevision.runtime.options import Prefill
+    from onevision.runtime.options import AnswerOptions, Prefill
 
     #: Context that loads a model: its name, the model, and pixels per side of its tiles.
     Loading = AbstractContextManager[tuple[str, Answerer, int]]
@@ -62,7 +66,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON object of ``onevision eval --json``."""
-        data = {"bundle": str(self.bundle.folder), **self.questions.source, **asdict(self.settings)}
+        data = {"bundle": str(self.bundle.folder), **self.questions.source, **self.settings.to_dict()}
         data |= {"prefill": self.prefill, **self.report.to_dict()}
         if self.comparison is not None:
             data["against"] = {"name": self.against, **self.comparison.to_dict()}
@@ -70,53 +74,76 @@ class Evaluation:
 
 
 def evaluate(
-    folder: Path | None,
-    questions: QuestionSet,
-    settings: EvalSettings,
-    progress: Progress,
+    bundle: str | os.PathLike[str] | None = None,
     *,
-    answers: AnswersFile | None = None,
-    against: Path | None = None,
+    suite: str | None = None,
+    questions: str | os.PathLike[str] | None = None,
+    families: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int | None = None,
+    see: See = "all",
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    against: str | os.PathLike[str] | None = None,
+    options: AnswerOptions | None = None,
     prefill: Prefill = "auto",
     device: Device = "auto",
     threads: int | None = None,
     check: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask a bundle questions and score its answers.
+    """Ask a bundle questions, score its answers, and compare them with another run.
 
     Args:
-        folder: The bundle; None for the tiny model.
-        questions: Questions to ask, see :func:`onevision.eval.questions.choose_questions`.
-        settings: Options of all questions.
-        progress: Reports each model's progress and share of right answers.
-        answers: File that takes the answers; an interrupted run is resumed.
+        bundle: Folder of the bundle; None for the tiny model.
+        suite: Name of a suite of generated questions; None for ``tiny``.
+        questions: Instead of a suite: a JSONL file, or a folder with ``questions.jsonl``.
+        families: Families of questions to ask; empty for all.
+        limit: Number of questions; None for 100 of each family of a suite, or the whole file.
+        seed: Seed of a suite; None for 0.
+        see: Visual input that the model gets, see :data:`onevision.eval.See`.
+        output: File for the answers, as JSONL; an interrupted run is resumed.
+        force: Replace ``output``.
         against: Also compare with this bundle, checkpoint or answers file.
-        prefill: Prefill backend of the bundle; the other one is read by llama.cpp.
-        device: See :meth:`onevision.runtime.engine.OneVision.load`.
+        options: Options of all answers; None for greedy ones of up to 64 tokens.
+        prefill: Prefill backend; the other bundle's is llama.cpp.
+        device: See :func:`onevision.load`.
         threads: CPU threads; None for all cores.
-        check: Compare checksums of all files of the bundles, not only their sizes.
+        check: Compare checksums of all files of the bundles, not only sizes.
+        progress: Receives each model's progress and share of right answers; None for the log.
 
     Raises:
-        UsageError: Options that exclude each other, or the answers file is of another run.
+        UsageError: Options that exclude each other, or ``output`` exists or is of another run.
         InputError: Questions, or an answers file, that cannot be used.
         BundleError, CheckpointError, DeviceError: A model cannot be loaded.
     """
-    if settings.frames is not None and "suite" in questions.source:
+    progress = progress or LogProgress()
+    settings = EvalSettings(see) if options is None else EvalSettings(see, options)
+    # Everything is checked before a model is loaded.
+    chosen = choose_questions(suite, _path(questions), families=families, limit=limit, seed=seed)
+    if settings.options.frames is not None and questions is None:
         raise UsageError("--frames needs --questions: the videos of a suite are used whole")
+    if force and output is None:
+        raise UsageError("--force needs -o/--output: no other file is written")
+    answers = None if output is None else AnswersFile(Path(output), force=force)
     load = partial(_loaded, device=device, threads=threads)
-    other = None if against is None else _other(against, questions, load, settings, progress, check=check)
-    bundle = open_bundle(folder or default_bundle(), check=check)
-    run = run_id(bundle.manifest, settings, prefill)
+    other = None if against is None else _other(Path(against), chosen, load, settings, progress, check=check)
+    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
+    run = run_id(opened.manifest, settings, prefill)
     if answers:
-        answers.check(questions, run)
-    asked = partial(_run, questions=questions, settings=settings, progress=progress)
-    records = asked(partial(load, bundle, prefill=prefill), run=run, file=answers)
+        answers.check(chosen, run)
+    asked = partial(_run, questions=chosen, settings=settings, progress=progress)
+    records = asked(partial(load, opened, prefill=prefill), run=run, file=answers)
     comparison = None
     if other is not None:
         others = other if isinstance(other, list) else asked(other, run=str(against))
         comparison = compare(records, others)
     name = None if against is None else str(against)
-    return Evaluation(bundle, questions, settings, prefill, tuple(records), report(records), name, comparison)
+    return Evaluation(opened, chosen, settings, prefill, tuple(records), report(records), name, comparison)
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _other(
@@ -134,7 +161,8 @@ def _other(
     if (against / "config.json").is_file() and not (against / MANIFEST).is_file():
         if not settings.is_reference:
             raise UsageError(
-                "a checkpoint in transformers takes no --max-tiles, --detail or --dedup",
+                "a checkpoint in transformers takes no --max-tiles, --detail, --dedup, --no-exif, --template "
+                "or --system",
                 hint="compare with a bundle, or with the answers file of another run",
             )
         require("proof", "a checkpoint in transformers")

@@ -53,12 +53,12 @@ class ReferenceModel:
     ) -> EvalReply:
         """Answer greedily, see :class:`onevision.eval.ask.Answerer`."""
         if video is not None and not isinstance(video, np.ndarray):
-            frames = settings.frames or self._frames
+            frames = settings.options.frames or self._frames
             video = read_video(video, frames=frames, prepare=np.asarray).tiles
         text = self._reference.answer(
             prompt,
             images=[np.asarray(read_image(image)) for image in images],
             video=video,
-            max_tokens=settings.max_tokens,
+            max_tokens=settings.options.max_tokens,
         )
         return EvalReply(text)

@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onevision.export.hub import FetchedCheckpoint
-    from onevision.graphs.qwen2 import PrefillPrecision
     from onevision.native.quantize import BackboneReport
-    from onevision.precisions import BackbonePrecision, Exporter, VisionPrecision
+    from onevision.precisions import BackbonePrecision, Exporter, PrefillPrecision, VisionPrecision
     from onevision.progress import Progress
 
 

@@ -54,6 +54,12 @@ class Source:
     repos: tuple[str, ...] = ()
     revision: str | None = None
 
+    @property
+    def bundle_name(self) -> str:
+        """Default name of the bundle's folder, after the repository or the checkpoint's folder."""
+        name = self.repos[0].split("/")[-1] if self.folder is None else self.folder.resolve().name
+        return f"{name.removesuffix('-hf')}-bundle"
+
 
 @dataclass(frozen=True)
 class FetchedCheckpoint:

@@ -8,19 +8,31 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onevision.bundle import CARD, GOLDEN, MANIFEST, Bundle, files_of, write_bundle
+from onevision.errors import CheckpointError
+from onevision.export.checkpoint import Checkpoint
 from onevision.export.seal import seal, tool_versions
 from onevision.export.tokenizer import read_tokenizer
+from onevision.extras import require
 from onevision.proof.golden import save_golden
-from onevision.proof.reference import Reference, fits_in_memory
+from onevision.proof.reference import Reference, fits_in_memory, golden_cases
+from onevision.runtime.images import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from onevision.export.checkpoint import Checkpoint
+    from onevision.bundle import Manifest
+    from onevision.models.shapes import ModelConfig
     from onevision.progress import Progress
     from onevision.proof.golden import ReferenceCase
     from onevision.proof.verify import Report
+    from onevision.runtime.images import ImageSource
+
+#: Question of ``verify --reference --image``.
+PROMPT = "What is in this picture?"
 
 
 def load_reference(checkpoint: Checkpoint, progress: Progress) -> Reference:
@@ -44,6 +56,52 @@ def load_reference(checkpoint: Checkpoint, progress: Progress) -> Reference:
 def reference_versions() -> dict[str, str]:
     """Versions of the packages that compute reference vectors, for ``created_by``."""
     return {name: version(name) for name in ("torch", "transformers")}
+
+
+def reference_cases(
+    folder: Path, manifest: Manifest, images: Sequence[ImageSource], prompt: str | None, progress: Progress
+) -> list[ReferenceCase]:
+    """Run the reference on the user's images, or on the standard cases. Needs the extra ``proof``.
+
+    Args:
+        folder: Folder of the checkpoint.
+        manifest: Manifest of its bundle.
+        images: Images of the user; with neither images nor a prompt, the standard cases are run.
+        prompt: Question about the images; None for :data:`PROMPT`.
+        progress: Receives steps and notes.
+
+    Raises:
+        UsageError: The extra ``proof`` is not installed.
+        CheckpointError: The checkpoint is damaged, or not the source of the bundle.
+        ImageError: An image cannot be used.
+    """
+    require("proof", "verify --reference")
+    pixels = [np.asarray(read_image(image)) for image in images]
+    with Checkpoint.open(folder) as checkpoint, progress.step("running the reference"):
+        _check_same_shape(checkpoint.config, manifest)
+        live = load_reference(checkpoint, progress)
+        if not images and prompt is None:
+            return golden_cases(live)
+        return [live.case("live", prompt or PROMPT, images=pixels)]
+
+
+def _check_same_shape(config: ModelConfig, manifest: Manifest) -> None:
+    """Check that the bundle may come from a checkpoint, before the reference runs in vain."""
+    vision, backbone = manifest.vision, manifest.backbone
+    shapes = {
+        "tiles of": (config.vision.image_size, vision.image_size),
+        "patches of": (config.vision.patch_size, vision.patch_size),
+        "an encoder of hidden size": (config.vision.hidden_size, vision.hidden),
+        "a backbone of hidden size": (config.text.hidden_size, backbone.hidden),
+        "backbone layers:": (config.text.layers, backbone.layers),
+        "a vocabulary of": (config.text.vocab_size, backbone.vocab_size),
+    }
+    for name, (theirs, ours) in shapes.items():
+        if theirs != ours:
+            raise CheckpointError(
+                f"the checkpoint has {name} {theirs:,}, the bundle {ours:,}",
+                hint=f"give the checkpoint that the bundle was made from, {manifest.source.repo}",
+            )
 
 
 def record_proof(bundle: Bundle, cases: Sequence[ReferenceCase], report: Report) -> Bundle:

@@ -8,7 +8,7 @@ prompt's last token.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from onevision.graphs.kernels import MatmulPrecision
     from onevision.models.shapes import TextConfig
+    from onevision.precisions import PrefillPrecision
     from onevision.progress import Advance
 
     Array = npt.NDArray[np.float32]
 
-PrefillPrecision = Literal["int8", "fp32"]
 
 #: A scale per token: one token with large activations does not spoil the others, and a prompt that is cut at
 #: other places gives the same.

@@ -14,6 +14,10 @@ from onevision.bundle import BackboneInfo, VideoInfo, VisionInfo
 CheckpointFormat = Literal["hf", "lmms-lab"]
 PublishedSize = Literal["0.5b", "7b", "72b"]
 Variant = Literal["ov", "si"]
+#: Names of the tensors in a checkpoint; hf-4.52 and hf-5 are those of later transformers.
+Naming = Literal["hf", "hf-4.52", "hf-5", "lmms-lab"]
+SynthSize = Literal["0.5b", "7b"]  # of synthetic checkpoints
+SynthDtype = Literal["bf16", "f16", "f32"]
 
 #: Default number of video frames (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
 DEFAULT_FRAMES = 32

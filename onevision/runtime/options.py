@@ -38,6 +38,7 @@ def _option(
     *,
     metavar: str | None = "N",
     flags: tuple[str, ...] = (),
+    panel: str = "Sampling",
 ) -> Any:  # noqa: ANN401
     """Field of an option.
 
@@ -46,12 +47,20 @@ def _option(
         help: Text for the command line.
         valid: Test of a value.
         wanted: Valid values in words, for the error.
-        metavar: Name of the value on the command line.
+        metavar: Name of the value on the command line; None: the names of a Literal.
         flags: Flags on the command line, if not ``--name`` alone.
+        panel: Group of the option in the help.
     """
     return field(
         default=default,
-        metadata={"help": help, "valid": valid, "wanted": wanted, "metavar": metavar, "flags": flags},
+        metadata={
+            "help": help,
+            "valid": valid,
+            "wanted": wanted,
+            "metavar": metavar,
+            "flags": flags,
+            "panel": panel,
+        },
     )
 
 
@@ -127,7 +136,11 @@ class AnswerOptions:
     )
     stop: tuple[str, ...] = _option((), "End the answer before this text; repeatable.", metavar="TEXT")
     frames: int | None = _option(
-        None, "Frames taken from a video.  [default: the model's]", _integer(1), "1 or more"
+        None,
+        "Frames taken from a video.  [default: the model's]",
+        _integer(1),
+        "1 or more",
+        panel="Budget",
     )
     max_tiles: int | None = _option(
         None,
@@ -135,12 +148,14 @@ class AnswerOptions:
         "`onevision plan` lists the costs.  [default: no limit]",
         _integer(1),
         "1 or more",
+        panel="Budget",
     )
     detail: Detail = _option(
         "auto",
         "For a single image: low is one tile, auto is as in training, high enlarges a small image until it "
         "fills all tiles that the model takes.",
-        metavar="NAME",
+        metavar=None,
+        panel="Budget",
     )
     dedup: float | None = _option(
         None,
@@ -149,6 +164,7 @@ class AnswerOptions:
         _number(0, 255),
         "from 0 to 255",
         metavar="T",
+        panel="Budget",
     )
     #: Seconds. Resolved by :mod:`onevision.planning.budget` before the engine is called.
     ttft_target: float | None = _option(
@@ -158,28 +174,32 @@ class AnswerOptions:
         _number(0, 1e6, above=True),
         "a number of seconds, more than 0",
         metavar="TIME",
+        panel="Budget",
     )
-    exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None)
+    exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None, panel="Input")
     template: Template | None = _option(
-        None, "Prompt format: training, or hf (the Hub's).  [default: the bundle's]", metavar="NAME"
+        None, "Prompt format; hf is the Hub's.  [default: the bundle's]", metavar=None, panel="Input"
     )
-    system: str | None = _option(None, "System prompt.  [default: the bundle's]", metavar="TEXT")
+    system: str | None = _option(
+        None, "System prompt.  [default: the bundle's]", metavar="TEXT", panel="Input"
+    )
     #: Go on after the end of the answer, so that its length is known beforehand.
     ignore_end: bool = False
 
     def __post_init__(self) -> None:
         for name, value, wanted in self._invalid():
-            raise UsageError(f"{name.replace('_', '-')} is {value!r}, it must be {wanted}")
+            raise UsageError(f"{name} is {value!r}, it must be {wanted}")
         for name, value, known in (
             ("detail", self.detail, get_args(Detail)),
             ("template", self.template, (None, *TEMPLATES)),
         ):
             if value not in known:
-                raise UsageError(f"unknown {name} {value!r}", hint=f"one of {', '.join(filter(None, known))}")
+                names = ", ".join(filter(None, known))
+                raise UsageError(f"{name} is {value!r}, it must be one of {names}")
         if self.detail != "auto" and self.max_tiles is not None:
             raise UsageError(
-                f"detail {self.detail} and max-tiles {self.max_tiles} exclude each other",
-                hint="low is the same as max-tiles 1; leave one of them out",
+                f"detail {self.detail} and max_tiles {self.max_tiles} exclude each other",
+                hint="low is the same as max_tiles 1; leave one of them out",
             )
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError("a stop string is empty, or not a string")

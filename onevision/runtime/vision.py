@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # Several tiles in one call are no faster on a CPU, whose cores one tile keeps busy, and cost memory.
 _BATCH = {"cpu": 1, "cuda": 8}
-#: The 0.5b encoder takes 1 to 3 s to load and 2 GB of its own memory; in fp32 0.05 s, and maps its file.
+#: Bytes of weights from which fp16 costs a CPU enough to say so. The 0.5b encoder takes 1 to 3 s to load and
+#: 2 GB of its own memory; in fp32 0.05 s, and maps its file.
+_COSTLY_FP16 = 100_000_000
 _FP16_ON_CPU = (
     "the vision encoder is fp16, for GPUs: a CPU converts its weights to fp32 at every start, and takes "
     "as long for a tile as in fp32; int8 is smaller and faster"
@@ -61,7 +63,8 @@ class VisionEncoder:
         )
         self.image_size, self.patches, self.hidden_size = _sizes(self._session, path)
         metadata = self._session.get_modelmeta().custom_metadata_map
-        if self.device == "cpu" and metadata.get(PRECISION) == "fp16":
+        weights = path.with_name(f"{path.name}.data")
+        if self.device == "cpu" and metadata.get(PRECISION) == "fp16" and _size(weights) >= _COSTLY_FP16:
             self.notes += (_FP16_ON_CPU,)
 
     def encode(
@@ -125,6 +128,11 @@ class VisionEncoder:
                 f"onnxruntime could not encode {len(tiles)} tiles: {first_line(error)}",
                 hint="free some memory, or use --device cpu",
             ) from error
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file, 0 if there is none."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def _sizes(session: Any, path: Path) -> tuple[int, int, int]:  # noqa: ANN401

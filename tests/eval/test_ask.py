@@ -14,6 +14,7 @@ from onevision.eval.ask import EvalSettings, of_bundle, run_id
 from onevision.eval.questions import tiny_suite
 from onevision.eval.suite.sample import normalize
 from onevision.runtime.anyres import squash
+from onevision.runtime.options import AnswerOptions
 from tests.eval.conftest import sample
 from tests.runtime.media import noise
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from onevision.eval.suite import Sample
 
 TOKENS = 6
-SETTINGS = EvalSettings(max_tokens=TOKENS)
+SETTINGS = EvalSettings(options=AnswerOptions(max_tokens=TOKENS))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,11 @@ def test_nothing_is_the_question_alone(model: OneVision):
 
 
 def test_frames_of_a_file(model: OneVision, clip: Path):
-    (got,) = ask(model, [sample(kind="video", video=clip)], replace(SETTINGS, frames=3))
+    (got,) = ask(
+        model,
+        [sample(kind="video", video=clip)],
+        EvalSettings(options=AnswerOptions(max_tokens=TOKENS, frames=3)),
+    )
     assert got.image_tokens == 3 * model.bundle.manifest.video.pooled_side**2 + 1
 
 
@@ -108,10 +113,16 @@ def test_a_damaged_picture_does_not_end_the_run(see: str, model: OneVision, phot
 
 def test_the_run_tells_bundles_and_settings_apart(model: OneVision):
     manifest = model.bundle.manifest
-    others = [replace(SETTINGS, see="base"), replace(SETTINGS, max_tokens=7), replace(SETTINGS, frames=4)]
+    changes = ({"max_tokens": 7}, {"max_tokens": TOKENS, "frames": 4}, {"max_tokens": TOKENS, "system": "Hi"})
+    others = [
+        replace(SETTINGS, see="base"),
+        *(EvalSettings(options=AnswerOptions(**each)) for each in changes),
+    ]
     ids = {run_id(manifest, settings) for settings in (SETTINGS, *others)}
     ids.add(run_id(replace(manifest, name="other"), SETTINGS))
-    assert len(ids) == 5
-    assert run_id(manifest, EvalSettings(max_tokens=TOKENS)) == run_id(manifest, SETTINGS)
+    assert len(ids) == 6
+    assert run_id(manifest, EvalSettings(options=AnswerOptions(max_tokens=TOKENS))) == run_id(
+        manifest, SETTINGS
+    )
     (got,) = ask(model, [sample(kind="text")], SETTINGS)
     assert got.run == run_id(manifest, SETTINGS)

@@ -261,7 +261,7 @@ def test_a_bundle_that_fails(
     out, err = capfd.readouterr()
     assert out == f"{Path('onevision-demo') / 'index.html'}\n"
     assert re.search(r"^✓ asking about 5 inputs [0-9.]+ s\n  \d+ of 15 answers are right$", err, re.MULTILINE)
-    assert err.endswith("warning: the bundle does not compute what the reference does\n")
+    assert err.endswith("warning: the bundle does not match the reference\n")
     page = Page(Path(out.strip()).read_text(encoding="utf-8"))
     assert "✗ the bundle does not compute what the reference does" in page.text
     assert f"-n 2 -m '{tmp_path.resolve() / 'bad bundle'}'" in page.text

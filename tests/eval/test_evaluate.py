@@ -54,7 +54,7 @@ def other_bundle(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The same weights with another system prompt, and so other answers; its name is no markup."""
     copy = shutil.copytree(toy_bundle, tmp_path_factory.mktemp("other") / "bundle")
     manifest = json.loads((copy / "onevision.json").read_text(encoding="utf-8"))
-    manifest["prompt"]["system"] = "Answer in French."
+    manifest["prompt"]["system"] = "Answer in one word, always, and in capital letters."
     manifest["name"] = "[/red]"
     (copy / "onevision.json").write_text(json.dumps(manifest), encoding="utf-8")
     return copy
@@ -121,7 +121,7 @@ def test_table(cli, monkeypatch):
     assert len(out.splitlines()) == 1 + 26 + 1 + 4 + 1 + 2
     assert re.search(r"^colour +1 +0\.0% +0\.0 to 79\.3 +\d+\.\d% +[\d,]+ ms$", out, re.MULTILINE)
     assert re.search(r"^one image +15 +0\.0% ", out, re.MULTILINE)
-    assert re.search(r"^on average \d\.\d\d tiles and \d+ visual tokens a question$", out, re.MULTILINE)
+    assert re.search(r"^on average \d\.\d\d tiles and \d+ visual tokens per question$", out, re.MULTILINE)
     assert re.search(r"^overall +26 +0\.0% +0\.0 to 15\.6 ", out, re.MULTILINE)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -373,13 +373,13 @@ def part(data: bytes) -> Callable[[Place], object]:
 KINDS = (
     Bad("no such suite", "eval --suite huge", "unknown suite 'huge'", 2),
     Bad("no such family", "eval --family color", "there is no family 'color'", 2),
-    Bad("no such sight", "eval --see half", "--see is 'half'", 2),
-    Bad("no such device", "eval --device tpu", "--device is 'tpu'", 2),
-    Bad("no questions wanted", "eval --limit 0", "invalid value for '--limit'", 2),
+    Bad("no such sight", "eval --see half", "--see is 'half', it must be one of all, base, nothing", 2),
+    Bad("no such device", "eval --device tpu", "--device is 'tpu', it must be one of auto, cpu, cuda", 2),
+    Bad("no questions wanted", "eval --limit 0", "--limit is 0, it must be 1 or more", 2),
     Bad("no tokens wanted", "eval -n 0", "max-tokens is 0", 2),
     Bad("no frames wanted", "eval --questions {mine} --frames 0", "frames is 0", 2),
     Bad("no tiles wanted", "eval --max-tiles 0", "max-tiles is 0", 2),
-    Bad("no such detail", "eval --detail most", "unknown detail 'most'", 2),
+    Bad("no such detail", "eval --detail most", "--detail is 'most', it must be one of low, auto, high", 2),
     Bad("two budgets", "eval --detail low --max-tiles 3", "exclude each other", 2),
     Bad("no such distance", "eval --dedup 256", "dedup is 256", 2),
     Bad(

@@ -15,7 +15,7 @@ import torch
 
 from onevision import OneVision
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import Naming, SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tokenizer import read_tokenizer
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID, ReferenceCase
 from onevision.proof.reference import Reference, fits_in_memory, golden_cases, synthetic_image
@@ -25,6 +25,8 @@ from tests.export.conftest import edit_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from onevision.models.shapes import Naming
 
 QUESTION = "What is it?"
 

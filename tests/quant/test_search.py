@@ -352,8 +352,8 @@ def test_sources_that_cannot_be_quantized(
 @pytest.mark.parametrize(
     ("words", "status", "error"),
     [
-        ("{toy} new --vision int9", 2, "'int9' is not one of 'fp32', 'fp16', 'int8', 'auto'"),
-        ("{toy} new --backbone q4", 2, "'q4' is not one of 'f32'"),
+        ("{toy} new --vision int9", 2, "--vision is 'int9', it must be one of fp32, fp16, int8, auto"),
+        ("{toy} new --backbone q4", 2, "--backbone is 'q4', it must be one of f32"),
         ("{toy} taken", 2, "taken exists"),
         ("{toy} new --calibration absent", 1, "no calibration folder at absent"),
         ("{toy} new --calibration empty", 1, "the calibration folder empty is empty"),

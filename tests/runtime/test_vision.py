@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from onevision.errors import BundleError, DeviceError, GenerationError, InputError, UsageError
+from onevision.models import default_bundle
 from onevision.native import ort
+from onevision.runtime import vision
 from onevision.runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
@@ -192,6 +194,15 @@ def test_auto_takes_the_cpu_and_says_so(path: Path, monkeypatch: pytest.MonkeyPa
         assert "no CUDA provider" in encoder.notes[0]
         assert "runs on the CPU" in encoder.notes[0]
         np.testing.assert_allclose(encoder.encode(tiles(1)), expected(tiles(1)), rtol=1e-5, atol=1e-5)
+
+
+def test_fp16_on_a_cpu_says_what_it_costs_where_it_costs_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = default_bundle() / "vision.onnx"
+    with closing(VisionEncoder(path, device="cpu")) as encoder:
+        assert encoder.notes == (), "12 MB are converted at once"
+    monkeypatch.setattr(vision, "_COSTLY_FP16", 1_000_000)
+    with closing(VisionEncoder(path, device="cpu")) as encoder:
+        assert "fp16" in encoder.notes[0]
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import numpy as np
 
 from onevision.errors import UsageError
 from onevision.export.synth.files import DTYPES, config_files, write_json
-from onevision.export.synth.spec import SynthDtype, SynthSize, SynthSpec
-from onevision.export.tensors import Naming, expected_tensors, optional_tensors, stored_name
+from onevision.export.synth.spec import SynthSpec
+from onevision.export.tensors import expected_tensors, optional_tensors, stored_name
 from onevision.files import disk_space, is_vacant, whole_folder
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from onevision.progress import Advance
 
-__all__ = ["Naming", "SynthDtype", "SynthSize", "SynthSpec", "synthesise", "tensors_of", "weights_of"]
+__all__ = ["SynthSpec", "synthesise", "tensors_of", "weights_of"]
 
 _BACKBONE = ("model.language_model.", "lm_head.")
 

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
 
 from onevision.errors import UsageError
 from onevision.export.config import ASPECT_RATIO
 from onevision.export.synth.vocabulary import QWEN2_TOKENS, SynthVocabulary
-from onevision.models.shapes import ModelConfig, published_config
-
-if TYPE_CHECKING:
-    from onevision.export.tensors import Naming
-
-SynthSize = Literal["0.5b", "7b"]
-SynthDtype = Literal["bf16", "f16", "f32"]
+from onevision.models.shapes import ModelConfig, Naming, SynthDtype, SynthSize, published_config
 
 _SPARE_ROWS = 8  # rows of a small embedding beyond its tokenizer
 

@@ -1,0 +1,71 @@
+"""Messages for wrong options and arguments, in one form whatever refused the value."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
+
+#: What Typer says of a value, and the valid values in words.
+_REFUSALS = (
+    (r"'(?P<value>.*)' is not one of (?P<choices>.*)", "one of {choices}"),
+    (r"(?P<value>\S+) is not in the range x>=(?P<low>\S+)", "{low} or more"),
+    (r"(?P<value>\S+) is not in the range x<=(?P<high>\S+)", "at most {high}"),
+    (r"(?P<value>\S+) is not in the range (?P<low>\S+)<=x<=(?P<high>\S+)", "from {low} to {high}"),
+    (r"'(?P<value>.*)' is not a valid integer", "a whole number"),
+    (r"'(?P<value>.*)' is not a valid float", "a number"),
+)
+#: The same for the types of pydantic's errors, which Typer raises from version 0.29 on.
+_PYDANTIC = {
+    "greater_than_equal": "{input} is not in the range x>={ge}",
+    "less_than_equal": "{input} is not in the range x<={le}",
+    "int_parsing": "'{input}' is not a valid integer",
+    "float_parsing": "'{input}' is not a valid float",
+}
+
+
+def explain(error: TyperException) -> tuple[str, str]:
+    """Message and hint for an error of the parser."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "onevision"
+    message, hint = _sentence(error.format_message()), f"{command} --help"
+    if isinstance(error, typer.BadParameter) and error.param is not None:
+        name = (
+            error.param.metavar
+            if error.param.param_type_name == "argument"
+            else max(error.param.opts, key=len)
+        )
+        for pattern, wanted in _REFUSALS:
+            if match := re.search(pattern, _refusal(error)):
+                found = match.groupdict() | {
+                    "choices": (match.groupdict().get("choices") or "").replace("'", "")
+                }
+                value = found["value"] if "range" in pattern else repr(found["value"])
+                message = f"{name} is {value}, it must be {wanted.format(**found)}"
+                if close := get_close_matches(found["value"], found["choices"].split(", "), 1):
+                    hint = f"did you mean {close[0]}?"
+    elif "unexpected extra argument" in message and command.split()[-1] in ("run", "chat"):
+        hint = f"give images with -i, one -i for each: {command} … -i a.png -i b.png"
+    return message, hint
+
+
+def _refusal(error: typer.BadParameter) -> str:
+    details: Any = error.__cause__
+    if not hasattr(details, "errors"):
+        return error.message.rstrip(".")
+    first = details.errors()[0]
+    text: str = _PYDANTIC.get(first["type"], first["msg"]).format(
+        input=first["input"], **first.get("ctx", {})
+    )
+    return text.rstrip(".")
+
+
+def _sentence(text: str) -> str:
+    """A message in our form: it starts in lower case and has no full stop."""
+    text = text.strip().rstrip(".")
+    return text[:1].lower() + text[1:]
