@@ -12,6 +12,7 @@ Every function imports what it needs when it is called, and reports its progress
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,6 +117,7 @@ def export(
     size: str | None = None,
     variant: Variant | None = None,
     revision: str | None = None,
+    adapter: PathLike | None = None,
     vision: EncoderChoice = "fp32",
     backbone: BackboneChoice = "q8_0",
     exporter: Exporter = "onevision",
@@ -136,6 +138,7 @@ def export(
         size: ``tiny``, ``0.5b``, ``7b`` or ``72b``; None without a source: ``tiny``.
         variant: Variant of the size: ``ov`` (the default) or ``si``, single images.
         revision: Branch, tag or commit on the Hub.
+        adapter: Folder of a LoRA adapter that is merged into the weights.
         vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
         backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
         exporter: Writer of the vision encoder's graph; ``optimum`` traces transformers, in fp32 only.
@@ -196,6 +199,8 @@ def export(
     shown = progress is not None and sys.stderr.isatty()
     progress = progress or LogProgress()
     fetched = hub.fetch(resolved, progress=shown, notify=progress.note)
+    if adapter is not None:
+        fetched = replace(fetched, adapter=Path(adapter))
     names: dict[str, Any] = {
         "prefill": prefill,
         "exporter": exporter,

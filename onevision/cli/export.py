@@ -80,6 +80,12 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.", rich_help_panel=INPUT),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="LoRA adapter (PEFT) to merge into the weights.", rich_help_panel=INPUT
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -131,6 +137,7 @@ def export(
         size=size,
         variant=variant,
         revision=revision,
+        adapter=adapter,
         vision=vision,
         backbone=backbone,
         exporter=exporter,

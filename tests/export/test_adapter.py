@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from onevision import OneVision
+from onevision.bundle import open_bundle
+from onevision.cli import _run
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.adapter import CONFIG, EXTRA_WEIGHTS, WEIGHTS, Adapter, is_adapter
 from onevision.export.build import ExportOptions, export
@@ -105,6 +107,16 @@ def test_a_bundle_answers_as_the_merged_checkpoint(
         with OneVision.load(folder, device="cpu", threads=1) as model:
             tokens.append(model.generate("What is it?", images=[photo], max_tokens=16).token_ids)
     assert tokens[0] == tokens[1] != tokens[2]
+
+
+def test_the_command(toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy_checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
+    place = ("--source", str(toy_checkpoint), "-o", str(tmp_path / "bundle"), "--threads", "1")
+    assert _run(["export", *place, "--adapter", str(tmp_path / "nothing")]) == 1
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+    assert _run(["export", *place, "--adapter", str(tmp_path / "adapter"), "--json"]) == 0
+    assert open_bundle(tmp_path / "bundle").manifest.source.adapter == "adapter"
 
 
 @pytest.fixture
