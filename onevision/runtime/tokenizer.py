@@ -15,7 +15,7 @@ from onevision.errors import GenerationError, PromptError
 from onevision.native.llama import LlamaModel, last_llama_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -98,9 +98,3 @@ def open_tokenizer(path: Path) -> Iterator[GgufTokenizer]:
         yield GgufTokenizer(model)
     finally:
         model.close()
-
-
-def count_tokens(path: Path, texts: Sequence[str]) -> int:
-    """Number of tokens of some texts, with the tokenizer of a GGUF file."""
-    with open_tokenizer(path) as tokenizer:
-        return sum(len(tokenizer.encode(text)) for text in texts)

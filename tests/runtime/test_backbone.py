@@ -14,7 +14,7 @@ from onevision.runtime import backbone as backbone_module
 from onevision.runtime.backbone import CHUNK, CONTEXT_STEP, Backbone
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.sampler import Sampler
-from onevision.runtime.tokenizer import count_tokens
+from onevision.runtime.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +43,12 @@ def embedding(toy_checkpoint: Path) -> npt.NDArray[np.float32]:
 
 def load(bundle: Path) -> Backbone:
     return Backbone(bundle / BACKBONE, device="cpu", threads=1, cache_type="f32", flash_attention=False)
+
+
+def count_tokens(path: Path, texts: list[str]) -> int:
+    """By the tokenizer alone, without the weights."""
+    with open_tokenizer(path) as tokenizer:
+        return sum(len(tokenizer.encode(text)) for text in texts)
 
 
 def read(backbone: Backbone, *parts: Any, room: int = 0) -> npt.NDArray[np.float32]:
