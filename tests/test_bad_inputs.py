@@ -210,13 +210,11 @@ PICTURES = (
     Bad("missing", "run Hi -i no.jpg -m {bundle}", "no.jpg does not exist"),
     Bad("a folder", "run Hi -i d -m {bundle}", "d is a folder", make=folder("d")),
     Bad("empty", "run Hi -i e.jpg -m {bundle}", r"e.jpg is empty \(0 bytes\)", make=file("e.jpg")),
-    Bad(
-        "a text", "run Hi -i t.jpg -m {bundle}", "t.jpg is not a picture", make=file("t.jpg", "Hello, world")
-    ),
+    Bad("a text", "run Hi -i t.jpg -m {bundle}", "t.jpg is not an image", make=file("t.jpg", "Hello, world")),
     Bad(
         "a PDF",
         "run Hi -i p.pdf -m {bundle}",
-        "is a PDF document, not a picture",
+        "is a PDF document, not an image",
         make=file("p.pdf", "%PDF-1.7\n"),
     ),
     Bad(
@@ -242,11 +240,11 @@ PICTURES = (
         "b.png is too large",
         make=file("b.png", png(60000, 60000, pixels=False)),
     ),
-    Bad("a video", "run Hi -i {clip} -m {bundle}", "is an MP4 video, not a picture"),
+    Bad("a video", "run Hi -i {clip} -m {bundle}", "is an MP4 video, not an image"),
     Bad("an address", "run Hi -i https://example.org/a.jpg -m {bundle}", "is an address, not a file"),
     Bad("an unreadable name", "run Hi -i \udcff.jpg -m {bundle}", "does not exist"),
-    Bad("a name with a null byte", "run Hi -i a\0b.jpg -m {bundle}", "is no path"),
-    Bad("a name that is too long", f"run Hi -i {'a' * 5000}.jpg -m {{bundle}}", "is no path"),
+    Bad("a name with a null byte", "run Hi -i a\0b.jpg -m {bundle}", "is not a path"),
+    Bad("a name that is too long", f"run Hi -i {'a' * 5000}.jpg -m {{bundle}}", "is not a path"),
     Bad("an empty name", "run Hi -i '' -m {bundle}", "is a folder|does not exist"),
     Bad("the second of two", "run Hi -i {photo} -i no.jpg -m {bundle}", "no.jpg does not exist"),
 )
@@ -256,7 +254,7 @@ VIDEOS = (
     Bad("a folder", "run Hi -v d -m {bundle}", "d is a folder", make=folder("d")),
     Bad("empty", "run Hi -v e.mp4 -m {bundle}", "e.mp4 is empty", make=file("e.mp4")),
     Bad("a text", "run Hi -v t.mp4 -m {bundle}", "t.mp4 is not a video", make=file("t.mp4", "Hello, world")),
-    Bad("a picture", "run Hi -v {photo} -m {bundle}", "is a JPEG picture, not a video"),
+    Bad("a picture", "run Hi -v {photo} -m {bundle}", "is a JPEG image, not a video"),
     Bad(
         "sound alone",
         "run Hi -v s.m4a -m {bundle}",
@@ -625,7 +623,7 @@ SYNTH = (
 
 PLAN = (
     Bad("no such file", "plan no.jpg", "no.jpg does not exist"),
-    Bad("a text", "plan t.jpg", "t.jpg is not a picture", make=file("t.jpg", "Hello, world")),
+    Bad("a text", "plan t.jpg", "t.jpg is not an image", make=file("t.jpg", "Hello, world")),
     Bad("a cut video", "plan c.mp4", "c.mp4", make=cut("clip", "c.mp4", 0.1)),
     Bad("no size", "plan --image-size big", "--image-size is 'big'", 2),
     Bad("a size of nothing", "plan --image-size 0x480", "--image-size is '0x480'", 2),

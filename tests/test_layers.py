@@ -12,8 +12,6 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import onevision
 
 ROOT = Path(onevision.__file__).parent
@@ -88,10 +86,6 @@ def test_every_module_has_a_layer() -> None:
     assert {layer(module) for module in modules()} <= HEIGHT.keys()
 
 
-KNOWN = pytest.mark.xfail(reason="the rest of the moves", strict=False)
-
-
-@KNOWN
 def test_imports_point_down() -> None:
     upward = [
         f"{module} -> {other}"
@@ -107,7 +101,6 @@ def _below(lower: str, upper: str) -> bool:
     return HEIGHT[lower] < HEIGHT[upper] or HEIGHT[lower] == HEIGHT[upper] == min(HEIGHT.values())
 
 
-@KNOWN
 def test_no_circle_of_modules() -> None:
     try:
         TopologicalSorter(arrows()).prepare()
@@ -115,7 +108,6 @@ def test_no_circle_of_modules() -> None:
         raise AssertionError(f"a circle: {' -> '.join(error.args[1])}") from None
 
 
-@KNOWN
 def test_class_names_have_one_meaning() -> None:
     """Classes, protocols and type aliases; an alias that repeats another's definition is a second home."""
     homes: dict[str, list[str]] = defaultdict(list)

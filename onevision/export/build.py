@@ -39,6 +39,7 @@ from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.seal import seal, tool_versions, writer_versions
 from onevision.export.tensors import TEXT_PREFIX
+from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
 from onevision.extras import missing
 from onevision.graphs.qwen2 import write_prefill
@@ -102,6 +103,7 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         Checkpoint.open(source.folder, adapter=source.adapter) as checkpoint,
         write_bundle(target, force=options.force) as folder,
     ):
+        read_tokenizer(checkpoint.folder, checkpoint.config)  # before minutes of work
         name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
         backbone = _write_models(checkpoint, folder, options, name, progress)
         versions = writer_versions() | _write_golden(checkpoint, folder / GOLDEN, options, progress)

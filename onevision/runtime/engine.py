@@ -185,6 +185,8 @@ class OneVision:
 
         A stream that waits to be read ends here. A call that is running is waited for.
         """
+        if os.getpid() != self._process:  # the memory is the parent's, and so may be the lock
+            return
         for stream in tuple(self._streams):
             if stream.is_open:
                 with suppress(ValueError):  # since then, another thread reads on

@@ -1,6 +1,6 @@
-"""Whatever the user calls a picture, opened, turned upright and made RGB.
+"""An image from a file or from Python, upright and RGB.
 
-In: a path, the bytes of a file, a PIL image or a NumPy array. Out: a PIL image of mode RGB, in memory.
+In: a path, the bytes of a file, an open file, a PIL image or a NumPy array. Out: a PIL image of mode RGB.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; at 3 bytes a pixel that is half a gibibyte
 MAX_SIDE = 65_535  # JPEG's longest side
 
-# Bitmap formats that can be told by their first bytes. No EPS, PDF or the like: they run programs.
+# Bitmap formats with a signature in their first bytes. No EPS, PDF or the like: they run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "ICO", "AVIF")
 _READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF files"
 
@@ -63,18 +63,18 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# (offset, bytes there, what such a file is). The first that matches counts.
+# (offset, bytes there, kind of file). The first match counts.
 _SIGNATURES = (
-    (0, b"\xff\xd8\xff", "a JPEG picture"),
-    (0, b"\x89PNG", "a PNG picture"),
-    (0, b"GIF8", "a GIF picture"),
-    (8, b"WEBP", "a WebP picture"),
-    (0, b"BM", "a BMP picture"),
-    (0, b"II*\0", "a TIFF picture"),
-    (0, b"MM\0*", "a TIFF picture"),
-    (4, b"ftypavi", "an AVIF picture"),
-    (4, b"ftyphe", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIC picture"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"GIF8", "a GIF image"),
+    (8, b"WEBP", "a WebP image"),
+    (0, b"BM", "a BMP image"),
+    (0, b"II*\0", "a TIFF image"),
+    (0, b"MM\0*", "a TIFF image"),
+    (4, b"ftypavi", "an AVIF image"),
+    (4, b"ftyphe", "a HEIC image"),
+    (4, b"ftypmif1", "a HEIC image"),
     (4, b"ftypM4A", "an MP4 sound file"),
     (4, b"ftyp", "an MP4 video"),
     (4, b"moov", "a QuickTime video"),
@@ -99,28 +99,27 @@ _LOCK = threading.Lock()  # the list of warning filters belongs to the whole pro
 
 
 def read_image(source: ImageSource, *, exif: bool = True) -> Image.Image:
-    """Opens a picture: upright, alpha over white, mode RGB.
+    """Open an image: upright, alpha over white, mode RGB.
 
-    Of an animation it is the first frame. 16-bit greyscale is scaled to 8 bits (mode I is taken for 16 bits),
-    floating-point greyscale is taken as 0 to 1 if it stays within, else as 0 to 255.
+    Of an animation, the first frame is taken. 16-bit grayscale is scaled to 8 bits, and so is mode I;
+    floating-point grayscale is taken as 0 to 1 if it stays within, else as 0 to 255.
 
     Args:
         source: A path, a file's bytes, an open binary file, a PIL image, or an array uint8 [H, W],
             [H, W, 3] or [H, W, 4].
-        exif: Turn the picture as its EXIF orientation says. The original LLaVA-NeXT does not.
+        exif: Turn the image as its EXIF orientation says. The original LLaVA-NeXT does not.
 
     Raises:
-        ImageError: Missing, empty, damaged, not a picture, or over MAX_PIXELS or MAX_SIDE.
+        ImageError: Missing, empty, damaged, not an image, or over MAX_PIXELS or MAX_SIDE.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        with _pillow("the PIL image"):
-            return _to_rgb(source, "the PIL image", exif=exif)
+        return _to_rgb(source, "the PIL image", exif=exif)
     if isinstance(source, bytes):
         if not source:
-            raise ImageError("the picture has 0 bytes")
-        return _open(io.BytesIO(source), f"the picture of {len(source):,} bytes", exif=exif)
+            raise ImageError("the image has 0 bytes")
+        return _open(io.BytesIO(source), f"the image of {len(source):,} bytes", exif=exif)
     if isinstance(source, (str, os.PathLike)):
         path = existing_file(source, ImageError)
         try:
@@ -135,7 +134,7 @@ def read_image(source: ImageSource, *, exif: bool = True) -> Image.Image:
             raise ImageError("the file is open as text", hint="open it as binary: open(path, 'rb')")
         return read_image(data, exif=exif)
     raise ImageError(
-        f"a picture cannot be read from a value of type {type(source).__name__}",
+        f"an image cannot be read from a value of type {type(source).__name__}",
         hint="give a path, the bytes of a file, an open file, a PIL image or a uint8 array (H, W, 3)",
     )
 
@@ -158,7 +157,7 @@ def existing_file(source: str | os.PathLike[str], error: type[InputError]) -> Pa
         status = None
     except (OSError, ValueError) as cause:  # too long, a null byte, no permission
         reason = cause.strerror if isinstance(cause, OSError) else cause
-        raise error(f"{name} is no path that can be opened: {reason}") from cause
+        raise error(f"{name} is not a path that can be opened: {reason}") from cause
     if status is None:
         raise error(f"{name or repr(name)} does not exist", hint=f"relative paths start at {Path.cwd()}")
     if stat.S_ISDIR(status.st_mode):
@@ -171,7 +170,7 @@ def existing_file(source: str | os.PathLike[str], error: type[InputError]) -> Pa
 
 
 def identify(head: bytes) -> str | None:
-    """What a file that starts with ``head`` seems to be, such as "a PNG picture" or "an MP4 video"."""
+    """Kind of a file by its first bytes, such as "a PNG image" or "an MP4 video"; None if unknown."""
     for offset, signature, kind in _SIGNATURES:
         if head.startswith(signature, offset):
             return kind
@@ -186,46 +185,53 @@ def identify(head: bytes) -> str | None:
 
 
 @contextmanager
-def _pillow(name: str) -> Iterator[None]:
-    """Turns what Pillow raises into an ImageError about ``name``, and its warnings into nothing."""
+def _pillow(name: str, damage: tuple[type[Exception], ...] = _DAMAGE) -> Iterator[None]:
+    """Turn what Pillow raises into an ImageError about ``name``; ``damage`` is what a bad file causes."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} is too large: over {MAX_PIXELS // 10**6} megapixels", hint="make it smaller first"
+        ) from error
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into memory", hint="make it smaller first") from error
+    except damage as error:
+        raise ImageError(f"{name} is damaged: {error}", hint="save or download it again") from error
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Drop warnings on what headers and EXIF data have. Only short work: other threads wait for the lock."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        except ImageError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise ImageError(
-                f"{name} is too large: {str(error).rstrip('.')}", hint="make it smaller first"
-            ) from error
-        except MemoryError as error:
-            raise ImageError(f"{name} does not fit into memory", hint="make it smaller first") from error
-        except _DAMAGE as error:
-            raise ImageError(f"{name} is damaged: {error}", hint="save or download it again") from error
+        yield
 
 
 def _open(file: BinaryIO, name: str, *, exif: bool) -> Image.Image:
     kind = identify(file.read(512))
     file.seek(0)
     Image.init()
-    with _pillow(name):
+    formats = [form for form in FORMATS if form in Image.OPEN]
+    with _no_warnings(), _pillow(name):
         try:
-            image = Image.open(file, formats=[form for form in FORMATS if form in Image.OPEN])
+            image = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
-            raise _not_a_picture(name, kind) from error
-        with image:
-            return _to_rgb(image, name, exif=exif)
+            raise _not_an_image(name, kind) from error
+    with image:
+        return _to_rgb(image, name, exif=exif)
 
 
-def _not_a_picture(name: str, kind: str | None) -> ImageError:
+def _not_an_image(name: str, kind: str | None) -> ImageError:
     if kind is None:
-        return ImageError(f"{name} is not a picture that can be read", hint=f"{_READABLE} are read")
+        return ImageError(f"{name} is not an image that can be read", hint=f"{_READABLE} are read")
     if "HEIC" in kind or "AVIF" in kind:
         return ImageError(f"{name} is {kind}, which cannot be read here", hint="convert it to JPEG or PNG")
-    if kind.endswith("picture"):
+    if kind.endswith("image"):
         return ImageError(f"{name} starts as {kind} and is damaged", hint="save or download it again")
     hint = "pass it with --video" if kind.endswith("video") else f"{_READABLE} are read"
-    return ImageError(f"{name} is {kind}, not a picture", hint=hint)
+    return ImageError(f"{name} is {kind}, not an image", hint=hint)
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -242,7 +248,7 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ImageError(
-            f"an array of shape {array.shape} and type {array.dtype} is not a picture",
+            f"an array of shape {array.shape} and type {array.dtype} is not an image",
             hint="give uint8 of shape (height, width), or (height, width, 3 or 4) as red, green, blue, alpha",
         )
     _check_size(array.shape[1], array.shape[0], "the array")
@@ -251,29 +257,36 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str, *, exif: bool) -> Image.Image:
-    """A new image that needs no open file. The size is looked at before anything is decoded."""
+    """A new image that needs no open file. Its size is checked before anything is decoded."""
     _check_size(image.width, image.height, name)
-    image.load()
-    turn = _UPRIGHT.get(_orientation(image)) if exif else None
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _to_grey(image).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    # A TIFF parses its tags once more when it is decoded.
+    with _pillow(name), _no_warnings() if image.format == "TIFF" else nullcontext():
+        image.load()
+    with _pillow(name, ()):
+        turn = _UPRIGHT.get(_orientation(image)) if exif else None
+        if turn is not None:
+            image = image.transpose(turn)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _to_gray(image)
+        elif image.has_transparency_data:
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        try:
+            return image.convert("RGB")
+        except ValueError as error:
+            raise ImageError(f"{name} has the color mode {image.mode}", hint="convert it to RGB") from error
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        with _no_warnings():
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
-        return 1  # the pixels are good, and nothing else is needed of the EXIF block
+        return 1  # the pixels are good, and nothing else is needed of the EXIF data
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
-    """Mode L of a greyscale picture with more than 8 bits. Pillow's own conversion clips at 255."""
+def _to_gray(image: Image.Image) -> Image.Image:
+    """Mode L of a grayscale image with more than 8 bits. Pillow's own conversion clips at 255."""
     values = np.asarray(image)
     if image.mode == "F":
         levels = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)

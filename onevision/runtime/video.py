@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     VideoSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
 
 # Containers that may be opened, and where they may read from: playlists could name files and hosts of their
-# own, and FFmpeg draws any text file as a film of its letters. The last four tell sound from no media.
+# own, and FFmpeg draws any text file as a film of its letters. The last four are sound files, to be named so.
 _DEMUXERS = (
     "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,gif,apng,h264,hevc,m4v,ivf,obu,mxf,nut,dv,rm,"
     "yuv4mpegpipe,mp3,wav,flac,aac"
 )
 _OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
-_MOVING_PICTURES = ("a GIF picture", "a PNG picture")  # the two that FFmpeg reads as animations
+_ANIMATIONS = ("a GIF image", "a PNG image")  # the two that FFmpeg reads as animations
 
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
@@ -50,7 +50,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What can be said of a video from its packets and its first frame."""
+    """A video's size, frames and damage, from its packets and its first frame."""
 
     width: int  # as shown, after rotation, in pixels
     height: int
@@ -64,7 +64,7 @@ class VideoProbe:
 class Video:
     """The frames that were chosen from a video."""
 
-    tiles: NDArray[np.uint8]  # [T, S, S, 3], what ``prepare`` made of each
+    tiles: NDArray[np.uint8]  # [T, S, S, 3], as ``prepare`` returns them
     positions: tuple[int, ...]  # their places among all frames, from 0
     total: int  # N, frames that can be decoded
     fps: float | None
@@ -82,12 +82,12 @@ def sample_positions(total: int, frames: int) -> tuple[int, ...]:
 
 
 def read_video(source: VideoSource, *, frames: int, prepare: Prepare) -> Video:
-    """Chooses frames of a video and prepares each, in the order in which they are shown.
+    """Choose frames of a video and prepare each, in the order in which they are shown.
 
     Args:
         source: A file that FFmpeg can read, or an array uint8 [N, H, W, 3].
         frames: T, how many to choose; a shorter video gives all it has.
-        prepare: Makes uint8 [S, S, 3] of an upright RGB picture.
+        prepare: Makes uint8 [S, S, 3] of an upright RGB image.
 
     Returns:
         The frames. ``warnings`` says if the file is damaged; what can be decoded of it is used.
@@ -118,7 +118,7 @@ def read_video(source: VideoSource, *, frames: int, prepare: Prepare) -> Video:
 
 
 def probe_video(source: str | os.PathLike[str]) -> VideoProbe:
-    """Reads through the packets of a video and decodes its first frame.
+    """Read through the packets of a video and decode its first frame.
 
     Raises:
         VideoError: Not a video, no frame that decodes, or PyAV is not installed.
@@ -154,7 +154,7 @@ def probe_video(source: str | os.PathLike[str]) -> VideoProbe:
 
 @contextmanager
 def _open(source: str | os.PathLike[str]) -> Iterator[tuple[ModuleType, InputContainer, VideoStream]]:
-    """PyAV, the container and its first video stream that is not a cover picture."""
+    """PyAV, the container and its first video stream that is not a cover image."""
     try:
         import av
         import av.error
@@ -167,7 +167,7 @@ def _open(source: str | os.PathLike[str]) -> Iterator[tuple[ModuleType, InputCon
             kind = identify(file.read(512))
     except OSError as error:
         raise VideoError(f"{path} cannot be opened: {error.strerror}") from error
-    if kind is not None and kind.endswith("picture") and kind not in _MOVING_PICTURES:
+    if kind is not None and kind.endswith("image") and kind not in _ANIMATIONS:
         raise _not_a_video(path, kind)
     try:
         container = av.open(str(path.absolute()), options=_OPTIONS, metadata_errors="ignore")
@@ -178,7 +178,7 @@ def _open(source: str | os.PathLike[str]) -> Iterator[tuple[ModuleType, InputCon
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             what = "has sound and no video" if container.streams.audio else "has no video in it"
-            raise VideoError(f"{path} {what}", hint="give a file with moving pictures")
+            raise VideoError(f"{path} {what}", hint="give a video file")
         stream = streams[0]
         if stream.codec_context is None:
             raise VideoError(f"{path} is in an unknown codec", hint="convert it to MP4 with H.264")
@@ -194,11 +194,11 @@ def _not_a_video(path: Path, kind: str | None) -> VideoError:
         return VideoError(
             f"{path} is not a video that can be read", hint="MP4, MOV, MKV, WebM, AVI, MPEG and GIF are read"
         )
-    if kind.endswith("picture"):
+    if kind.endswith("image"):
         return VideoError(f"{path} is {kind}, not a video", hint="pass it with --image")
     if kind.endswith("video"):
         return VideoError(f"{path} starts as {kind} and is damaged", hint="record or download it again")
-    return VideoError(f"{path} is {kind}, not a video", hint="give a file with moving pictures")
+    return VideoError(f"{path} is {kind}, not a video", hint="give a video file")
 
 
 def _nothing_decodes(source: str | os.PathLike[str]) -> VideoError:
@@ -238,7 +238,7 @@ def _decode_packet(av: ModuleType, stream: VideoStream, packet: Packet[Any] | No
 
 
 def _to_image(frame: VideoFrame) -> Image.Image:
-    """An upright RGB picture. The frame's rotation is counter-clockwise, as Pillow's turns are."""
+    """An upright RGB image. The frame's rotation is counter-clockwise, as Pillow's turns are."""
     alpha = any(component.is_alpha for component in frame.format.components)
     image = Image.fromarray(frame.to_ndarray(format="rgba" if alpha else "rgb24"))
     image = read_image(image) if alpha else image

@@ -105,7 +105,7 @@ def export_checkpoint(model: Any, vocabulary: SynthVocabulary, folder: Path) -> 
         LlavaOnevisionImageProcessor,
     )
 
-    from onevision.export.synth.files import write_json
+    from onevision.export.synth.vocabulary import write_json
     from onevision.models.shapes import MEAN, STD
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -353,4 +353,7 @@ def test_resampling_is_torchs(source, target, seed):
     x = features(*source, 3, seed=seed)
     planes = torch.from_numpy(x).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(planes, target, mode="bilinear")[0].permute(1, 2, 0).numpy()
-    assert relative_error(resize_bilinear(x, target), expected) <= 1e-6
+    ours = resize_bilinear(x, target)
+    assert ours.shape == expected.shape
+    # Relative to the values that are mixed: where they cancel, torch's own rounding is as large.
+    assert np.abs(ours - expected).max() <= 1e-6 * np.abs(x).max()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,28 @@ def test_a_second_question_reads_only_itself(toy_bundle: Path, picture: Path, ex
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens == again.usage.cached_tokens > second.usage.image_tokens
     assert second.timings.encode == 0
+
+
+def test_a_slow_cache_delays_no_token(toy_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch):
+    """Keys and values are written after the last one; the times of an answer do not have it in them."""
+    cache, put = Cache(), Cache.put
+    written: list[int] = []
+
+    def slow(self: Cache, key: str, data: bytes) -> None:
+        if len(data) > 100_000:  # not the features of a tile
+            written.append(pieces)
+            time.sleep(0.5)
+        put(self, key, data)
+
+    monkeypatch.setattr(Cache, "put", slow)
+    with OneVision.load(toy_bundle, **SETTINGS, cache=cache) as model:
+        started = time.perf_counter()
+        stream, pieces = model.stream(QUESTIONS[0], images=[picture], max_tokens=4), 0
+        for pieces, _ in enumerate(stream, start=1):  # noqa: B007 - for `slow`
+            assert not written
+        took = (time.perf_counter() - started) * 1e3
+    assert written == [pieces]
+    assert stream.answer.timings.ttft <= stream.answer.timings.total <= took - 500
 
 
 def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -359,6 +360,66 @@ def test_a_call_waits_for_a_stream_to_end(model: OneVision):
     assert stream.answer.usage.completion_tokens == 8
 
 
+def test_a_call_beside_an_open_stream_is_an_error_at_once(model: OneVision):
+    """In the thread that reads the stream, it would wait for ever."""
+    with model.stream("Hi.", max_tokens=8) as stream:
+        first = next(stream)
+        for ask in (lambda: model.generate("Hello."), lambda: next(model.stream("Hello."))):
+            with pytest.raises(UsageError, match="still open in this thread") as caught:
+                ask()
+            assert "with model.stream" in str(caught.value.hint)
+        chat = model.chat(max_tokens=2)
+        with pytest.raises(UsageError, match="still open in this thread"):
+            chat.ask("Hello.")
+        assert first + "".join(stream) == stream.answer.text, "the stream goes on"
+    assert model.generate("Hello.", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_the_thread_that_reads_a_stream_may_change(model: OneVision):
+    """The one that began it then waits like any other."""
+    stream = model.stream("Hi.", max_tokens=8)
+    next(stream)
+    read_on, begun = threading.Event(), threading.Event()
+
+    def read() -> list[str]:
+        first = next(stream)
+        begun.set()
+        assert read_on.wait(60)
+        return [first, *stream]
+
+    with ThreadPoolExecutor(2) as pool:
+        reader = pool.submit(read)
+        assert begun.wait(60)
+        threading.Timer(0.2, read_on.set).start()
+        assert model.generate("Hello.", max_tokens=2).usage.completion_tokens == 2
+        assert reader.result(timeout=60)
+
+
+FORKED = """
+import os, sys
+from onevision import OneVision
+from onevision.errors import UsageError
+
+with OneVision.load(sys.argv[1], device="cpu", threads=1) as model:
+    stream = model.stream("Hi.", max_tokens=8)
+    next(stream)
+    if (child := os.fork()) == 0:
+        try:
+            model.generate("Hi.", max_tokens=1)
+        except UsageError as error:
+            model.close()
+            os._exit(7 if "forked" in error.message else 1)
+        os._exit(2)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_is_told(toy_bundle: Path):
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(toy_bundle)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 7
+
+
 LEAVE = {
     "closed": lambda stream: stream.close(),
     "closed twice": lambda stream: (stream.close(), stream.close()),
@@ -480,16 +541,16 @@ def test_there_is_at_least_one_thread(toy_bundle: Path, threads: int):
 
 
 CYCLES = """
-import sys
+import contextlib, sys
 from onevision import OneVision
 
 def resident():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
-bundle, photo = sys.argv[1:]
+bundle, photo, manager = sys.argv[1:]
 for cycle in range(50):
-    with OneVision.load(bundle, device="cpu", threads=1) as model:
+    with getattr(contextlib, manager)(OneVision.load(bundle, device="cpu", threads=1)) as model:
         model.generate("What is it?", images=[photo], max_tokens=8)
         next(model.stream("Hi.", max_tokens=8))
     if cycle >= 9:
@@ -498,8 +559,10 @@ for cycle in range(50):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_fifty_models_take_the_memory_of_one(toy_bundle: Path, photo: Path):
-    command = [sys.executable, "-c", CYCLES, str(toy_bundle), str(photo)]
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "dropped"])
+def test_fifty_models_take_the_memory_of_one(toy_bundle: Path, photo: Path, close: bool):
+    manager = "closing" if close else "nullcontext"
+    command = [sys.executable, "-c", CYCLES, str(toy_bundle), str(photo), manager]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     resident = [int(line) for line in out.split()]
     assert len(resident) == 41

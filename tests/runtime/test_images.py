@@ -361,16 +361,16 @@ def test_other_types_are_refused(source):
 
 
 FILES = {
-    "text.jpg": (b"not a picture at all\n", "not a picture that can be read"),
-    "zeros.png": (bytes(1000), "not a picture that can be read"),
-    "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not a picture"),
+    "text.jpg": (b"not an image at all\n", "not an image that can be read"),
+    "zeros.png": (bytes(1000), "not an image that can be read"),
+    "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not an image"),
     "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
-    "a.pdf": (b"%PDF-1.7\n", "is a PDF document, not a picture"),
+    "a.pdf": (b"%PDF-1.7\n", "is a PDF document, not an image"),
     "a.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
     "a.zip": (b"PK\x03\x04" + bytes(100), "is a ZIP archive"),
-    "a.heic": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC picture, which cannot be read"),
-    "a.jpg": (b"\xff\xd8\xff", "JPEG picture and is damaged"),
-    "a.png": (b"\x89PNG\r\n\x1a\n", "PNG picture and is damaged"),
+    "a.heic": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC image, which cannot be read"),
+    "a.jpg": (b"\xff\xd8\xff", "JPEG image and is damaged"),
+    "a.png": (b"\x89PNG\r\n\x1a\n", "PNG image and is damaged"),
     "empty.png": (b"", "is empty"),
 }
 
@@ -388,7 +388,7 @@ def test_files_that_are_no_pictures(name, tmp_path):
 
 def test_a_video_or_a_sound_is_called_what_it_is(tmp_path):
     video = encode_video(tmp_path / "clip.mp4", numbered_frames(3))
-    with pytest.raises(ImageError, match="is an MP4 video, not a picture") as caught:
+    with pytest.raises(ImageError, match="is an MP4 video, not an image") as caught:
         read_image(video)
     assert "--video" in caught.value.hint
     with pytest.raises(ImageError, match="is a Matroska or WebM video"):
@@ -407,8 +407,8 @@ def test_paths_that_cannot_be_opened(tmp_path):
         (tmp_path / "none" / "a.jpg", "does not exist"),
         ("", "'' does not exist"),
         (tmp_path, "is a folder"),
-        ("a\0b.jpg", "no path"),
-        ("x" * 5000, "no path|does not exist"),
+        ("a\0b.jpg", "not a path"),
+        ("x" * 5000, "not a path|does not exist"),
         ("https://example.org/a.jpg", "is an address, not a file"),
         ("file:///a.jpg", "is an address"),
     ]:

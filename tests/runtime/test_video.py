@@ -416,7 +416,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
 def test_a_picture_is_no_video(form, tmp_path):
     path = tmp_path / "a.mp4"
     noise(20, 30).save(path, form)
-    with pytest.raises(VideoError, match=f"{form} picture, not a video".replace("WEBP", "WebP")) as caught:
+    with pytest.raises(VideoError, match=f"{form} image, not a video".replace("WEBP", "WebP")) as caught:
         read(path)
     assert "--image" in caught.value.hint
 
@@ -488,7 +488,7 @@ def test_paths_that_cannot_be_opened(tmp_path):
         (tmp_path, "is a folder"),
         ("", "does not exist"),
         ("https://example.org/a.mp4", "is an address, not a file"),
-        ("a\0b.mp4", "no path"),
+        ("a\0b.mp4", "not a path"),
         (b"bytes", "a path is needed, not a value of type bytes"),
         (None, "a path is needed"),
     ]:

@@ -6,7 +6,6 @@ file.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
@@ -14,8 +13,6 @@ from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.models.shapes import MEAN, SIGLIP_TOWERS, SO400M, STD
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from onevision.export.synth.spec import SynthSpec
     from onevision.models.shapes import VisionConfig
 
@@ -34,11 +31,6 @@ def config_files(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:
         ids: Ids of the special tokens by their text.
     """
     return _lmms_lab(spec, ids) if spec.naming == "lmms-lab" else _hf(spec, ids)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file as transformers does, but on one line."""
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8", newline="\n")
 
 
 def _hf(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:

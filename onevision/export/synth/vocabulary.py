@@ -8,13 +8,13 @@ size and form.
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from importlib import resources
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
-from onevision.export.synth.files import write_json
 from onevision.export.tokenizer import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -138,3 +138,8 @@ def _filler_merges() -> Iterator[tuple[str, str]]:
     ]
     yield from pairs
     yield from ((left + right, letter) for left, right in pairs for letter in letters)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file as transformers does, but on one line."""
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8", newline="\n")
