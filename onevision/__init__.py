@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from onevision.bench.result import Result
     from onevision.eval.evaluate import evaluate
     from onevision.export.build import Exported
     from onevision.models.shapes import PublishedSize, Variant
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "AnswerStream", "OneVision", "OneVisionError", "Timings", "Usage", "__version__",
-    "evaluate", "export", "load", "plan", "quantize", "verify",
+    "benchmark", "evaluate", "export", "load", "plan", "quantize", "verify",
 ]  # fmt: skip
 
 # The native libraries are loaded with the first of these, not with the package.
@@ -327,6 +328,69 @@ def plan(
         return plan_published(size, items, prompt, options)
     opened = open_bundle(default_bundle() if bundle is None or size else bundle)
     return plan_bundle(opened, items, prompt, options, prefill=prefill, device=device, threads=threads)
+
+
+def benchmark(
+    bundle: PathLike | None = None,
+    *,
+    scenarios: Sequence[str] = (),
+    files: Sequence[PathLike] = (),
+    quick: bool = False,
+    runs: int = 5,
+    seconds: float | None = None,
+    isolate: bool = False,
+    against: Sequence[str] = (),
+    checkpoint: PathLike | None = None,
+    device: Device = "cpu",
+    threads: int | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure where the time goes, and the speed profile that ``ttft_target`` needs.
+
+    Args:
+        bundle: Folder of the bundle; None for the tiny model.
+        scenarios: Names from :data:`onevision.bench.scenarios.SCENARIOS`; without files either, all of them.
+        files: Images and videos of the user.
+        quick: Only text and two common image sizes.
+        runs: Timed runs per scenario.
+        seconds: Time budget; None for an hour, or 4 minutes if ``quick``.
+        isolate: Run each scenario in a fresh process.
+        against: Other engines to measure, see :data:`onevision.bench.peers.PEERS`.
+        checkpoint: Checkpoint for transformers; None: the bundle's, if found.
+        device: See :func:`load`.
+        threads: CPU threads; None for all cores.
+        check: Compare checksums of all files, not only sizes.
+        progress: Receives steps and notes; None for the log.
+
+    Returns:
+        What was measured; after Ctrl-C, ``interrupted`` is set.
+
+    Raises:
+        UsageError: Options that exclude each other, or unknown names.
+        BundleError, DeviceError: The bundle cannot be loaded.
+    """
+    from onevision.bench.benchmark import BenchSettings, measure
+    from onevision.bench.peers import choose_peers
+    from onevision.bench.scenarios import choose
+    from onevision.bundle import open_bundle
+    from onevision.models import default_bundle
+    from onevision.progress import LogProgress
+
+    if isolate and against:
+        raise UsageError("--isolate and --against exclude each other")
+    settings = BenchSettings(
+        choose(scenarios, [Path(file) for file in files], quick=quick),
+        runs,
+        seconds or (240.0 if quick else 3600.0),
+        device,
+        threads,
+        isolate=isolate,
+        against=choose_peers(against),
+        checkpoint=_path(checkpoint),
+    )
+    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
+    return measure(opened, settings, progress or LogProgress())
 
 
 def _path(path: PathLike | None) -> Path | None:

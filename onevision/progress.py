@@ -20,8 +20,8 @@ _LOG = logging.getLogger("onevision")
 class StepProgress(Protocol):
     """An :data:`Advance` that also takes a text to show, such as ``3/12``."""
 
-    def __call__(self, fraction: float, text: str = "") -> None:
-        """Report the fraction that is done."""
+    def __call__(self, fraction: float | None, text: str = "") -> None:
+        """Report the fraction that is done, if it is known."""
         ...
 
 

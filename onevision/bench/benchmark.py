@@ -7,12 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from onevision._version import __version__
 from onevision.bench import machine, roofline
+from onevision.bench.calibrate import keep_profile
 from onevision.bench.machine import open_gpu, require_cuda
 from onevision.bench.method import Method, make_trials, run_rounds
 from onevision.bench.peers import TargetSetup, find_checkpoint
@@ -21,6 +23,7 @@ from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
 from onevision.bench.target import OURS, BundleTarget, Target
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
+from onevision.errors import OneVisionError
 from onevision.native.device import default_threads
 from onevision.native.doctor import examine
 from onevision.runtime.engine import OneVision
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from onevision.bench.method import Trial
     from onevision.bench.scenarios import Scenario
     from onevision.native.device import Device
+    from onevision.progress import Progress
 
 #: Timed loads of a bundle: one from the disk if possible, the others from memory.
 LOADS = 4
@@ -51,6 +55,30 @@ class BenchSettings:
     loads: int = LOADS  # 0: skip
     against: tuple[str, ...] = ()  # peers
     checkpoint: Path | None = None  # for peers that need it; None: as the bundle says
+
+
+def measure(bundle: Bundle, settings: BenchSettings, progress: Progress) -> Result:
+    """Measure a bundle, and then its speed profile; after an interrupt, the result has what was measured.
+
+    Raises:
+        OneVisionError: See :class:`Benchmark`.
+    """
+    if find_spec("onnx") is None:
+        progress.note("limits of ONNX Runtime are not measured: pip install 'onevision[bench]'")
+    with progress.step("benchmark") as advance:
+        show = partial(advance, None)
+        benchmark = Benchmark(bundle, settings, show)
+        try:
+            benchmark.run()
+            keep_profile(bundle, settings.device, benchmark.result.threads, show)
+        except KeyboardInterrupt:
+            progress.note("interrupted: the result has what was measured")
+            return replace(benchmark.result, interrupted=True)
+        except OneVisionError as error:
+            if benchmark.result.interrupted:
+                raise
+            progress.note(f"times to the first token cannot be predicted: {error.message}")
+    return benchmark.result
 
 
 class Benchmark:

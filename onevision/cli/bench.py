@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,20 +13,15 @@ from onevision.cli.console import (
     print_json,
     print_table,
     print_warning,
-    stderr,
     stdout,
 )
-from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, bundle_folder, examples
-from onevision.errors import OneVisionError, UsageError
+from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, examples
+from onevision.errors import UsageError
 from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from onevision.bench.benchmark import BenchSettings
     from onevision.bench.result import Result
-    from onevision.bundle import Bundle
 
 HELP = examples(
     "Measure where the time goes, and how close it is to this machine's limits. The last step measures the "
@@ -149,61 +142,40 @@ def bench(
     """Measure a bundle."""
     if context.invoked_subcommand is not None:
         return
-    from onevision.bench.benchmark import BenchSettings
+    import onevision
     from onevision.bench.machine import require_cuda
-    from onevision.bench.peers import choose_peers
     from onevision.bench.result import write_result
-    from onevision.bench.scenarios import choose
-    from onevision.bundle import open_bundle
 
-    chosen = choose(scenario or (), file or (), quick=quick)
+    if as_json + as_csv + as_markdown > 1:
+        raise UsageError("--json, --csv and --markdown exclude each other")
     given = context.get_parameter_source("model")
-    clashes = {
-        "--json, --csv and --markdown": as_json + as_csv + as_markdown > 1,
-        "--synthetic and --model": synthetic and given is not None and given.name == "COMMANDLINE",
-        "--isolate and --against": isolate and against,
-    }
-    for options, clash in clashes.items():
-        if clash:
-            raise UsageError(f"{options} exclude each other")
+    if synthetic and given is not None and given.name == "COMMANDLINE":
+        raise UsageError("--synthetic and --model exclude each other")
     if synthetic is None and (vision or backbone):
         raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
-    peers, box = choose_peers(against or ()), seconds or (_QUICK_SECONDS if quick else _SECONDS)
     if device == "cuda":
         require_cuda()  # before a bundle is made, which takes minutes
         vision = vision or "fp16"  # int8 graphs are made for CPUs
-    folder = _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model)
-    settings = BenchSettings(
-        chosen, runs, box, device, threads, isolate=isolate, against=peers, checkpoint=checkpoint
+    result = onevision.benchmark(
+        _synthetic(synthetic, vision, backbone, threads) if synthetic else model,
+        scenarios=scenario or (),
+        files=file or (),
+        quick=quick,
+        runs=runs,
+        seconds=seconds,
+        isolate=isolate,
+        against=against or (),
+        checkpoint=checkpoint,
+        device=device,
+        threads=threads,
+        check=check,
+        progress=ConsoleProgress(lines=False),
     )
-    result = _measure(open_bundle(folder, check=check), settings)
     if output:
         write_result(output, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
     if result.interrupted:
         raise KeyboardInterrupt
-
-
-def _measure(bundle: Bundle, settings: BenchSettings) -> Result:
-    """Measure, and then the speed profile; after an interrupt, the result has what was measured."""
-    from onevision.bench.benchmark import Benchmark
-    from onevision.bench.calibrate import keep_profile
-
-    if find_spec("onnx") is None:
-        print_warning("limits of ONNX Runtime are not measured: pip install 'onevision[bench]'")
-    with _status() as show:
-        benchmark = Benchmark(bundle, settings, show)
-        try:
-            benchmark.run()
-            keep_profile(bundle, settings.device, benchmark.result.threads, show)
-        except KeyboardInterrupt:
-            print_warning("interrupted: the result has what was measured")
-            return replace(benchmark.result, interrupted=True)
-        except OneVisionError as error:
-            if benchmark.result.interrupted:
-                raise
-            print_warning(f"times to the first token cannot be predicted: {error.message}")
-    return benchmark.result
 
 
 def _synthetic(
@@ -220,19 +192,6 @@ def _synthetic(
     disk = readable(open_bundle(folder).bytes)
     progress.note(f"weights are random, only times mean something: {folder}, {disk}")
     return folder
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being measured; on a terminal only, and redrawn only when that changes."""
-    from rich.status import Status
-
-    console = stderr()
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with Status("", console=console, refresh_per_second=1) as status:
-        yield status.update
 
 
 def _print(result: Result, form: str) -> None:

@@ -147,8 +147,9 @@ class ConsoleProgress:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
             task = bars.add_task(name, total=None, text="")
 
-            def advance(fraction: float, text: str = "") -> None:
-                bars.update(task, total=1.0, completed=fraction, text=text)
+            def advance(fraction: float | None, text: str = "") -> None:
+                total = None if fraction is None else 1.0
+                bars.update(task, total=total, completed=fraction, text=text)
 
             yield advance
         if self._lines:

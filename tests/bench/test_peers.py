@@ -226,7 +226,7 @@ def test_a_peer_answers_from_its_own_process(setup: TargetSetup, ours: BundleTar
         child = psutil.Process(peer._process.pid)
         # A question that it cannot be asked is an error, and the next one is answered.
         too_long = replace(SHORT, answer=0)
-        with pytest.raises(UsageError, match="max-tokens"):
+        with pytest.raises(UsageError, match="max_tokens"):
             peer.ask(too_long, messages, StageClock)
         assert peer.ask(SHORT, messages, StageClock).token_ids == mine.token_ids
     assert not child.is_running()
