@@ -17,8 +17,8 @@ _REFUSALS = (
     (r"(?P<value>\S+) is not in the range x>=(?P<low>\S+)", "{low} or more"),
     (r"(?P<value>\S+) is not in the range x<=(?P<high>\S+)", "at most {high}"),
     (r"(?P<value>\S+) is not in the range (?P<low>\S+)<=x<=(?P<high>\S+)", "from {low} to {high}"),
-    (r"'(?P<value>.*)' is not a valid integer", "a whole number"),
-    (r"'(?P<value>.*)' is not a valid float", "a number"),
+    (r"'(?P<value>.*)' is not a valid int(eger)?( range)?", "a whole number"),
+    (r"'(?P<value>.*)' is not a valid float( range)?", "a number"),
 )
 #: The same for the types of pydantic's errors, which Typer raises from version 0.29 on.
 _PYDANTIC = {
@@ -45,7 +45,7 @@ def explain(error: TyperException) -> tuple[str, str]:
                 found = match.groupdict() | {
                     "choices": (match.groupdict().get("choices") or "").replace("'", "")
                 }
-                value = found["value"] if "range" in pattern else repr(found["value"])
+                value = found["value"] if "in the range" in pattern else repr(found["value"])
                 message = f"{name} is {value}, it must be {wanted.format(**found)}"
                 if close := get_close_matches(found["value"], found["choices"].split(", "), 1):
                     hint = f"did you mean {close[0]}?"

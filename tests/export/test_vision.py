@@ -14,6 +14,7 @@ import pytest
 from onevision.errors import CheckpointError, ExportError
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.vision import export_vision
+from onevision.runtime import vision
 from onevision.runtime.vision import VisionEncoder
 from tests.export.conftest import as_lmms_lab, edit_tensors
 
@@ -259,7 +260,9 @@ def test_matrices_are_mapped_until_the_session_is_closed(exported: Path) -> None
     assert not is_mapped()
 
 
-def test_fp16_is_half_precision_throughout(case: Case, exported: Path, tmp_path: Path) -> None:
+def test_fp16_is_half_precision_throughout(
+    case: Case, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from onnx import TensorProto
 
     path = export_to(tmp_path, case.checkpoint, precision="fp16")
@@ -267,6 +270,9 @@ def test_fp16_is_half_precision_throughout(case: Case, exported: Path, tmp_path:
     assert floats == {TensorProto.FLOAT16}
     assert data_of(path).stat().st_size < 0.6 * data_of(exported).stat().st_size
     pixels = case.pixels(2)
+    with closing(VisionEncoder(path, device="cpu")) as encoder:
+        assert encoder.notes == (), "small enough to cost nothing"
+    monkeypatch.setattr(vision, "_COSTLY_FP16", 0)
     with closing(VisionEncoder(path, device="cpu")) as encoder:
         features = encoder.encode(pixels)
         assert "int8 is smaller and faster" in " ".join(encoder.notes)
