@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
-from onevision.errors import GenerationError, UsageError
+from onevision.errors import GenerationError, UsageError, suggest
 from onevision.runtime.options import Prefill
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 
@@ -74,7 +74,7 @@ class PrefillRunner:
         self, bundle: Bundle, backbone: Backbone, choice: Prefill, *, threads: int | None = None
     ) -> None:
         if choice not in get_args(Prefill):
-            raise UsageError(f"unknown prefill {choice!r}", hint=f"one of {', '.join(get_args(Prefill))}")
+            raise UsageError(f"unknown prefill {choice!r}", hint=suggest(choice, get_args(Prefill)))
         has_graph = PREFILL in bundle.manifest.files
         if choice == "onnx" and not has_graph:
             raise UsageError(
