@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     except TyperException as error:
         return report(*explain(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return report("interrupted", None, INTERRUPTED)
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has what it wanted, as in `| head`.
         _discard_stdout()
@@ -94,6 +94,8 @@ def _run(arguments: list[str]) -> int:
         print_error(f"the operating system refused: {error.strerror or error}", None)
         _discard_stdout()
         return 1
+    if code == INTERRUPTED:
+        return report("interrupted", None, INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

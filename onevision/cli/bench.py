@@ -182,7 +182,7 @@ def bench(
         write_result(output, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
     if result.interrupted:
-        raise typer.Exit(print_error("interrupted", None, INTERRUPTED))
+        raise SystemExit(print_error("interrupted", None, INTERRUPTED))  # the result is printed already
 
 
 def _synthetic(

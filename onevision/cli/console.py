@@ -61,7 +61,7 @@ def print_warning(message: str) -> None:
 
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object on stdout, with the version of onevision."""
-    print(json.dumps({"onevision": __version__} | data, ensure_ascii=False))
+    print(json.dumps(data | {"onevision": __version__}, ensure_ascii=False))
 
 
 def show(as_json: bool, data: dict[str, Any], table: Callable[..., object], *contents: object) -> None:

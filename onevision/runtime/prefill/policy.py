@@ -121,6 +121,10 @@ class PrefillRunner:
             self._loaded = graph, embedding, self._check(graph, embedding)
         except LayoutError as error:
             graph.close()
+            if (choice or self._choice) == "onnx":
+                raise GenerationError(
+                    f"the prefill graph cannot be used: {error}", hint="--prefill auto or llama"
+                ) from error
             self._usable = False
             self.warnings = (f"prefill runs in llama.cpp, not in the prefill graph: {error}",)
 
