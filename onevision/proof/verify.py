@@ -6,20 +6,25 @@ Out: a :class:`Report`. Each stage runs on the runtime's own output of the stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.metrics import relative_error
-from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID, ReferenceCase, Rows
-from onevision.runtime.engine import OneVision
+from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prepare import PreparedPrompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from onevision.proof.golden import ReferenceCase, Rows
+    from onevision.runtime.engine import OneVision
+    from onevision.runtime.prepare import PreparedPrompt
 
 #: Largest relative error of image features and visual tokens, by precision of the encoder. Those of int8, and
 #: of quantized backbones below, only catch a broken conversion: quality is measured by the gates.
