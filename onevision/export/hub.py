@@ -7,6 +7,7 @@ commit. Downloads use huggingface_hub and its cache; its environment variables a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -29,8 +30,6 @@ from onevision.models import SHIPPED
 from onevision.models.shapes import PublishedSize, Variant, repositories
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 # "*/config.json": the tower's, in a folder of an lmms-lab checkpoint.

@@ -9,26 +9,23 @@ the two differ, a comment says so. Needs the extra ``proof``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import isqrt, prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
-from onevision.bundle import pooled_side
+from onevision.bundle import NewlinePosition, Pooling, pooled_side
 from onevision.errors import ExportError
+from onevision.models.shapes import ModelConfig, VisionConfig
 from onevision.proof.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
     import torch
     from tokenizers import Tokenizer
-
-    from onevision.bundle import NewlinePosition, Pooling
-    from onevision.models.shapes import ModelConfig, VisionConfig
 
 #: The training format, reference for `<image>` and for `<video>` alike (LLaVA-NeXT, conv "qwen_1_5").
 PROMPT = (
