@@ -38,8 +38,8 @@ HELP = examples(
     "onevision bench --quick --against transformers-bf16,llama -m bundle --checkpoint model",
 )
 COMPARE_HELP = examples(
-    "Compare two results stage by stage. Exit status 1 if a stage became slower, 2 if that cannot be told: too "
-    "few runs, or the machine's own speed changed too much.",
+    "Compare two results stage by stage. Exit status 1 if a stage became slower, 2 if that cannot be told: "
+    "too few runs, or the machine's own speed changed too much.",
     "onevision bench compare before.json after.json",
     "onevision bench compare before.json after.json --threshold 2% --json",
 )

@@ -226,7 +226,7 @@ def test_a_graph_of_another_model_is_not_used(exact: Path, tmp_path: Path):
         write_graph(checkpoint, tmp_path / PREFILL, "fp32")
     for name in (PREFILL, PREFILL_DATA):
         replace_file(copy, name, (tmp_path / name).read_bytes())
-    with load(copy) as model, pytest.raises(GenerationError, match="cannot be used: .*cosine"):
+    with load(copy) as model, pytest.raises(GenerationError, match=r"cannot be used: .*cosine"):
         model.generate(LONG, max_tokens=8)
     with load(copy, "auto") as model:
         answer = model.generate(LONG, max_tokens=8)
