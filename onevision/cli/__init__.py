@@ -84,6 +84,8 @@ def _run(arguments: list[str]) -> int:
         return report(*explain(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit as end:  # SIGTERM, or reported where it happened
+        return int(end.code or 0)
     except BrokenPipeError:
         # The reader of our output has what it wanted, as in `| head`.
         _discard_stdout()

@@ -47,7 +47,7 @@ def made(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ONEVISION_MODEL", raising=False)
         printed: list[dict[str, Any]] = []
-        patch.setattr("onevision.cli.demo.print_json", printed.append)
+        patch.setattr("onevision.cli.console.print_json", printed.append)
         assert _run(["demo", "-o", str(folder), "--json", "--threads", "1"]) == 0
     json.dumps(printed[0])
     return folder, printed[0]
