@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import closing
@@ -67,7 +66,8 @@ def run(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of a prompt: messages or a request as JSON, as for OpenAI's or Ollama's API.",
+            help="Messages or a request as JSON, as for OpenAI's or Ollama's API, or a saved chat; a prompt "
+            "is the next question.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -119,11 +119,13 @@ def _question(
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
     if messages is not None:
-        if prompt is not None or images or video is not None:
-            raise UsageError("--messages cannot be combined with a prompt, --image or --video")
-        from onevision.runtime.messages import Reading, parse_request
+        from onevision.runtime.messages import conversation_of, read_messages
 
-        request = parse_request(_read_json(messages), Reading(messages.absolute().parent))
+        if prompt is None and (images or video is not None):
+            raise UsageError("--image and --video beside --messages need a prompt")
+        prompt = _read_stdin() if prompt == "-" else prompt
+        more = () if prompt is None else conversation_of(prompt, images, video, None)
+        request = read_messages(messages, *more)
         return {"messages": request.messages}, request.options
     if prompt is None:
         raise UsageError("there is no prompt", hint='onevision run "What is in the image?" --image FILE')
@@ -141,15 +143,6 @@ def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptio
     usual = vars(AnswerOptions())
     flags = {name: value for name, value in vars(options).items() if value != usual[name]}
     return make_options(usual | dict(requested) | flags)
-
-
-def _read_json(path: Path) -> Any:  # noqa: ANN401
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise PromptError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path} is not valid JSON: {error}") from error
 
 
 def _read_stdin() -> str:

@@ -66,6 +66,10 @@ class VisualInput:
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
+#: Visual inputs by the identity of their source, and whether there are several images.
+KeptVisuals = dict[tuple[int, bool], VisualInput]
+
+
 @dataclass(frozen=True)
 class PreparedPrompt:
     """A prompt of known length: token ids, and visual inputs in their places."""
@@ -180,6 +184,7 @@ class Preparer:
         messages: Sequence[Message],
         options: AnswerOptions,
         timer: StageTimer = lambda _: nullcontext(),
+        kept: KeptVisuals | None = None,
     ) -> PreparedPrompt:
         """Lay out a prompt and cut its images.
 
@@ -187,6 +192,7 @@ class Preparer:
             messages: The conversation.
             options: Budget, prompt format and system prompt.
             timer: Times the stages ``tokenize``, ``read`` and ``preprocess``.
+            kept: Visual inputs of an earlier prompt, which are not cut again; receives those of this one.
 
         Raises:
             InputError: An image, video or text that cannot be used.
@@ -195,6 +201,7 @@ class Preparer:
             segments = self._segments(messages, options)
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+        kept = {} if kept is None else kept
         parts: list[tuple[int, ...] | VisualInput] = []
         times = ""
         for segment in segments:
@@ -204,12 +211,16 @@ class Preparer:
                         parts.append(self._tokens(times))
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
-            elif isinstance(segment.part, ImagePart):
-                parts.append(self._image(segment.part, images > 1, options, timer))
-            else:
-                video = self._video(segment.part, options, timer)
-                parts.append(video)
-                times = f"\n{video.times}" if video.times else ""
+                continue
+            key = id(segment.part.source), images > 1
+            if (visual := kept.get(key)) is None:
+                if isinstance(segment.part, ImagePart):
+                    visual = self._image(segment.part, images > 1, options, timer)
+                else:
+                    visual = self._video(segment.part, options, timer)
+                kept[key] = visual
+            parts.append(visual)
+            times = f"\n{visual.times}" if visual.times else ""
         return PreparedPrompt(tuple(parts))
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
