@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,8 @@ from onevision.runtime.cache import key_of
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
-from onevision.runtime.prompt import Control, render, time_instruction
+from onevision.runtime.prompt import Control, time_instruction
+from onevision.runtime.template import lay_out
 from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from onevision.bundle import Manifest
     from onevision.runtime.clock import StageTimer
     from onevision.runtime.messages import Message, VideoPart
-    from onevision.runtime.options import AnswerOptions, Template
+    from onevision.runtime.options import AnswerOptions
     from onevision.runtime.prompt import Segment
     from onevision.runtime.tokenizer import GgufTokenizer
     from onevision.runtime.video import Video
@@ -228,9 +229,7 @@ class Preparer:
         return time_instruction(video.positions, video.total, video.fps)
 
     def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
-        prompt = self._manifest.prompt
-        template = options.template or cast("Template", prompt.template)
-        return render(messages, template, prompt.system if options.system is None else options.system)
+        return lay_out(messages, self._manifest.prompt, options.template, options.system)
 
     def _tokens(self, segment: str | Control) -> tuple[int, ...]:
         if isinstance(segment, str):
