@@ -96,6 +96,7 @@ class PromptInfo:
     image_token: str
     video_token: str
     chat_template: str | None = None  # Jinja, of the format ``own``
+    added_tokens: tuple[str, ...] = ()  # of a fine-tune: may be typed, and are shown
 
 
 #: Where newlines stand among a video's tokens (LLaVA-NeXT's ``mm_newline_position``): after each row of a

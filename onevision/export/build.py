@@ -107,7 +107,7 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         write_bundle(target, force=options.force) as folder,
     ):
         # Both before minutes of work.
-        read_tokenizer(checkpoint.folder, checkpoint.config)
+        tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
         template, chat_template = choose_template(
             checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
         )
@@ -137,7 +137,9 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
             created_by=versions,
             vision=vision_info(checkpoint.config),
             backbone=backbone_info(checkpoint.config, backbone.bits_per_weight),
-            prompt=PromptInfo(template, DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN, chat_template),
+            prompt=PromptInfo(
+                template, DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN, chat_template, tokenizer.added
+            ),
             video=video_info(checkpoint.config),
             files=files_of(folder.iterdir(), _precisions(options)),
         )

@@ -23,7 +23,7 @@ from onevision.runtime.template import lay_out
 from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -72,6 +72,7 @@ class PreparedPrompt:
     """A prompt of known length: token ids, and visual inputs in their places."""
 
     parts: tuple[tuple[int, ...] | VisualInput, ...]
+    notes: tuple[str, ...] = ()  # warnings about its text
 
     @property
     def visuals(self) -> tuple[VisualInput, ...]:
@@ -103,8 +104,8 @@ class PreparedPrompt:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Damage of the files of images and videos."""
-        return tuple(warning for visual in self.visuals for warning in visual.warnings)
+        """About its text, and damage of the files of images and videos."""
+        return (*self.notes, *(warning for visual in self.visuals for warning in visual.warnings))
 
     def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
         """Counts of an answer to it."""
@@ -211,7 +212,15 @@ class Preparer:
                 video = self._video(segment.part, options, timer)
                 parts.append(video)
                 times = f"\n{video.times}" if video.times else ""
-        return PreparedPrompt(tuple(parts))
+        return PreparedPrompt(tuple(parts), tuple(self._typed_placeholders(messages)))
+
+    def _typed_placeholders(self, messages: Sequence[Message]) -> Iterator[str]:
+        """A warning for each placeholder that the last message holds as text."""
+        texts = [part for part in messages[-1].content if isinstance(part, str)]
+        for token in (self._manifest.prompt.image_token, self._manifest.prompt.video_token):
+            if any(token in text for text in texts):
+                kind = token.strip("<>")
+                yield f"{token} in the question is read as text: {kind}s are given beside it, and come first"
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
         """Length of the prompt without its images and videos."""
