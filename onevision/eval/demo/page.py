@@ -72,7 +72,7 @@ class Demo:
         return {
             "verify": self.report.to_dict(),
             "right": self.right,
-            "total": self.total,
+            "n": self.total,
             "answers": answers,
         }
 

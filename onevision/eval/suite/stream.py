@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from random import Random
 
-from onevision.errors import UsageError
+from onevision.errors import UsageError, suggest
 from onevision.eval.suite import documents, general, language, maths, ocr, several, video
 from onevision.eval.suite.sample import Sample, Scene, Split, pose
 
@@ -60,7 +60,7 @@ def iter_samples(split: Split, seed: int, families: Sequence[str] | None = None)
     chosen = tuple(families or FAMILIES)
     if unknown := [family for family in chosen if family not in FAMILIES]:
         raise UsageError(
-            f"the tiny suite has no family {', '.join(unknown)}", hint=f"it has {', '.join(FAMILIES)}"
+            f"the tiny suite has no family {', '.join(unknown)}", hint=suggest(unknown[0], FAMILIES)
         )
     for number in count():
         yield build_sample(chosen[number % len(chosen)], split, seed, number)
