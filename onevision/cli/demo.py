@@ -32,8 +32,7 @@ def demo(
 ) -> None:
     """Show the tiny model's answers on a web page. It asks about five inputs, after verifying the bundle."""
     import onevision
-    from onevision.eval.demo import check, make_demo
-    from onevision.eval.demo.page import PAGE
+    from onevision.eval.demo import PAGE, check, make_demo
 
     check(output)
     options = () if model is None else ("-m", str(model.resolve()))

@@ -22,9 +22,8 @@ from onevision import OneVision
 from onevision.bundle import GOLDEN, MANIFEST
 from onevision.cli import _run
 from onevision.errors import UsageError
-from onevision.eval.demo import check
+from onevision.eval.demo import Asked, Demo, check, files_of, render
 from onevision.eval.demo.inputs import SCENES, make_inputs
-from onevision.eval.demo.page import Asked, Demo, files_of, render
 from onevision.eval.suite import build_scene, score
 from onevision.proof.golden import load_golden, save_golden
 from onevision.proof.verify import Report
