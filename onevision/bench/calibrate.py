@@ -15,11 +15,11 @@ import numpy as np
 
 from onevision.bench.scenarios import QUESTION, photograph, write_video
 from onevision.planning.speed import PrefillSpeed, SpeedProfile, profile_path, write_profile
+from onevision.runtime.container import decode_all, probe_video
 from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prefill.policy import LEAST, PrefillBackend
-from onevision.runtime.video import probe_video, read_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,9 +93,9 @@ def _video(pipeline: Pipeline) -> float | None:
             path = write_video(Path(folder) / "clip.mp4")
         except ImportError:
             return None
-        probe = probe_video(path)
         started = time.perf_counter()
-        read_video(path, frames=1, prepare=pipeline.preparer.frame)
+        probe = probe_video(path)
+        decode_all(path, (0,), pipeline.preparer.frame, "AUTO")
         return (time.perf_counter() - started) / (probe.width * probe.height * probe.frames / 1e6)
 
 

@@ -16,11 +16,13 @@ from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.models.shapes import ModelConfig, backbone_info, video_info, vision_info
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.video import FrameChoice, choose_frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Manifest
+    from onevision.runtime.container import VideoProbe
 
 #: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
 KV_BYTES = 2
@@ -100,18 +102,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Media:
-    """An image or video of known size, in pixels. ``frames`` are those in the file; None for an image."""
+    """An image or video of known size, in pixels. ``frames`` are those in the file; None for an image.
+
+    ``probe`` is that of a video file.
+    """
 
     path: str
     kind: Literal["image", "video"]
     width: int
     height: int
     frames: int | None = None
+    probe: VideoProbe | None = None
 
-    @property
-    def megapixels(self) -> float:
-        """Millions of pixels, of all frames."""
-        return self.width * self.height * (self.frames or 1) / 1e6
+    def megapixels(self, taken: Sequence[int] = ()) -> float:
+        """Millions of pixels, of all frames that are decoded for those that are taken."""
+        decoded = self.probe.work(taken) if self.probe else self.frames or 1
+        return self.width * self.height * decoded / 1e6
 
 
 @dataclass(frozen=True)
@@ -203,12 +209,23 @@ def prompt_cost(
 def _media_cost(shape: Shape, item: Media, several: bool, options: AnswerOptions) -> MediaCost:
     grid, frames = None, item.frames
     if item.kind == "video":
-        tiles = frames = min(options.frames or shape.video.frames, item.frames or 1)
+        tiles = frames = len(frames_taken(shape, item, options))
         tokens = tiles * shape.video.pooled_side**2 + 1
     else:
         tiling = choose_tiling(shape.anyres, (item.height, item.width), options, several=several)
         grid, tiles, tokens = tiling.grid, tiling.tiles, tiling.tokens
     return MediaCost(item.path, item.kind, item.width, item.height, frames, grid, tiles, tokens)
+
+
+def frames_taken(shape: Shape, item: Media, options: AnswerOptions) -> tuple[int, ...]:
+    """Numbers of the frames that are taken from a video.
+
+    Raises:
+        VideoError: Options name times that the video does not have.
+    """
+    times = item.probe.times if item.probe else None
+    choice = FrameChoice.of(options, shape.video.frames)
+    return choose_frames(item.frames or 1, times, choice, item.path or "the video")[0]
 
 
 def machine_rate() -> float:

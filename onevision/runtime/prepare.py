@@ -19,7 +19,7 @@ from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
 from onevision.runtime.prompt import Control, render
-from onevision.runtime.video import read_video, share_frames
+from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onevision.bundle import Manifest
+    from onevision.runtime.cache import Cache
     from onevision.runtime.clock import StageTimer
     from onevision.runtime.messages import Message, VideoPart
     from onevision.runtime.options import AnswerOptions, Template
     from onevision.runtime.prompt import Segment
     from onevision.runtime.tokenizer import GgufTokenizer
+    from onevision.runtime.video import VideoSource
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,18 @@ class Preparer:
         manifest: Of the bundle.
         tokenizer: Of the backbone.
         newline: float32 [H], see :mod:`onevision.runtime.pack`.
+        cache: Keeps the frames of video files.
 
     Raises:
         BundleError: An unknown aspect ratio, grid or prompt format.
     """
 
     def __init__(
-        self, manifest: Manifest, tokenizer: GgufTokenizer, newline: npt.NDArray[np.float32]
+        self,
+        manifest: Manifest,
+        tokenizer: GgufTokenizer,
+        newline: npt.NDArray[np.float32],
+        cache: Cache | None = None,
     ) -> None:
         self.anyres = AnyRes.of(manifest.vision)
         if manifest.prompt.template not in TEMPLATES:
@@ -171,6 +178,7 @@ class Preparer:
         self._manifest = manifest
         self._tokenizer = tokenizer
         self._newline = newline
+        self._cache = cache
 
     def prepare(
         self,
@@ -193,20 +201,48 @@ class Preparer:
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         parts: list[tuple[int, ...] | VisualInput] = []
-        for segment in segments:
+        with timer("tokenize"):
+            texts = [self._tokens(each) if isinstance(each, (str, Control)) else () for each in segments]
+        left = self._manifest.backbone.context_length - sum(map(len, texts)) - 1  # one for an answer
+        for segment, text in zip(segments, texts, strict=True):
             if isinstance(segment, (str, Control)):
-                with timer("tokenize"):
-                    parts.append(self._tokens(segment))
-            elif isinstance(segment.part, ImagePart):
-                parts.append(self._image(segment.part, images > 1, options, timer))
+                parts.append(text)
+                continue
+            if isinstance(segment.part, ImagePart):
+                visual = self._image(segment.part, images > 1, options, timer)
             else:
-                parts.append(self._video(segment.part, options, timer))
+                visual = self._video(segment.part, options, left, timer)
+            left -= visual.tokens
+            parts.append(visual)
         return PreparedPrompt(tuple(parts))
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
         """Length of the prompt without its images and videos."""
         segments = self._segments(messages, options)
         return sum(len(self._tokens(each)) for each in segments if isinstance(each, (str, Control)))
+
+    def read_video(self, source: VideoSource, options: AnswerOptions, most: int | None = None) -> Video:
+        """The frames of a video that options choose, from the cache where they are known.
+
+        Args:
+            source: See :func:`onevision.runtime.video.read_video`.
+            options: Number, rate and times of the frames.
+            most: Number of frames that the context holds.
+
+        Raises:
+            InputError: See :func:`onevision.runtime.video.read_video`.
+        """
+        choice = FrameChoice.of(options, self._manifest.video.frames, most)
+        if self._cache is None or isinstance(source, (np.ndarray, Video)):
+            return read_video(source, frames=choice, prepare=self.frame)
+        key = video_key(source, choice, self.anyres.tile)
+        if data := self._cache.get(key):
+            video = Video.from_bytes(data, str(source))
+            choice.check(len(video.tiles), source)
+            return video
+        video = read_video(source, frames=choice, prepare=self.frame)
+        self._cache.put(key, video.to_bytes(str(source)))
+        return video
 
     def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """A video frame as one tile, uint8 [S, S, 3]."""
@@ -255,11 +291,12 @@ class Preparer:
             f"image {tiles.size} {spec}",
         )
 
-    def _video(self, part: VideoPart, options: AnswerOptions, timer: StageTimer) -> VisualInput:
+    def _video(self, part: VideoPart, options: AnswerOptions, left: int, timer: StageTimer) -> VisualInput:
         newline, spec, defaults = self._newline, self.anyres, self._manifest.video
+        most = max(0, (left - 1) // defaults.pooled_side**2)
         # Frames are cut as they are decoded, so that only tiles are kept: both count as reading.
         with timer("read"):
-            video = read_video(part.source, frames=options.frames or defaults.frames, prepare=self.frame)
+            video = self.read_video(part.source, options, most)
         tiles, reused = video.tiles, 0
         if options.dedup is not None:
             with timer("preprocess"):

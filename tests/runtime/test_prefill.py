@@ -237,7 +237,7 @@ def test_an_unknown_layout_falls_back(exact: Path, monkeypatch: pytest.MonkeyPat
     from onevision.runtime.backbone import Backbone
 
     save = Backbone.save
-    monkeypatch.setattr(Backbone, "save", lambda self: save(self) + b"more")
+    monkeypatch.setattr(Backbone, "save", lambda self: bytes(save(self)) + b"more")
     with load(exact) as model:
         answer = model.generate(LONG, max_tokens=8)
         assert "prefill runs in llama.cpp" in answer.warnings[0]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from onevision.errors import UsageError, VideoError
 from onevision.runtime.anyres import squash
-from onevision.runtime.video import Video, VideoProbe, probe_video, read_video, sample_positions
+from onevision.runtime.container import VideoProbe, probe_video
+from onevision.runtime.video import Video, read_video, sample_positions
 from tests.runtime.media import (
     decode_all,
     encode_sound,
@@ -530,7 +531,7 @@ def test_without_pyav_the_error_names_the_extra(tmp_path):
     script = (
         "import sys; sys.modules['av'] = None\n"
         "from onevision.errors import VideoError\n"
-        "from onevision.runtime.video import probe_video\n"
+        "from onevision.runtime.container import probe_video\n"
         f"try: probe_video({str(path)!r})\n"
         "except VideoError as error: print(error.message, '|', error.hint)\n"
     )
