@@ -1,11 +1,12 @@
 """Cost of a prompt, before anything is run.
 
 In: the shape of a model, and the sizes of images and videos. Out: tiles, tokens, floating-point operations,
-memory, and rough times. Counts are exact: a run makes the same ones.
+memory, and rough times. Counts of tiles and visual tokens are exact: a run makes the same ones.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.models.shapes import ModelConfig, backbone_info, video_info, vision_info
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.prompt import time_instruction
 from onevision.runtime.video import FrameChoice, choose_frames
 
 if TYPE_CHECKING:
@@ -188,7 +190,7 @@ def prompt_cost(
     inputs = tuple(_media_cost(shape, item, several, options) for item in media)
     tiles = sum(item.tiles for item in inputs)
     image_tokens = sum(item.image_tokens for item in inputs)
-    tokens = image_tokens + text_tokens
+    tokens = image_tokens + text_tokens + sum(_times_tokens(shape, item, options) for item in media)
     flops = {"encode": shape.encode_flops(tiles - reused_frames), "prefill": shape.prefill_flops(tokens)}
     seconds = None
     if flops_per_second is not None:
@@ -210,7 +212,7 @@ def _media_cost(shape: Shape, item: Media, several: bool, options: AnswerOptions
     grid, frames = None, item.frames
     if item.kind == "video":
         tiles = frames = len(frames_taken(shape, item, options))
-        tokens = tiles * shape.video.pooled_side**2 + 1
+        tokens = shape.video.tokens(tiles)
     else:
         tiling = choose_tiling(shape.anyres, (item.height, item.width), options, several=several)
         grid, tiles, tokens = tiling.grid, tiling.tiles, tiling.tokens
@@ -226,6 +228,15 @@ def frames_taken(shape: Shape, item: Media, options: AnswerOptions) -> tuple[int
     times = item.probe.times if item.probe else None
     choice = FrameChoice.of(options, shape.video.frames)
     return choose_frames(item.frames or 1, times, choice, item.path or "the video")[0]
+
+
+def _times_tokens(shape: Shape, item: Media, options: AnswerOptions) -> int:
+    """Tokens of the text about a video's frames, as Qwen2 splits it: words, digits, signs."""
+    if not shape.video.time_instruction or not item.probe or not item.probe.fps:
+        return 0
+    taken = frames_taken(shape, item, options)
+    text = f"\n{time_instruction(taken, item.probe.frames, item.probe.fps)}"
+    return len(re.findall(r"[ .]?[^\W\d]+|.", text, re.DOTALL))
 
 
 def machine_rate() -> float:

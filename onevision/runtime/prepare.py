@@ -18,7 +18,7 @@ from onevision.runtime.cache import key_of
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
-from onevision.runtime.prompt import Control, render
+from onevision.runtime.prompt import Control, render, time_instruction
 from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class VisualInput:
         tokens: Visual tokens after packing.
         pack: image features float32 [T, P, H] -> visual tokens float32 [tokens, H]
         layout: All that ``pack`` depends on besides the features.
+        times: Text after a video about its frames, for models that were trained with it.
         reused: Video frames that were replaced by an earlier, similar one.
         warnings: Damage of the file.
     """
@@ -53,6 +54,7 @@ class VisualInput:
     tokens: int
     pack: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
     layout: str
+    times: str = ""
     reused: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -202,23 +204,30 @@ class Preparer:
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         parts: list[tuple[int, ...] | VisualInput] = []
         with timer("tokenize"):
-            texts = [self._tokens(each) if isinstance(each, (str, Control)) else () for each in segments]
-        left = self._manifest.backbone.context_length - sum(map(len, texts)) - 1  # one for an answer
-        for segment, text in zip(segments, texts, strict=True):
+            left = self._manifest.backbone.context_length - self._text_tokens(segments)
+        times = ""
+        for segment in segments:
             if isinstance(segment, (str, Control)):
-                parts.append(text)
+                with timer("tokenize"):
+                    if times and isinstance(segment, Control):
+                        parts.append(self._tokens(times))
+                    parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
+                times = ""
                 continue
             if isinstance(segment.part, ImagePart):
                 visual = self._image(segment.part, images > 1, options, timer)
             else:
-                visual = self._video(segment.part, options, left, timer)
+                visual = self._video(segment.part, options, left - 1, timer)  # a token for the answer
+                times = f"\n{visual.times}" if visual.times else ""
             left -= visual.tokens
             parts.append(visual)
         return PreparedPrompt(tuple(parts))
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
         """Length of the prompt without its images and videos."""
-        segments = self._segments(messages, options)
+        return self._text_tokens(self._segments(messages, options))
+
+    def _text_tokens(self, segments: Sequence[Segment]) -> int:
         return sum(len(self._tokens(each)) for each in segments if isinstance(each, (str, Control)))
 
     def read_video(self, source: VideoSource, options: AnswerOptions, most: int | None = None) -> Video:
@@ -227,26 +236,35 @@ class Preparer:
         Args:
             source: See :func:`onevision.runtime.video.read_video`.
             options: Number, rate and times of the frames.
-            most: Number of frames that the context holds.
+            most: Number of frames that there is room for; None: as many as the context holds.
 
         Raises:
             InputError: See :func:`onevision.runtime.video.read_video`.
         """
-        choice = FrameChoice.of(options, self._manifest.video.frames, most)
+        video = self._manifest.video
+        if most is None:
+            most = video.frames_within(self._manifest.backbone.context_length)
+        choice = FrameChoice.of(options, video.frames, most)
         if self._cache is None or isinstance(source, (np.ndarray, Video)):
             return read_video(source, frames=choice, prepare=self.frame)
         key = video_key(source, choice, self.anyres.tile)
         if data := self._cache.get(key):
-            video = Video.from_bytes(data, str(source))
-            choice.check(len(video.tiles), source)
-            return video
-        video = read_video(source, frames=choice, prepare=self.frame)
-        self._cache.put(key, video.to_bytes(str(source)))
-        return video
+            known = Video.from_bytes(data, str(source))
+            choice.check(len(known.tiles), source)
+            return known
+        read = read_video(source, frames=choice, prepare=self.frame)
+        self._cache.put(key, read.to_bytes(str(source)))
+        return read
 
     def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """A video frame as one tile, uint8 [S, S, 3]."""
         return anyres.squash(image, self.anyres.tile)
+
+    def times(self, video: Video) -> str:
+        """Text about a video's frames; empty if the model takes none, or the times are not known."""
+        if not self._manifest.video.time_instruction or not video.fps:
+            return ""
+        return time_instruction(video.positions, video.total, video.fps)
 
     def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
         prompt = self._manifest.prompt
@@ -293,19 +311,21 @@ class Preparer:
 
     def _video(self, part: VideoPart, options: AnswerOptions, left: int, timer: StageTimer) -> VisualInput:
         newline, spec, defaults = self._newline, self.anyres, self._manifest.video
-        most = max(0, (left - 1) // defaults.pooled_side**2)
         # Frames are cut as they are decoded, so that only tiles are kept: both count as reading.
         with timer("read"):
-            video = self.read_video(part.source, options, most)
+            video = self.read_video(part.source, options, defaults.frames_within(left))
         tiles, reused = video.tiles, 0
         if options.dedup is not None:
             with timer("preprocess"):
                 tiles, reused = share_frames(tiles, options.dedup)
         return VisualInput(
             tiles,
-            len(tiles) * defaults.pooled_side**2 + 1,
-            lambda features: pack.pack_video(features, spec.side, newline),
-            "video",
+            defaults.tokens(len(tiles)),
+            lambda features: pack.pack_video(
+                features, spec.side, newline, defaults.newline, defaults.pooling
+            ),
+            f"video {defaults.newline} {defaults.pooling}",
+            self.times(video),
             reused,
             video.warnings,
         )

@@ -93,7 +93,7 @@ class Video:
     warnings: tuple[str, ...]
 
     def to_bytes(self, name: str) -> bytes:
-        """Entry of a cache: length of the facts, the facts as JSON without the file's name, and the pixels."""
+        """Entry of a cache: length of the facts, the facts as JSON without the file's name, pixels."""
         facts = {item.name: getattr(self, item.name) for item in fields(self)}
         warnings = [warning.replace(name, "\0") for warning in self.warnings]
         head = json.dumps({**facts, "tiles": self.tiles.shape, "warnings": warnings}).encode()
@@ -146,7 +146,8 @@ def choose_frames(
             warnings += (f"{name} has fewer than {choice.fps:g} frames a second: none is taken twice",)
     else:
         numbers = sample_positions(total, choice.frames or total)
-    if choice.by == "number" and choice.fps is None and times and _uneven(times):
+    steady = choice.by == "number" and choice.fps is None
+    if steady and times and numbers and _uneven(times[numbers[0] : numbers[-1] + 1]):
         warnings += (
             f"the frame rate of {name} is uneven, so that frames spread by number are not spread in time: "
             "--by time does that",
@@ -157,21 +158,23 @@ def choose_frames(
 
 def _between(times: Sequence[float], choice: FrameChoice, name: object) -> tuple[int, ...]:
     """Numbers of the frames from ``start`` to ``end``, by number or by time."""
-    start = choice.start or 0.0
-    end = times[-1] if choice.end is None else min(times[-1], choice.end)
-    if start > times[-1] + _EXACT:
+    start, latest = choice.start or 0.0, times[-1]
+    if start > latest + _EXACT:
         raise VideoError(
-            f"frames of {name} are wanted from {start:g} s on, and the last one is at {times[-1]:.2f} s",
+            f"frames of {name} are wanted from {start:g} s on, and the last one is at {latest:.2f} s",
             hint="begin earlier: --from",
         )
-    first, last = (bisect_right(times, moment + _EXACT) - 1 for moment in (start, max(start, end)))
+    end = max(start, latest if choice.end is None else min(latest, choice.end))
+    first, last = (bisect_right(times, moment + _EXACT) - 1 for moment in (start, end))
     within = last - first + 1
     if choice.by == "number" and choice.fps is None:
         return tuple(first + number for number in sample_positions(within, choice.frames or within))
     if choice.fps is None:
-        moments = np.linspace(start, max(start, end), choice.frames or within)
+        moments = np.linspace(start, end, choice.frames or within)
     else:
-        moments = start + np.arange(int((max(start, end) - start) * choice.fps + 1 + _EXACT)) / choice.fps
+        if choice.end is None and len(times) > 1:  # the last frame is shown about as long as the one before
+            end += 0.99 * (latest - times[-2])
+        moments = start + np.arange(int((end - start) * choice.fps + 1 + _EXACT)) / choice.fps
     shown = np.unique(np.searchsorted(times, moments + _EXACT, "right") - 1)
     return tuple(int(shown[at]) for at in sample_positions(len(shown), choice.frames or len(shown)))
 
@@ -228,7 +231,9 @@ def read_video(source: VideoSource, *, frames: int | FrameChoice, prepare: Prepa
         warnings += (f"{source}: {info.frames - total} of {info.frames} frames cannot be decoded",)
     shown = None if times is None else tuple(times[number] for number in tiles)
     pixels = np.stack(list(tiles.values()))
-    return Video(pixels, tuple(tiles), shown, total, info.fps, info.duration, warnings + notes)
+    if not info.warnings:  # what is missing makes the rate of a damaged file uneven
+        warnings += notes
+    return Video(pixels, tuple(tiles), shown, total, info.fps, info.duration, warnings)
 
 
 def _from_array(array: NDArray[np.uint8], choice: FrameChoice, prepare: Prepare) -> Video:
