@@ -20,12 +20,14 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from onevision import OneVision
-from onevision.errors import UsageError
+from onevision.errors import PromptError, UsageError
 from onevision.runtime import cache as caching
 from onevision.runtime import generate as generating
 from onevision.runtime import pipeline
+from onevision.runtime import prepare as preparing
 from onevision.runtime.cache import Cache, key_of
-from onevision.runtime.video import share_frames
+from onevision.runtime.options import AnswerOptions
+from onevision.runtime.video import read_video, share_frames
 from onevision.runtime.vision import encode_once
 from tests.runtime.media import photograph
 
@@ -121,6 +123,33 @@ def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path
                 "a known picture needs no encoder"
             )
     assert got.usage.cached_tokens > 0
+
+
+def test_a_second_question_about_a_video_neither_decodes_nor_encodes(
+    toy_bundle: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with OneVision.load(toy_bundle, **SETTINGS) as model:
+        expected = [model.generate(q, video=clip, frames=3, max_tokens=8).token_ids for q in QUESTIONS]
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clip.read_bytes())
+    decoded = []
+
+    def read(source: Any, **settings: Any) -> Any:
+        decoded.append(str(source))
+        return read_video(source, **settings)
+
+    monkeypatch.setattr(preparing, "read_video", read)
+    for path, question, answer in zip((clip, copy), QUESTIONS, expected, strict=True):
+        with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path / "cache") as model:
+            got = model.generate(question, video=path, frames=3, max_tokens=8)
+            assert got.token_ids == answer
+            assert (model.pipeline._encoder is None) == (path == copy)
+    assert decoded == [str(clip)], "known by its content"
+    with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path / "cache") as model:
+        model.generate(QUESTIONS[0], video=clip, frames=3, from_time=0.5, max_tokens=1)
+        assert decoded == [str(clip)] * 2, "another choice of frames"
+        with pytest.raises(PromptError, match="3 frames"):
+            model.pipeline.preparer.read_video(clip, AnswerOptions(frames=3), most=2)
 
 
 def test_a_changed_picture_under_the_same_name_is_another(toy_bundle: Path, tmp_path: Path):
