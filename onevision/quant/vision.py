@@ -28,9 +28,8 @@ from onevision.graphs.siglip import EncoderPlan, Siglip, matmuls, write_siglip
 from onevision.graphs.stored import read_siglip
 from onevision.progress import Progress
 from onevision.quant.gates import Thresholds, compare_features
-from onevision.quant.sensitivity import Upgrade, fewest, upgrades
+from onevision.quant.sensitivity import Upgrade, fewest, upgrades, watch_errors, watch_ranges
 from onevision.quant.smooth import smooth
-from onevision.quant.watch import watch_errors, watch_ranges
 from onevision.runtime.vision import VisionEncoder
 
 Array = npt.NDArray[np.float32]

@@ -27,10 +27,9 @@ from onevision.graphs.stored import read_siglip
 from onevision.proof.reference import synthetic_image
 from onevision.quant import vision
 from onevision.quant.gates import Thresholds, compare_features
-from onevision.quant.sensitivity import Upgrade, fewest, upgrades
+from onevision.quant.sensitivity import Upgrade, fewest, upgrades, watch_errors, watch_ranges
 from onevision.quant.smooth import Ranges, smooth
 from onevision.quant.vision import VisionQuant, quantize_vision
-from onevision.quant.watch import watch_errors, watch_ranges
 from onevision.runtime.vision import VisionEncoder
 from tests.export.conftest import edit_tensors
 
