@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
     add_command(app, plan, *EXAMPLES)
 
 
-@answer_options("frames", "max_tiles", "detail", "dedup", "ttft_target", "exif")
+@answer_options("frames", "max_tiles", "detail", "dedup", "ttft_target", "exif", "page")
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Images and videos.")] = None,
     image_size: Annotated[

@@ -7,6 +7,7 @@ A field's metadata hold its valid values and what the command line shows: a new 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -66,6 +67,17 @@ def _option(
 
 def _integer(least: int, most: float = inf) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_selection(value: str) -> bool:
+    """Test for ``all``, or numbers from 1 and ranges."""
+    ranges = [part.split("-") for part in value.split(",")]
+    return value == "all" or all(
+        len(ends) <= 2
+        and all(re.fullmatch("[1-9][0-9]{0,8}", end) for end in ends)
+        and int(ends[0]) <= int(ends[-1])
+        for ends in ranges
+    )
 
 
 def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
@@ -177,6 +189,21 @@ class AnswerOptions:
         panel="Budget",
     )
     exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None, panel="Input")
+    page: str | None = _option(
+        None,
+        "Pages of a TIFF, PDF or animation, each as an image: 2, 1,3-5 or all.  [default: the first]",
+        lambda value: isinstance(value, str) and _is_selection(value),
+        "a number from 1, numbers and ranges such as 1,3-5, or all",
+        metavar="PAGES",
+        panel="Input",
+    )
+    stretch: bool = _option(
+        False,
+        "Map the levels that a 16-bit or floating-point image uses to the whole range from black to white.",
+        metavar=None,
+        flags=("--stretch",),
+        panel="Input",
+    )
     template: Template | None = _option(
         None, "Prompt format; hf is the Hub's.  [default: the bundle's]", metavar=None, panel="Input"
     )
@@ -228,7 +255,7 @@ class AnswerOptions:
 
 
 def make_options(options: Mapping[str, Any]) -> AnswerOptions:
-    """Options from keyword arguments. ``stop`` may be one string.
+    """Options from keyword arguments. ``stop`` may be one string, ``page`` a number.
 
     Raises:
         UsageError: An unknown name, or a value that is not valid.
@@ -236,5 +263,8 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     known = AnswerOptions.__dataclass_fields__
     if unknown := set(options) - set(known):
         raise UsageError(f"unknown option {sorted(unknown)[0]!r}", hint=f"known: {', '.join(sorted(known))}")
-    stop = options.get("stop")
-    return AnswerOptions(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
+    stop, page = options.get("stop"), options.get("page")
+    given: dict[str, Any] = {"stop": (stop,) if isinstance(stop, str) else tuple(stop or ())}
+    if isinstance(page, int) and not isinstance(page, bool):
+        given["page"] = str(page)
+    return AnswerOptions(**{**options, **given})

@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from onevision.errors import UsageError, VideoError
-from onevision.runtime.images import MAX_PIXELS, existing_file, identify, read_image
+from onevision.runtime.imagefile import MAX_PIXELS
+from onevision.runtime.images import read_image
+from onevision.runtime.kinds import existing_file, identify
 
 if TYPE_CHECKING:
     import os
