@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from onevision.errors import ImageError
 from onevision.runtime.jpeg import read_cut_jpeg
@@ -30,6 +31,7 @@ MAX_SIDE = 65_535  # JPEG's longest side
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "ICO", "AVIF")
 #: Formats of several images, and what they are; those of ICO and MPO are one image in several sizes.
 _PAGED = {"TIFF": "pages", "GIF": "frames", "WEBP": "frames", "PNG": "frames", "AVIF": "frames"}
+_SUBFILE_TYPE = 254  # a TIFF's tag
 _READABLE = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, HEIC and PDF files"
 _AGAIN = "save or download it again"
 
@@ -82,16 +84,15 @@ def open_image(file: BinaryIO, name: str) -> Iterator[PagedImage]:
         with open_pdf(file, name) as (count, draw):
             yield PagedImage(name, count, "pages", turns=False, page=draw)
         return
-    if kind == "a HEIC image":
-        yield PagedImage(name, 1, "pages", turns=False, page=lambda _: _read_heic(file, name))
-        return
     Image.init()
     formats = [form for form in FORMATS if form in Image.OPEN]
     with quiet(), pillow_errors(name):
         try:
-            image = Image.open(file, formats=formats)
+            image: Image.Image = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
-            raise _not_an_image(name, kind) from error
+            if kind != "a HEIC image":
+                raise _not_an_image(name, kind) from error
+            image = _read_heic(file, name)
         unit = _PAGED.get(image.format or "")
         count = getattr(image, "n_frames", 1) if unit else 1
 
@@ -102,7 +103,7 @@ def open_image(file: BinaryIO, name: str) -> Iterator[PagedImage]:
         return image
 
     with image:
-        yield PagedImage(name, count, unit or "pages", turns=True, page=page)
+        yield PagedImage(name, count, unit or "pages", turns=image.format is not None, page=page)
 
 
 def decode(image: Image.Image, name: str, warn: Callable[[str], None]) -> Image.Image:
@@ -128,6 +129,12 @@ def decode(image: Image.Image, name: str, warn: Callable[[str], None]) -> Image.
             file.seek(0)
             return read_cut_jpeg(file.read(), name, warn)
     return image
+
+
+def is_preview(image: Image.Image) -> bool:
+    """Whether a page of a TIFF is marked as a smaller copy of another: in raw photos, the first one is."""
+    kind = image.tag_v2.get(_SUBFILE_TYPE) if isinstance(image, TiffImageFile) else None
+    return isinstance(kind, int) and bool(kind & 1)
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -167,13 +174,14 @@ def quiet() -> Iterator[None]:
 
 
 def _read_heic(file: BinaryIO, name: str) -> Image.Image:
-    """The main image. The container's rotation is applied; its EXIF orientation repeats that, and is void."""
+    """The main image, of no format. It is turned as its container says, which its EXIF data repeat."""
     try:
         import pillow_heif
     except ImportError as error:
         raise ImageError(
             f"{name} is a HEIC image, which cannot be read here", hint="pip install 'onevision[heic]'"
         ) from error
+    file.seek(0)
     try:
         opened = pillow_heif.open_heif(file)
         check_size(opened.size[0], opened.size[1], name)

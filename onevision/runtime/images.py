@@ -15,7 +15,15 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from onevision.errors import ImageError
-from onevision.runtime.imagefile import DAMAGE, check_size, decode, open_image, pillow_errors, quiet
+from onevision.runtime.imagefile import (
+    DAMAGE,
+    check_size,
+    decode,
+    is_preview,
+    open_image,
+    pillow_errors,
+    quiet,
+)
 from onevision.runtime.kinds import existing_file
 from onevision.runtime.levels import has_wide_colors, to_8_bits
 
@@ -76,6 +84,8 @@ def read_image(
         if page is not None and page > opened.count:
             raise ImageError(f"{opened.name} has no page {page}: it has {opened.count}")
         image = opened.page((page or 1) - 1)
+        if is_preview(image):
+            warn(f"{opened.name}: only a preview of {image.width}x{image.height} pixels is read of it")
         return to_rgb(image, opened.name, exif=exif and opened.turns, stretch=stretch, warn=warn)
 
 

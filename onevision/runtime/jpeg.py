@@ -40,10 +40,8 @@ def read_cut_jpeg(data: bytes, name: str, warn: Callable[[str], None]) -> Image.
     later_scans = data.count(_SCAN, file.tell())
     image.load()
     if image.info.get("progressive"):
-        missing, enough = (
-            "its finest scans are missing or cut, so it may be less sharp",
-            later_scans >= _LEAST_SCANS,
-        )
+        missing = "its finest scans are missing or cut, so it may be less sharp"
+        enough = later_scans >= _LEAST_SCANS
     else:
         rows = _rows(image, data)
         missing, enough = f"{rows} of {image.height} rows are there", 2 * rows >= image.height

@@ -316,3 +316,11 @@ def test_eight_bits_stay_as_they_are():
     dark = Image.fromarray(np.array([[3, 9]], np.uint8))
     image, warnings = read(dark, stretch=True)
     assert (np.asarray(image)[0, :, 0].tolist(), warnings) == ([3, 9], [])
+
+
+def test_a_preview_is_called_so():
+    data = encoded(PHOTO, "TIFF", tiffinfo={254: 1})
+    assert read(data)[1] == [
+        f"the image of {len(data):,} bytes: only a preview of 320x214 pixels is read of it"
+    ]
+    assert read(encoded(PHOTO, "TIFF"))[1] == []

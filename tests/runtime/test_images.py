@@ -244,11 +244,16 @@ TRUNCATABLE = {
 }
 
 
-@pytest.mark.parametrize("form", TRUNCATABLE)
-@pytest.mark.parametrize("part", [0.01, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ("form", "part"),  # a JPEG of which most is there can be used
+    [
+        (form, part)
+        for form in TRUNCATABLE
+        for part in (0.01, 0.3, 0.6, 0.95)
+        if (form, part) != ("JPEG", 0.95)
+    ],
+)
 def test_truncated_files_are_refused(form, part, tmp_path):
-    if form == "JPEG" and part > 0.9:
-        pytest.skip("enough is there, see test_imagefile.py")
     data = TRUNCATABLE[form]
     path = tmp_path / "cut"
     path.write_bytes(data[: max(1, int(len(data) * part))])
