@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, stderr
+from onevision.cli.console import ConsoleProgress, show, stderr
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -157,10 +157,9 @@ def export(
     folder = done.bundle.folder
     if isinstance(done, Quantized):
         print_quantized(done, as_json=as_json)
-    elif as_json:
-        print_json(summary(done.bundle, done.backbone, done.report))
     else:
-        print(f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB")
+        line = f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB"
+        show(as_json, summary(done.bundle, done.backbone, done.report), print, line)
     if stderr().is_terminal and not (as_json or quiet):
         stderr().print(f'next: onevision run "What is in the image?" -i photo.jpg -m {folder}', style="dim")
 
@@ -243,8 +242,5 @@ def synth(
 
     with ConsoleProgress(quiet=quiet).step("checkpoint with random weights") as advance:
         synthesise(out, spec, advance=advance)
-    if as_json:
-        sizes = (path.stat().st_size for path in out.rglob("*") if path.is_file())
-        print_json({"checkpoint": str(out), "bytes": sum(sizes)})
-    else:
-        print(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    show(as_json, {"checkpoint": str(out), "bytes": size}, print, out)

@@ -131,6 +131,12 @@ class MediaCost:
     tiles: int
     image_tokens: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """One of ``inputs`` in the object that ``onevision plan --json`` prints."""
+        data = asdict(self)
+        usage = {name: data.pop(name) for name in ("image_tokens", "tiles")}
+        return data | {"usage": usage}
+
 
 @dataclass(frozen=True)
 class PromptCost:
@@ -159,8 +165,17 @@ class PromptCost:
     reused_frames: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Part of the object that ``onevision plan --json`` prints."""
-        return asdict(self)
+        """Part of the object that ``onevision plan --json`` prints, with the names of ``run --json``."""
+        usage = ("prompt_tokens", "image_tokens", "tiles", "reused_frames")
+        times = self.seconds and {stage: round(value * 1e3, 3) for stage, value in self.seconds.items()}
+        return {
+            "inputs": [item.to_dict() for item in self.inputs],
+            "usage": {name: getattr(self, name) for name in usage},
+            "context_length": self.context_length,
+            "kv_bytes": self.kv_bytes,
+            "flops": self.flops,
+            "timings_ms": times,
+        }
 
 
 def prompt_cost(
