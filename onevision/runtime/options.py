@@ -200,6 +200,8 @@ class AnswerOptions:
     stretch: bool = _option(
         False,
         "Map the levels that a 16-bit or floating-point image uses to the whole range from black to white.",
+        lambda value: isinstance(value, bool),
+        "True or False",
         metavar=None,
         flags=("--stretch",),
         panel="Input",

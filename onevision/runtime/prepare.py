@@ -191,7 +191,7 @@ class Preparer:
         Raises:
             InputError: An image, video or text that cannot be used.
         """
-        with timer("read"):
+        with timer("read") if options.page else nullcontext():
             messages = paged_messages(messages, options)
         with timer("tokenize"):
             segments = self._segments(messages, options)
