@@ -89,12 +89,14 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """Prompt format. ``template`` is a name of :data:`onevision.runtime.prompt.TEMPLATES`."""
+    """Prompt format. ``template`` is a name of :data:`onevision.runtime.options.TEMPLATES`."""
 
     template: str
     system: str
     image_token: str
     video_token: str
+    chat_template: str | None = None  # Jinja, of the format ``own``
+    added_tokens: tuple[str, ...] = ()  # of a fine-tune: may be typed, and are shown
 
 
 #: Where newlines stand among a video's tokens (LLaVA-NeXT's ``mm_newline_position``): after each row of a

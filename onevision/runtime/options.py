@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 #: small image first, to the pixels of the most tiles whose tokens the model takes.
 Detail = Literal["low", "auto", "high"]
 
-#: Prompt formats, see :func:`onevision.runtime.prompt.render`.
-Template = Literal["training", "hf"]
+#: Prompt formats, see :func:`onevision.runtime.prompt.render`; ``own`` is the checkpoint's own chat template.
+Template = Literal["training", "hf", "own"]
 TEMPLATES: tuple[Template, ...] = get_args(Template)
+#: Prompt format of an export; ``auto`` is that of the checkpoint's chat template.
+TemplateChoice = Literal["auto", "training", "hf"]
 
 #: Prefill backends. ``auto`` takes the bundle's graph for a long prompt, where the backbone runs on the CPU.
 Prefill = Literal["auto", "onnx", "llama"]
@@ -207,7 +209,10 @@ class AnswerOptions:
         panel="Input",
     )
     template: Template | None = _option(
-        None, "Prompt format; hf is the Hub's.  [default: the bundle's]", metavar=None, panel="Input"
+        None,
+        "Prompt format: that of training, the Hub's (hf), or the checkpoint's own.  [default: the bundle's]",
+        metavar=None,
+        panel="Input",
     )
     system: str | None = _option(
         None, "System prompt.  [default: the bundle's]", metavar="TEXT", panel="Input"

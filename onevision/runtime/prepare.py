@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,18 +18,19 @@ from onevision.runtime.cache import key_of
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
 from onevision.runtime.pages import paged_messages, read_part
-from onevision.runtime.prompt import Control, render, time_instruction
+from onevision.runtime.prompt import Control, time_instruction
+from onevision.runtime.template import lay_out
 from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
     from onevision.bundle import Manifest
     from onevision.runtime.clock import StageTimer
     from onevision.runtime.messages import Message, VideoPart
-    from onevision.runtime.options import AnswerOptions, Template
+    from onevision.runtime.options import AnswerOptions
     from onevision.runtime.prompt import Segment
     from onevision.runtime.tokenizer import GgufTokenizer
     from onevision.runtime.video import Video
@@ -71,6 +72,7 @@ class PreparedPrompt:
     """A prompt of known length: token ids, and visual inputs in their places."""
 
     parts: tuple[tuple[int, ...] | VisualInput, ...]
+    notes: tuple[str, ...] = ()  # warnings about its text
 
     @property
     def visuals(self) -> tuple[VisualInput, ...]:
@@ -102,8 +104,8 @@ class PreparedPrompt:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Damage of the files of images and videos, and pages that are left out."""
-        return tuple(warning for visual in self.visuals for warning in visual.warnings)
+        """About its text, damage of the files of images and videos, and pages that are left out."""
+        return (*self.notes, *(warning for visual in self.visuals for warning in visual.warnings))
 
     def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
         """Counts of an answer to it."""
@@ -212,7 +214,15 @@ class Preparer:
                 video = self._video(segment.part, options, timer)
                 parts.append(video)
                 times = f"\n{video.times}" if video.times else ""
-        return PreparedPrompt(tuple(parts))
+        return PreparedPrompt(tuple(parts), tuple(self._typed_placeholders(messages)))
+
+    def _typed_placeholders(self, messages: Sequence[Message]) -> Iterator[str]:
+        """A warning for each placeholder that the last message holds as text."""
+        texts = [part for part in messages[-1].content if isinstance(part, str)]
+        for token in (self._manifest.prompt.image_token, self._manifest.prompt.video_token):
+            if any(token in text for text in texts):
+                kind = token.strip("<>")
+                yield f"{token} in the question is read as text: {kind}s are given beside it, and come first"
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
         """Length of the prompt without its images and videos."""
@@ -230,9 +240,7 @@ class Preparer:
         return time_instruction(video.positions, video.total, video.fps)
 
     def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
-        prompt = self._manifest.prompt
-        template = options.template or cast("Template", prompt.template)
-        return render(messages, template, prompt.system if options.system is None else options.system)
+        return lay_out(messages, self._manifest.prompt, options.template, options.system)
 
     def _tokens(self, segment: str | Control) -> tuple[int, ...]:
         if isinstance(segment, str):
