@@ -123,6 +123,11 @@ class VideoInfo:
         newlines = {"grid": frames * side, "frame": frames, "no_token": 0, "one_token": 1}
         return frames * side**2 + newlines[self.newline]
 
+    def frames_within(self, tokens: int) -> int:
+        """Largest number of frames that so many visual tokens hold; 0 if they hold none."""
+        each = self.tokens(2) - self.tokens(1)
+        return max(0, 1 + (tokens - self.tokens(1)) // each)
+
 
 def pooled_side(side: int, pooling: Pooling) -> int:
     """Features per side of a pooled frame that had ``side`` of them."""
