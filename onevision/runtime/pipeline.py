@@ -279,7 +279,7 @@ class Pipeline:
 
 
 def _prefill_is_slowed(bundle: Bundle, device: Device, prefill: Prefill) -> bool:
-    """Whether long prompts are llama.cpp's work on a processor that is slower at them with flash attention."""
+    """Whether llama.cpp prefills long prompts, on a processor where its flash attention is slower."""
     if PREFILL in bundle.manifest.files and prefill != "llama":
         return False
     return flash_attention_costs_prefill() and (device == "cpu" or not can_offload())

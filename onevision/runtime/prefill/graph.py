@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import BundleError, GenerationError
-from onevision.graphs.names import EMBEDDINGS, PAST, PRESENT, SEQUENCE_LENGTHS, TOTAL_LENGTH
+from onevision.graphs.nodes import EMBEDDINGS, PAST, PRESENT, SEQUENCE_LENGTHS, TOTAL_LENGTH
 from onevision.native.device import default_threads, l2_cache_bytes
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
 
