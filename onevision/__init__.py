@@ -321,7 +321,7 @@ def plan(
     from onevision.bundle import open_bundle
     from onevision.models import default_bundle
     from onevision.planning.cost import Media
-    from onevision.planning.plan import media_size, plan_bundle, plan_published
+    from onevision.planning.plan import media_sizes, plan_bundle, plan_published
     from onevision.runtime.options import AnswerOptions
 
     options = options or AnswerOptions()
@@ -329,12 +329,12 @@ def plan(
         raise UsageError(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
-    items = [
-        Media(f"{item[0]}x{item[1]}", "image", *item)
-        if isinstance(item, tuple)
-        else media_size(str(item), exif=options.exif)
-        for item in media
-    ]
+    items: list[Media] = []
+    for item in media:
+        if isinstance(item, tuple):
+            items.append(Media(f"{item[0]}x{item[1]}", "image", *item))
+        else:
+            items += media_sizes(str(item), options)
     if size is not None and size != "tiny":
         return plan_published(size, items, prompt, options)
     opened = open_bundle(default_bundle() if bundle is None or size else bundle)

@@ -16,8 +16,7 @@ import torch
 from torch.nn import functional
 
 from onevision.bundle import NewlinePosition, Pooling, VideoInfo, open_bundle, pooled_side
-from onevision.eval.ask import EvalSettings
-from onevision.eval.reference import ReferenceModel
+from onevision.eval.ask import EvalSettings, ReferenceModel
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.metrics import relative_error
 from onevision.planning.budget import video_size
