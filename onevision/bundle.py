@@ -36,6 +36,8 @@ PREFILL_DATA = "prefill.onnx.data"
 GOLDEN = "golden.npz"
 CARD = "README.md"
 REQUIRED = (VISION, VISION_DATA, BACKBONE, NEWLINE)
+#: All that a bundle may hold.
+NAMES = frozenset((MANIFEST, *REQUIRED, PREFILL, PREFILL_DATA, GOLDEN, CARD))
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ def check_target(target: Path, *, force: bool) -> None:
     """Check that a bundle may be written to ``target``, before any work is done.
 
     Raises:
-        UsageError: ``target`` exists; with ``force``: it is not a bundle.
+        UsageError: ``target`` exists; with ``force``: it is not a bundle, or has other files as well.
     """
     if is_vacant(target):
         return
@@ -286,6 +288,13 @@ def check_target(target: Path, *, force: bool) -> None:
         raise UsageError(f"{target} exists", hint="choose another folder, or --force to replace it")
     if not (target / MANIFEST).is_file():
         raise UsageError(f"{target} is not a bundle, so --force does not replace it")
+    if others := sorted({path.name for path in target.iterdir()} - NAMES):
+        rest = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UsageError(
+            f"{target} has files that are no bundle's, so --force does not replace it: "
+            f"{', '.join(others[:3])}{rest}",
+            hint="move them, or choose another folder",
+        )
 
 
 @contextmanager
