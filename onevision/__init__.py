@@ -119,10 +119,10 @@ def export(
     variant: Variant | None = None,
     revision: str | None = None,
     adapter: PathLike | None = None,
-    vision: EncoderChoice = "fp32",
+    vision: EncoderChoice | None = None,
     backbone: BackboneChoice = "q8_0",
     exporter: Exporter = "onevision",
-    prefill: PrefillPrecision | None = None,
+    prefill: PrefillPrecision | None = "int8",
     calibration: PathLike | None = None,
     imatrix: PathLike | bool | None = None,
     questions: PathLike | None = None,
@@ -140,7 +140,9 @@ def export(
         variant: Variant of the size: ``ov`` (the default) or ``si``, single images.
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter that is merged into the weights.
-        vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
+        vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate. None:
+            the smallest whose image features pass on calibration tiles; no question is asked, unless a
+            coarser ``backbone``, ``questions`` or ``limit`` calls for it.
         backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
         exporter: Writer of the vision encoder's graph; ``optimum`` traces transformers, in fp32 only.
         prefill: Precision of the prefill graph; None writes none.
@@ -178,9 +180,13 @@ def export(
     )
     target = Path(output or resolved.bundle_name)
     check_target(target, force=force)
+    proven = not needs_gate("fp32", backbone)
+    quick = vision is None and proven and questions is None and limit is None and exporter == "onevision"
+    if vision is None:
+        vision = "fp32" if exporter == "optimum" else "auto" if proven else "int8"
     gated = needs_gate(vision, backbone)
     config = GateConfig(
-        _path(questions),
+        () if quick else _path(questions),
         limit,
         _path(calibration),
         imatrix=imatrix if isinstance(imatrix, bool) else _path(imatrix),
@@ -210,6 +216,11 @@ def export(
         "force": force,
     }
     names["variant"] = (variant or "ov") if size else None
+    if quick:
+        progress.note(
+            "fast precisions: an int8 encoder if its features pass on calibration tiles, or else fp16; "
+            f"{backbone}; others with --vision, --backbone and --prefill"
+        )
     if gated:
         options = ExportOptions(**names)
         return export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)

@@ -12,12 +12,12 @@ from onevision.cli.console import ConsoleProgress, print_json, stderr
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
+    FastVision,
     Force,
     ImatrixFile,
     Limit,
     NoImatrix,
     Questions,
-    Vision,
     imatrix_choice,
     print_quantized,
     summary,
@@ -37,7 +37,7 @@ EXPORT_EXAMPLES = (
     "onevision export --size 7b --variant si -o llava-7b",
     "onevision export --size 0.5b --vision auto --backbone auto -o small",
     "onevision export --size 0.5b --vision int8 --calibration photos/",
-    "onevision export --source ./my-finetune --vision fp16 --backbone f16",
+    "onevision export --source my-finetune --vision fp16 --prefill none",
     "onevision export --source owner/name --revision main",
 )
 SYNTH_EXAMPLES = (
@@ -95,7 +95,7 @@ def export(
             help="Folder of the bundle.  [default: the checkpoint's name and -bundle]",
         ),
     ] = None,
-    vision: Vision = "fp32",
+    vision: FastVision = None,
     exporter: Annotated[
         Exporter,
         typer.Option(
@@ -109,9 +109,9 @@ def export(
         typer.Option(
             metavar="none|onnx",
             help="onnx: also write the language model's layers as a graph, which reads long prompts faster "
-            "than llama.cpp.",
+            "than llama.cpp, and takes as much memory again.",
         ),
-    ] = "none",
+    ] = "onnx",
     prefill_precision: Annotated[
         PrefillPrecision | None,
         typer.Option(metavar=choices(PrefillPrecision), help="Precision of that graph.  [default: int8]"),

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from onevision.proof.verify import Report
     from onevision.quant.search import Quantized
 
-Vision = Annotated[
-    EncoderChoice,
+_VISION = (
+    "Precision of the vision encoder: fp32, fp16, int8, or auto: the smallest that passes the quality gate."
+)
+Vision = Annotated[EncoderChoice, typer.Option(metavar="TYPE", help=_VISION)]
+FastVision = Annotated[
+    EncoderChoice | None,
     typer.Option(
+        "--vision",
         metavar="TYPE",
-        help="Precision of the vision encoder: fp32, fp16, int8, or auto: the smallest that passes the "
-        "quality gate.",
+        help=f"{_VISION}  [default: int8 if its features of calibration tiles pass, or else fp16]",
     ),
 ]
 BackboneOption = Annotated[

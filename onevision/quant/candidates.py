@@ -26,7 +26,7 @@ from onevision.precisions import BackbonePrecision, EncoderPrecision, VisionPrec
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import calibration_tiles, files_in
-from onevision.quant.gates import Thresholds
+from onevision.quant.gates import FeatureQuality, Thresholds, judge
 from onevision.quant.imatrix import collect_imatrix, read_imatrix
 from onevision.quant.measure import measure, record_reference
 from onevision.quant.vision import quantize_vision
@@ -34,6 +34,8 @@ from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onevision.eval.questions import TinySuite
     from onevision.eval.suite import Sample
     from onevision.native.quantize import BackboneReport
@@ -80,7 +82,8 @@ class GateConfig:
     """What candidates are made and measured with."""
 
     #: Questions, or their file or folder. All are scored, and the reference's answers to the first half are
-    #: followed token by token. None: of the tiny suite, as many as suit the model's size.
+    #: followed token by token. None: of the tiny suite, as many as suit the model's size. Empty: none, only an
+    #: int8 encoder's features of the calibration tiles are judged.
     questions: Path | Questions | None = None
     limit: int | None = None  # maximum number of questions
     calibration: Path | None = None  # folder of images for int8; None for the built-in set
@@ -223,9 +226,19 @@ class Quantizer:
 
     def measure(self, bundle: Bundle, *, to_the_end: bool = True) -> GateResult:
         """Compare a candidate with the source, see :func:`~onevision.quant.measure.measure`."""
+        if self.config.questions == ():
+            return self._judge_features(bundle.manifest.quality.get("encoder"))
         reference = self.reference  # before the candidate is loaded: one model at a time
         with self.progress.step("quality") as advance, self.load(bundle) as model:
             return measure(model, reference, self.config.thresholds, to_the_end=to_the_end, advance=advance)
+
+    def _judge_features(self, encoder: Mapping[str, Any] | None) -> GateResult:
+        """Judge the manifest's ``quality.encoder``, without a question asked."""
+        features = encoder and FeatureQuality(
+            encoder["tiles"], encoder["cosine"], encoder["relative_error"], constant=False
+        )
+        reference = " + ".join(precisions_of(self.source))
+        return judge(self.config.thresholds, reference, features=features or None)
 
     def verify(self, bundle: Bundle) -> Report:
         """Compare a candidate with the source's reference vectors; no cases if it has none.
