@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -219,7 +218,7 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
     if not root.exists():
         raise BundleError(
             f"no bundle at {root}: there is no such folder",
-            hint=f"make one with: {_export_command(str(folder))}",
+            hint="onevision export -o FOLDER makes one; onevision.load and -m also take a size or a Hub id",
         )
     if not root.is_dir():
         raise BundleError(f"{root} is a file, not a bundle folder", hint="give the folder that holds it")
@@ -242,16 +241,6 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
             f"bundle {root} is damaged: {'; '.join(damage)}", hint="copy or export the bundle again"
         )
     return bundle
-
-
-def _export_command(name: str) -> str:
-    """Command that makes the bundle that ``name`` probably stands for: a size, a Hub id, or a folder."""
-    source = "--size 0.5b"
-    if re.fullmatch(r"[\d.]+b", name):
-        source = f"--size {name}"
-    elif re.fullmatch(r"[\w.-]+/[\w.-]*(llava|onevision)[\w.-]*", name, re.IGNORECASE):
-        source = f"--source {name}"
-    return f"onevision export {source} -o FOLDER"
 
 
 def sha256_of(path: Path) -> str:

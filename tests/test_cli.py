@@ -74,7 +74,7 @@ def parsed(out: str) -> Any:
 def test_commands() -> None:
     assert COMMANDS == [
         "export", "synth", "run", "chat", "demo", "eval", "plan", "verify", "inspect", "doctor",
-        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
+        "list", "rm", "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
     ]  # fmt: skip
 
 

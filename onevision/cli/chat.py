@@ -21,8 +21,9 @@ from onevision.cli.options import (
     Video,
     add_command,
     answer_options,
+    bundle_folder,
+    mention_tiny,
 )
-from onevision.cli.run import TINY_NOTE
 from onevision.errors import OneVisionError, UsageError
 from onevision.runtime.options import AnswerOptions
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from onevision.runtime.chat import Chat
 
 EXAMPLES = (
-    "onevision chat --image photo.jpg -m bundle",
+    "onevision chat --image photo.jpg -m 0.5b",
     "onevision chat -m bundle --cache ~/.cache/images",
     "onevision chat --image photo.jpg -m bundle < questions.txt",
 )
@@ -70,11 +71,13 @@ def chat(
     """Talk about images and videos. Each turn reads only what is new."""
     import onevision
 
+    mention_tiny(model, image or (), quiet=quiet)
+    folder = bundle_folder(model, quiet=quiet)
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     with (
         AnswerProgress("loading the model", quiet=quiet) as progress,
         onevision.load(
-            model, device=device, threads=threads, prefill=prefill, check=check, cache=cache
+            folder, device=device, threads=threads, prefill=prefill, check=check, cache=cache
         ) as loaded,
     ):
         talk = loaded.chat(**vars(options))
@@ -85,7 +88,7 @@ def chat(
         progress.stop()
         if typed and not quiet:
             banner = f"{loaded.bundle.manifest.name}; /help lists the commands"
-            stderr().print(banner if model else f"{TINY_NOTE}\n{banner}", style="dim")
+            stderr().print(banner, style="dim")
         _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, stderr
+from onevision.cli.console import ConsoleProgress, print_json, print_next
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -18,6 +19,7 @@ from onevision.cli.gate import (
     Limit,
     NoImatrix,
     Questions,
+    ask_with,
     imatrix_choice,
     print_quantized,
     summary,
@@ -154,13 +156,12 @@ def export(
 
     folder = done.bundle.folder
     if isinstance(done, Quantized):
-        print_quantized(done, as_json=as_json)
+        print_quantized(done, as_json=as_json, quiet=quiet)
     elif as_json:
         print_json(summary(done.bundle, done.backbone, done.report))
     else:
         print(f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB")
-    if stderr().is_terminal and not (as_json or quiet):
-        stderr().print(f'next: onevision run "What is in the image?" -i photo.jpg -m {folder}', style="dim")
+        print_next(ask_with(folder), quiet=quiet)
 
 
 #: Help of the fields of :class:`onevision.export.synth.SynthSpec` that are numbers.
@@ -246,3 +247,4 @@ def synth(
         print_json({"checkpoint": str(out), "bytes": sum(sizes)})
     else:
         print(out)
+        print_next(f"onevision export --source {quote(str(out))}", quiet=quiet)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onevision.cli.console import print_json, print_warning
+from onevision.cli.console import print_json, print_next, print_warning
 from onevision.errors import UsageError
 from onevision.precisions import BackboneChoice, EncoderChoice
 
@@ -104,12 +105,18 @@ def summary(bundle: Bundle, backbone: BackboneReport, report: Report) -> dict[st
     }
 
 
-def print_quantized(done: Quantized, *, as_json: bool) -> None:
+def ask_with(folder: Path) -> str:
+    """A command that asks a new bundle."""
+    return f'onevision run "What is in the image?" -i photo.jpg -m {quote(str(folder))}'
+
+
+def print_quantized(done: Quantized, *, as_json: bool, quiet: bool = False) -> None:
     """Print a quantized bundle, and a warning if it fails the gate."""
     bundle = done.bundle
     if as_json:
         print_json(summary(bundle, done.backbone, done.report) | {"gate": done.to_dict()})
     else:
         print(f"{bundle.folder}  {done.candidate.name}  {bundle.bytes / 1e6:,.0f} MB")
+        print_next(ask_with(bundle.folder), quiet=quiet)
     if not done.quality.passed:
         print_warning(f"{bundle.folder} fails the quality gate: {'; '.join(done.quality.reasons)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from typer.core import TyperCommand
 
-from onevision.cli.console import duration
+from onevision.cli.console import ConsoleProgress, duration
 from onevision.errors import UsageError
 from onevision.native.device import MAX_THREADS
 from onevision.native.device import Device as DeviceName
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     Function = Callable[..., Any]
 
+#: For newcomers whose photo goes to the default model.
+TINY_NOTE = "note: this is the tiny demo model, which knows drawings alone; for photos: -m 0.5b"
 INPUT, MACHINE = "Input", "Machine"  # groups of options in the help, beside those of AnswerOptions
 
 
@@ -32,14 +35,15 @@ def choices(kind: object) -> str:
     return "|".join(get_args(kind))
 
 
+_MODEL = "Folder of the bundle, or a size (0.5b, 7b-si) or Hub id: fetched or exported once, into the cache."
 Model = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "-m",
         "--model",
-        metavar="FOLDER",
+        metavar="NAME",
         envvar="ONEVISION_MODEL",
-        help="Folder of the bundle.  [default: the tiny model]",
+        help=f"{_MODEL}  [default: the tiny model]",
         show_default=False,
         rich_help_panel=INPUT,
     ),
@@ -135,15 +139,25 @@ def examples(about: str, *commands: str) -> str:
     return f"{about}\n\n\b\nExamples:\n{lines}"
 
 
-def bundle_folder(model: Path | None) -> Path:
-    """The bundle of ``-m``, or the tiny model's.
+def bundle_folder(model: str | None, *, quiet: bool = False) -> Path:
+    """The bundle of ``-m``, or the tiny model's; it is fetched or made first, with progress, if it has to be.
 
     Raises:
-        BundleError: See :func:`onevision.models.default_bundle`.
+        OneVisionError: See :func:`onevision.named.named_bundle`.
     """
-    from onevision.models import default_bundle
+    from onevision.named import named_bundle
 
-    return model or default_bundle()
+    return named_bundle(model, ConsoleProgress(quiet=quiet))
+
+
+def mention_tiny(model: str | None, images: Sequence[str], *, quiet: bool = False) -> None:
+    """Print :data:`TINY_NOTE` if the tiny model is used by default, for an image that no demo drew."""
+    if model is not None or quiet:
+        return
+    from onevision.eval.demo.page import PAGE, files_of
+
+    if any(Path(image).name not in files_of(Path(image).parent / PAGE) for image in images):
+        print(TINY_NOTE, file=sys.stderr)
 
 
 def add_command(app: typer.Typer, function: Function, *commands: str, name: str | None = None) -> None:

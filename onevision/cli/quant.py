@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, stdout
+from onevision.cli.console import ConsoleProgress, print_json, print_next, stdout
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -21,7 +22,7 @@ from onevision.cli.gate import (
     imatrix_choice,
     print_quantized,
 )
-from onevision.cli.options import Json, Threads, add_command
+from onevision.cli.options import Json, Threads, add_command, bundle_folder
 from onevision.extras import require
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 
@@ -44,7 +45,7 @@ SWEEP_EXAMPLES = (
 )
 
 Source = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A full-precision bundle (fp32 or fp16, f32, f16 or bf16).")
+    str, typer.Argument(metavar="BUNDLE", help="A full-precision bundle (fp32 or fp16, f32, f16 or bf16).")
 ]
 
 
@@ -79,7 +80,7 @@ def apply(
     from onevision.quant.search import quantize
 
     done = quantize(
-        source,
+        bundle_folder(source),
         out,
         vision=vision,
         backbone=backbone,
@@ -135,7 +136,7 @@ def sweep(
     choice = imatrix_choice(imatrix, no_imatrix)
     config = GateConfig(questions, limit, calibration, imatrix=choice, threads=threads)
     rows = sweeps.sweep(
-        open_bundle(source),
+        open_bundle(bundle_folder(source)),
         out,
         config,
         visions=cast("list[EncoderPrecision]", vision) or sweeps.VISIONS,
@@ -148,6 +149,7 @@ def sweep(
     else:
         _print_rows(rows)
         print(out / sweeps.PLOT)
+        print_next(f"onevision quant apply {quote(source)} OUT --vision TYPE --backbone TYPE")
 
 
 def imatrix(
@@ -163,7 +165,7 @@ def imatrix(
     from onevision.runtime.engine import OneVision
 
     with (
-        OneVision(open_bundle(source), device="cpu", threads=threads) as model,
+        OneVision(open_bundle(bundle_folder(source)), device="cpu", threads=threads) as model,
         ConsoleProgress().step("importance matrix") as advance,
     ):
         collected = collect_imatrix(model, advance=advance)
@@ -172,6 +174,7 @@ def imatrix(
         print_json({"imatrix": str(out), "matrices": len(collected.inputs), "bytes": out.stat().st_size})
     else:
         print(out)
+        print_next(f"onevision quant apply {quote(source)} OUT --imatrix {quote(str(out))}")
 
 
 def _print_rows(rows: Sequence[SweepRow]) -> None:

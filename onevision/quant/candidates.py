@@ -82,8 +82,8 @@ class GateConfig:
     """What candidates are made and measured with."""
 
     #: Questions, or their file or folder. All are scored, and the reference's answers to the first half are
-    #: followed token by token. None: of the tiny suite, as many as suit the model's size. Empty: none, only an
-    #: int8 encoder's features of the calibration tiles are judged.
+    #: followed token by token. None: of the tiny suite, as many as suit the model's size. Empty: none; only
+    #: an int8 encoder's features of the calibration tiles are judged.
     questions: Path | Questions | None = None
     limit: int | None = None  # maximum number of questions
     calibration: Path | None = None  # folder of images for int8; None for the built-in set
