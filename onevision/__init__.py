@@ -159,7 +159,8 @@ def export(
         source: Folder of a checkpoint, or a Hub id; None: the published checkpoint of ``size``.
         output: Folder of the bundle; None: named after the checkpoint, in the working directory.
         size: ``tiny``, ``0.5b``, ``7b`` or ``72b``; None without a source: ``tiny``.
-        variant: Variant of the size: ``ov`` (the default) or ``si``, single images.
+        variant: Variant of the size: ``ov`` (the default), ``si`` (single images), and for 7b and 72b
+            ``chat`` and ``video`` (LLaVA-Video).
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter that is merged into the weights.
         vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate. None:

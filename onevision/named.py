@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from onevision.bundle import MANIFEST, Bundle, open_bundle
 from onevision.errors import BundleError, DownloadError, UsageError
@@ -24,12 +25,7 @@ from onevision.extras import missing, require
 from onevision.files import cache_folder
 from onevision.models import default_bundle
 from onevision.models.shapes import PublishedSize, Variant, repositories
-from onevision.progress import LogProgress
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from onevision.progress import Progress
+from onevision.progress import LogProgress, Progress
 
 _MODELS = "models"  # folder in the cache
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -38,6 +34,7 @@ PUBLISHED: dict[str, tuple[PublishedSize, Variant]] = {
     size if variant == "ov" else f"{size}-{variant}": (size, variant)
     for size in get_args(PublishedSize)
     for variant in get_args(Variant)
+    if repositories(size, variant)
 }
 _INSTEAD = "name a bundle: -m FOLDER"
 

@@ -8,20 +8,17 @@ too small a part of the whole answer does not count.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from onevision.bench.peers import PEERS
+from onevision.bench.result import Measured, Result
 from onevision.bench.statistics import bootstrap_ratio, median, samples
 from onevision.bench.target import OURS
 from onevision.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from onevision.bench.result import Measured, Result
 
 Verdict = Literal["faster", "slower", "inconclusive", "no difference"]
 

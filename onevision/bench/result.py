@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from onevision.errors import ResultError, UsageError
 from onevision.files import whole_file
 from onevision.typed import build
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: Raised when files of earlier versions can no longer be read.
 SCHEMA_VERSION = 2

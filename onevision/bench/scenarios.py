@@ -6,10 +6,12 @@ sizes and with detail at every scale, as photographs have it: JPEG decodes slowe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,13 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from onevision.errors import ImageError, UsageError, VideoError
 from onevision.eval.suite.draw import FONT_FOLDER
 from onevision.eval.suite.vocabulary import COLORS, SHAPES
-from onevision.runtime.messages import ImagePart, Message, VideoPart
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.runtime.messages import Part
+from onevision.runtime.messages import ImagePart, Message, Part, VideoPart
 
 SHORT, LONG = 16, 128  # tokens of an answer
 LONG_SUFFIX = "-long"

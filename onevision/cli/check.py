@@ -27,7 +27,7 @@ from onevision.files import readable
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from onevision.bundle import Bundle, Manifest
+    from onevision.bundle import Bundle, Manifest, VideoInfo
     from onevision.proof.verify import Report
 
 VERIFY_EXAMPLES = (
@@ -153,7 +153,7 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
         "backbone": f"{backbone.layers} layers of {backbone.hidden}; {backbone.heads} heads, "
         f"{backbone.kv_heads} for keys and values; context {backbone.context_length:,}; "
         f"{backbone.bits_per_weight:.2f} bits per weight",
-        "video": f"{manifest.video.frames} frames, {manifest.video.pooled_side**2} tokens each",
+        "video": _video(manifest.video),
         "prompt": f"{manifest.prompt.template} format",
         "verify": _proof(manifest),
         **quality_facts(manifest.quality),
@@ -162,6 +162,18 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
     print_facts(facts)
     for name, info in sorted(manifest.files.items()):
         stdout().print(f"  {name:18}{readable(info.bytes):>9}  {info.precision or ''}".rstrip())
+
+
+def _video(video: VideoInfo) -> str:
+    """How a video becomes tokens."""
+    newlines = {
+        "grid": "a newline per row",
+        "frame": "a newline per frame",
+        "no_token": "no newline",
+        "one_token": "one newline at the end",
+    }
+    timed = "; the prompt names their times" if video.time_instruction else ""
+    return f"{video.frames} frames, {video.pooled_side**2} tokens each, {newlines[video.newline]}{timed}"
 
 
 def _proof(manifest: Manifest) -> str:

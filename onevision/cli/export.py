@@ -37,6 +37,7 @@ EXPORT_EXAMPLES = (
     "onevision export",
     "onevision export --size 0.5b",
     "onevision export --size 7b --variant si -o llava-7b",
+    "onevision export --size 7b --variant video -o llava-video",
     "onevision export --size 0.5b --vision auto --backbone auto -o small",
     "onevision export --size 0.5b --vision int8 --calibration photos/",
     "onevision export --source my-finetune --vision fp16 --prefill none",
@@ -68,7 +69,8 @@ def export(
         Variant | None,
         typer.Option(
             metavar=choices(Variant),
-            help="Variant of the size: ov (all inputs) or si (single images).  [default: ov]",
+            help="Variant of the size: ov (all inputs), si (single images), and for 7b and 72b chat and "
+            "video (LLaVA-Video).  [default: ov]",
             rich_help_panel=INPUT,
         ),
     ] = None,

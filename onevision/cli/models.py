@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from onevision.bundle import BACKBONE, PREFILL, VISION
 from onevision.cli.console import print_json, print_table
 from onevision.cli.options import Json, add_command
 from onevision.errors import UsageError
 from onevision.files import cache_folder, readable
-
-if TYPE_CHECKING:
-    from onevision.named import StoredBundle
+from onevision.named import StoredBundle, stored_bundle, stored_bundles
 
 _PROOF = {True: "passed", False: "FAILED", None: "unproven"}
 
@@ -26,8 +25,6 @@ def register(app: typer.Typer) -> None:
 
 def list_(as_json: Json = False) -> None:
     """List the bundles in the cache. They are those of -m SIZE, -m HUB-ID and `bench --synthetic`."""
-    from onevision.named import stored_bundles
-
     rows = [_facts(stored) for stored in stored_bundles()]
     if as_json:
         print_json({"cache": str(cache_folder()), "bundles": rows})
@@ -44,8 +41,6 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Remove a bundle from the cache."""
-    from onevision.named import stored_bundle
-
     stored = stored_bundle(name)
     size = _bytes(stored)
     if not yes:
@@ -65,8 +60,6 @@ def _bytes(stored: StoredBundle) -> int:
 
 def _facts(stored: StoredBundle) -> dict[str, Any]:
     """A bundle, for ``--json``."""
-    from onevision.bundle import BACKBONE, PREFILL, VISION
-
     facts: dict[str, Any] = {
         "name": stored.name,
         "folder": str(stored.folder),

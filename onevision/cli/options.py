@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from onevision.cli.console import ConsoleProgress, duration
 from onevision.errors import UsageError
+from onevision.named import named_bundle
 from onevision.native.device import MAX_THREADS
 from onevision.native.device import Device as DeviceName
 from onevision.runtime.options import AnswerOptions, make_options
@@ -145,8 +146,6 @@ def bundle_folder(model: str | None, *, quiet: bool = False) -> Path:
     Raises:
         OneVisionError: See :func:`onevision.named.named_bundle`.
     """
-    from onevision.named import named_bundle
-
     return named_bundle(model, ConsoleProgress(quiet=quiet))
 
 

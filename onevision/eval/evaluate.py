@@ -6,40 +6,32 @@ the same questions are asked there afterwards: two models are never loaded at on
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onevision.bundle import MANIFEST, open_bundle
+from onevision.bundle import MANIFEST, Bundle, open_bundle
 from onevision.errors import UsageError
-from onevision.eval.ask import EvalSettings, ask, of_bundle, run_id
+from onevision.eval import See
+from onevision.eval.ask import Answerer, EvalSettings, ask, of_bundle, run_id
 from onevision.eval.compare import EvalComparison, compare, matched
-from onevision.eval.questions import choose_questions
+from onevision.eval.questions import QuestionSet, choose_questions
 from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
 from onevision.models import default_bundle
-from onevision.progress import LogProgress
+from onevision.native.device import Device
+from onevision.progress import LogProgress, Progress
 from onevision.runtime.engine import OneVision
+from onevision.runtime.options import AnswerOptions, Prefill
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
-    from onevision.bundle import Bundle
-    from onevision.eval import See
-    from onevision.eval.ask import Answerer
-    from onevision.eval.questions import QuestionSet
-    from onevision.native.device import Device
-    from onevision.progress import Progress
-    from onevision.runtime.options import AnswerOptions, Prefill
-
-    #: Context that loads a model: its name, the model, and pixels per side of its tiles.
-    Loading = AbstractContextManager[tuple[str, Answerer, int]]
+#: Context that loads a model: its name, the model, and pixels per side of its tiles.
+Loading = AbstractContextManager[tuple[str, Answerer, int]]
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,18 @@ accepted as well.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 from onevision.errors import ImageError, InputError, UsageError, VideoError
 from onevision.eval.jsonl import read_objects
 from onevision.eval.suite import FAMILIES, Sample, iter_samples
 from onevision.eval.suite.sample import Form, normalize
 from onevision.runtime.images import existing_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 SUITES = ("tiny",)
 #: Name of the questions file in a folder.

@@ -7,17 +7,14 @@ often it was asked; see :func:`onevision.eval.intervals.mean_interval` for its i
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from onevision.eval.intervals import Interval, mean_interval, wilson
+from onevision.eval.records import Record
 from onevision.eval.suite.sample import InputKind
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from onevision.eval.records import Record
 
 KINDS: tuple[InputKind, ...] = get_args(InputKind)
 

@@ -5,6 +5,7 @@ In: a Hub id. Out: a folder of the Hub's own cache that holds the whole bundle, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,6 @@ from onevision.export.hub import check_disk_space, snapshot
 from onevision.export.hub_errors import retried
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from huggingface_hub.hf_api import ModelInfo
 
 

@@ -224,4 +224,4 @@ def video_size(source: VideoSource) -> Media:
         frames, height, width = source.shape[:3]
         return Media("", "video", width, height, frames)
     probe = probe_video(source)
-    return Media(str(source), "video", probe.width, probe.height, probe.frames)
+    return Media(str(source), "video", probe.width, probe.height, probe.frames, probe.fps)

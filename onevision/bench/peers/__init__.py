@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from onevision.bundle import PREFILL
+from onevision.bundle import PREFILL, Bundle, Manifest
 from onevision.errors import UsageError
 from onevision.models import SHIPPED
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onevision.bundle import Bundle, Manifest
-    from onevision.native.device import Device
+from onevision.native.device import Device
 
 #: Our own bundle with llama.cpp's prefill instead of its prefill graph.
 LLAMA = "llama"

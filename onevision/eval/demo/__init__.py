@@ -9,27 +9,22 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from onevision._version import __version__
 from onevision.bundle import BACKBONE, GOLDEN, VISION
 from onevision.errors import UsageError
-from onevision.eval.demo.inputs import make_inputs
+from onevision.eval.demo.inputs import DemoInput, make_inputs
 from onevision.eval.demo.page import PAGE, Asked, Demo, files_of, render
 from onevision.eval.suite import score
 from onevision.extras import missing
 from onevision.files import is_vacant, whole_folder
 from onevision.native.device import cpu_name
+from onevision.progress import Progress
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from onevision.eval.demo.inputs import DemoInput
-    from onevision.progress import Progress
-    from onevision.runtime.engine import OneVision
+from onevision.runtime.engine import OneVision
 
 #: The suite's longest sentence has half as many.
 MAX_TOKENS = 48

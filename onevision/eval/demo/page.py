@@ -6,21 +6,18 @@ In: the answers, and the folder with the inputs' files. Out: HTML.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from onevision import html
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from onevision.eval.demo.inputs import DemoInput
-    from onevision.eval.suite import Sample
-    from onevision.proof.verify import Report, StageResult
-    from onevision.runtime.answer import Answer
+from onevision.eval.demo.inputs import DemoInput
+from onevision.eval.suite import Sample
+from onevision.proof.verify import Report, StageResult
+from onevision.runtime.answer import Answer
 
 PAGE = "index.html"
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
 from onevision.eval.suite.draw import Canvas, fitting, shade
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, options_of
 from onevision.eval.suite.vocabulary import COLORS, draw_font, draw_numbers, draw_words, like, numbers, words
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 FIELDS = ("ROOM", "SEAT", "AGE", "BUS", "PAGE", "TOTAL", "DAY", "GATE")
 ROWS, COLUMNS = "ABC", "PQR"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, options_of
 from onevision.eval.suite.vocabulary import COLORS, SHAPES, a_thing, draw_things, plural, things
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 #: Places of a thing, as fractions of width and height.
 PLACES: dict[str, tuple[float, float]] = {

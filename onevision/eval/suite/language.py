@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
 from onevision.eval.suite.maths import question_of_sum
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, options_of
 from onevision.eval.suite.vocabulary import COLORS, draw_sum, draw_things, draw_words
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 
 def text(random: Random, split: Split) -> Scene:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
 from onevision.eval.suite.draw import Canvas, fitting
 from onevision.eval.suite.general import image_size
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, options_of
 from onevision.eval.suite.vocabulary import draw_font, draw_sum, sums
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 
 def sum_in_image(random: Random, split: Split) -> Scene:

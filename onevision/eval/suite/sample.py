@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 

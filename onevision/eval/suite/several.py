@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, options_of
 from onevision.eval.suite.vocabulary import SHAPES, Thing, a_thing, draw_things, plural, things
-
-if TYPE_CHECKING:
-    from random import Random
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from onevision.eval.suite.sample import Split
 
 ORDINALS = ("first", "second", "third", "fourth")
 DIFFERENCES = ("colour", "shape", "size", "number")

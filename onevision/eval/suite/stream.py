@@ -3,18 +3,13 @@
 # ruff: noqa: S311  # samples are drawn, not secrets
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING
 
 from onevision.errors import UsageError
 from onevision.eval.suite import documents, general, language, maths, ocr, several, video
-from onevision.eval.suite.sample import Sample, pose
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from onevision.eval.suite.sample import Scene, Split
+from onevision.eval.suite.sample import Sample, Scene, Split, pose
 
 #: Builders of scenes by name, with the families of questions about them.
 BUILDERS: dict[str, tuple[Callable[[Random, Split], Scene], tuple[str, ...]]] = {

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
 import numpy as np
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, options_of
 from onevision.eval.suite.vocabulary import COLORS, Thing, a_thing, draw_speed, draw_things, things
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 FRAMES = 8
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
