@@ -148,8 +148,8 @@ class StoredBundle:
 
     name: str  # for -m, or of its folder
     folder: Path
-    repo: str | None  # in the Hub's cache
     bundle: Bundle | None
+    in_hub_cache: bool = False
 
     def remove(self) -> None:
         """Delete it.
@@ -158,14 +158,10 @@ class StoredBundle:
             BundleError: The operating system refused.
         """
         try:
-            if self.repo is not None:
-                from onevision.export.ready import delete_cached
-
-                delete_cached(self.repo)
-            else:
-                # Half of it must never look like a bundle.
-                gone = self.folder.rename(self.folder.with_name(f".{self.folder.name}.removed.old"))
-                shutil.rmtree(gone)
+            # Half of it must never look like a bundle, so it is renamed first. The Hub's cache has a folder
+            # per repository, with the files and links to them.
+            whole = self.folder.parents[1] if self.in_hub_cache else self.folder
+            shutil.rmtree(whole.rename(whole.with_name(f".{whole.name}.removed.old")))
         except OSError as error:
             raise BundleError(f"cannot remove {self.folder}: {error.strerror or error}") from error
 
@@ -178,12 +174,12 @@ def stored_bundles() -> Iterator[StoredBundle]:
         if not folder.name.startswith("."):
             is_model = folder.parent.name == _MODELS
             name = _called(folder.name.replace("--", "/", 1)) if is_model else folder.name
-            yield StoredBundle(name, folder, None, _opened(folder))
+            yield StoredBundle(name, folder, _opened(folder))
     if not missing("export"):
         from onevision.export.ready import cached_bundles
 
         for repo, folder in cached_bundles():
-            yield StoredBundle(repo, folder, repo, _opened(folder))
+            yield StoredBundle(repo, folder, _opened(folder), in_hub_cache=True)
 
 
 def stored_bundle(name: str) -> StoredBundle:

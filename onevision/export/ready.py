@@ -85,17 +85,3 @@ def cached_bundles() -> Iterator[tuple[str, Path]]:
 
     for manifest in sorted(Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{MANIFEST}")):
         yield manifest.parents[2].name.removeprefix("models--").replace("--", "/", 1), manifest.parent
-
-
-def delete_cached(repo: str) -> None:
-    """Delete a repository from the Hub's cache."""
-    from huggingface_hub import constants, scan_cache_dir
-
-    cache = scan_cache_dir(constants.HF_HUB_CACHE)
-    commits = [
-        revision.commit_hash
-        for found in cache.repos
-        if (found.repo_id, found.repo_type) == (repo, "model")
-        for revision in found.revisions
-    ]
-    cache.delete_revisions(*commits).execute()
