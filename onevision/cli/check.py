@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_facts, print_json, print_table, stdout
+from onevision.cli.console import ConsoleProgress, print_facts, print_table, show, stdout
 from onevision.cli.options import (
     INPUT,
     CheckSums,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from onevision.bundle import Bundle, Manifest, VideoInfo
+    from onevision.native.doctor import Health
     from onevision.proof.verify import Report
 
 VERIFY_EXAMPLES = (
@@ -87,10 +88,7 @@ def verify(
         check=check,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if as_json:
-        print_json({"bundle": str(folder), **report.to_dict()})
-    else:
-        _print_report(report)
+    show(as_json, {"bundle": str(folder), **report.to_dict()}, _print_report, report)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -124,13 +122,11 @@ def inspect(
     from onevision.bundle import open_bundle
 
     bundle = open_bundle(bundle_folder(folder or model), check=check)
-    if as_json:
-        print_json({"bundle": str(bundle.folder), **json.loads(bundle.manifest.to_json())})
-    else:
-        _print_bundle(bundle, checked=check)
+    data = {"bundle": str(bundle.folder), **json.loads(bundle.manifest.to_json())}
+    show(as_json, data, _print_bundle, bundle, check)
 
 
-def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
+def _print_bundle(bundle: Bundle, checked: bool) -> None:
     from onevision.runtime.anyres import AnyRes
 
     manifest = bundle.manifest
@@ -194,9 +190,10 @@ def doctor(as_json: Json = False) -> None:
     from onevision.native.doctor import examine
 
     health = examine()
-    if as_json:
-        print_json(health.to_dict())
-        return
+    show(as_json, health.to_dict(), _print_health, health)
+
+
+def _print_health(health: Health) -> None:
     from rich.text import Text
 
     print_facts(health.listing())

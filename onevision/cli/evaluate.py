@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, print_warning
+from onevision.cli.console import ConsoleProgress, print_warning, show
 from onevision.cli.options import (
     INPUT,
     CheckSums,
@@ -22,7 +22,7 @@ from onevision.cli.options import (
     bundle_folder,
     choices,
 )
-from onevision.cli.scores import print_comparison, print_scores
+from onevision.cli.scores import print_evaluation
 from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS, See
 from onevision.runtime.options import AnswerOptions
 
@@ -139,9 +139,4 @@ def evaluate(
     )
     for warning in () if quiet else done.warnings:
         print_warning(warning)
-    if as_json:
-        print_json(done.to_dict())
-        return
-    print_scores(done.report)
-    if done.comparison is not None:
-        print_comparison(done.comparison, done.report, str(done.against))
+    show(as_json, done.to_dict(), print_evaluation, done)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, print_next
+from onevision.cli.console import ConsoleProgress, print_next, show
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -29,6 +29,7 @@ from onevision.errors import UsageError
 from onevision.extras import require
 from onevision.models.shapes import Naming, PublishedSize, SynthDtype, SynthSize, Variant
 from onevision.precisions import Exporter, PrefillPrecision
+from onevision.runtime.options import TemplateChoice
 
 if TYPE_CHECKING:
     from onevision.export.synth import SynthSpec
@@ -90,6 +91,15 @@ def export(
             metavar="FOLDER", help="LoRA adapter (PEFT) to merge into the weights.", rich_help_panel=INPUT
         ),
     ] = None,
+    template: Annotated[
+        TemplateChoice,
+        typer.Option(
+            metavar=choices(TemplateChoice),
+            help="Prompt format: auto is that of the checkpoint's own chat template, training that of "
+            "LLaVA-OneVision's training, hf the Hub's.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -142,6 +152,7 @@ def export(
         variant=variant,
         revision=revision,
         adapter=adapter,
+        template=template,
         vision=vision,
         backbone=backbone,
         exporter=exporter,
@@ -158,12 +169,11 @@ def export(
 
     folder = done.bundle.folder
     if isinstance(done, Quantized):
-        print_quantized(done, as_json=as_json, quiet=quiet)
-    elif as_json:
-        print_json(summary(done.bundle, done.backbone, done.report))
+        print_quantized(done, as_json=as_json)
     else:
-        print(f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB")
-        print_next(ask_with(folder), quiet=quiet)
+        line = f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB"
+        show(as_json, summary(done.bundle, done.backbone, done.report), print, line)
+    print_next(ask_with(folder), quiet=quiet or as_json)
 
 
 #: Help of the fields of :class:`onevision.export.synth.SynthSpec` that are numbers.
@@ -244,9 +254,6 @@ def synth(
 
     with ConsoleProgress(quiet=quiet).step("checkpoint with random weights") as advance:
         synthesise(out, spec, advance=advance)
-    if as_json:
-        sizes = (path.stat().st_size for path in out.rglob("*") if path.is_file())
-        print_json({"checkpoint": str(out), "bytes": sum(sizes)})
-    else:
-        print(out)
-        print_next(f"onevision export --source {quote(str(out))}", quiet=quiet)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    show(as_json, {"checkpoint": str(out), "bytes": size}, print, out)
+    print_next(f"onevision export --source {quote(str(out))}", quiet=quiet or as_json)

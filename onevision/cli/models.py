@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from onevision.bundle import BACKBONE, PREFILL, VISION
-from onevision.cli.console import print_json, print_table
+from onevision.cli.console import print_table, show
 from onevision.cli.options import Json, add_command
 from onevision.errors import UsageError
 from onevision.files import cache_folder, readable
@@ -26,12 +27,16 @@ def register(app: typer.Typer) -> None:
 def list_(as_json: Json = False) -> None:
     """List the bundles in the cache. They are those of -m SIZE, -m HUB-ID and `bench --synthetic`."""
     rows = [_facts(stored) for stored in stored_bundles()]
-    if as_json:
-        print_json({"cache": str(cache_folder()), "bundles": rows})
-    elif rows:
-        columns = ("name", "size", "vision", "backbone", "prefill", "verify", "source")
-        print_table(columns, [_cells(row) for row in rows], notes=True)
-    else:
+    columns = ("name", "size", "vision", "backbone", "prefill", "verify", "source")
+    cells = [_cells(row) for row in rows]
+    show(
+        as_json,
+        {"cache": str(cache_folder()), "bundles": rows},
+        partial(print_table, notes=True),
+        columns,
+        cells,
+    )
+    if not rows and not as_json:
         print(f"no bundles in {cache_folder()}; -m 0.5b exports one at its first use", file=sys.stderr)
 
 
@@ -48,10 +53,7 @@ def remove(
             raise UsageError(f"{stored.name} would be removed", hint=f"onevision rm {name} --yes")
         typer.confirm(f"remove {stored.folder}, {readable(size)}?", abort=True, err=True)
     stored.remove()
-    if as_json:
-        print_json({"removed": stored.name, "bytes": size})
-    else:
-        print(f"removed {stored.name}, {readable(size)}")
+    show(as_json, {"removed": stored.name, "bytes": size}, print, f"removed {stored.name}, {readable(size)}")
 
 
 def _bytes(stored: StoredBundle) -> int:

@@ -151,12 +151,18 @@ def bundle_folder(model: str | None, *, quiet: bool = False) -> Path:
 
 def mention_tiny(model: str | None, images: Sequence[str], *, quiet: bool = False) -> None:
     """Print :data:`TINY_NOTE` if the tiny model is used by default, for an image that no demo drew."""
-    if model is not None or quiet:
-        return
-    from onevision.eval.demo.page import PAGE, files_of
-
-    if any(Path(image).name not in files_of(Path(image).parent / PAGE) for image in images):
+    if model is None and not quiet and not all(map(_is_demos, images)):
         print(TINY_NOTE, file=sys.stderr)
+
+
+def _is_demos(image: str) -> bool:
+    """Whether an image lies beside the page of a demo that drew it."""
+    page = Path(image).with_name("index.html") if Path(image).name else Path()
+    if not page.is_file():
+        return False
+    from onevision.eval.demo import files_of
+
+    return Path(image).name in files_of(page)
 
 
 def add_command(app: typer.Typer, function: Function, *commands: str, name: str | None = None) -> None:
@@ -233,7 +239,7 @@ def answer_options(
         if not item.metadata or item.name in without or (names and item.name not in names):
             continue
         kind, default = hints[item.name], defaults.get(item.name, item.default)
-        if item.name == "ttft_target":
+        if item.name in ("ttft_target", "from_time", "to_time"):
             kind = str | None
         elif item.name == "stop":
             kind, default = list[str] | None, None
@@ -258,5 +264,8 @@ def _options(values: dict[str, Any]) -> AnswerOptions:
 
 def _in_flags(text: str) -> str:
     """A text that names fields of :class:`AnswerOptions`, with their flags instead."""
-    names = "|".join(item.name for item in fields(AnswerOptions))
-    return re.sub(rf"\b({names})\b", lambda match: f"--{match[1].replace('_', '-')}", text)
+    flags = {
+        item.name: (f"--{item.name.replace('_', '-')}", *item.metadata.get("flags", ()))[-1]
+        for item in fields(AnswerOptions)
+    }
+    return re.sub(rf"\b({'|'.join(flags)})\b", lambda match: flags[match[1]], text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from onevision.bundle import BACKBONE, CARD, GOLDEN, VISION, VISION_DATA, Bundle, files_of
-from onevision.errors import QuantError, UsageError
+from onevision.errors import QuantError, UsageError, suggest
 from onevision.eval.questions import TinySuite, read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES, Sample
 from onevision.export.seal import tool_versions
@@ -59,7 +59,7 @@ class Candidate:
     def __post_init__(self) -> None:
         for name, known in ((self.vision, get_args(EncoderPrecision)), (self.backbone, RECIPES)):
             if name not in known:
-                raise UsageError(f"unknown precision {name!r}", hint=f"one of {', '.join(known)}")
+                raise UsageError(f"unknown precision {name!r}", hint=suggest(name, known))
 
     @property
     def name(self) -> str:

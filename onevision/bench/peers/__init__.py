@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from onevision.bundle import PREFILL, Bundle, Manifest
-from onevision.errors import UsageError
+from onevision.errors import UsageError, suggest
 from onevision.models import SHIPPED
 from onevision.native.device import Device
 
@@ -50,7 +50,7 @@ def choose_peers(values: Sequence[str]) -> tuple[str, ...]:
     """
     names = [name.strip() for value in values for name in value.split(",")]
     if unknown := [name for name in names if name not in PEERS and name not in GROUPS]:
-        raise UsageError(f"unknown peer {unknown[0]!r}", hint=f"one of {', '.join((*GROUPS, *PEERS))}")
+        raise UsageError(f"unknown peer {unknown[0]!r}", hint=suggest(unknown[0], (*GROUPS, *PEERS)))
     return tuple(dict.fromkeys(peer for name in names for peer in GROUPS.get(name, (name,))))
 
 

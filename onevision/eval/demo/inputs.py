@@ -57,19 +57,7 @@ def _make(folder: Path, name: str, number: int, title: str) -> DemoInput:
     scene = build_scene(name, "test", SEED, number)
     random = Random(f"demo {SEED} {name} {number}")
     samples = [
-        Sample(
-            id=f"{name}-test-{SEED}-{number}-{posed.form}",
-            family=question.family,
-            kind=scene.kind,
-            form=posed.form,
-            prompt=posed.prompt,
-            images=scene.images,
-            video=scene.video,
-            answers=posed.answers,
-            chance=posed.chance,
-            split="test",
-            facts=scene.facts,
-        )
+        posed.sample(f"{name}-test-{SEED}-{number}-{posed.form}", question.family, scene, "test")
         for question, posed in _in_all_forms(scene.questions, random)
     ]
     return DemoInput(title, scene.caption, _write(scene, folder, name), tuple(samples))
