@@ -242,14 +242,15 @@ def export(
         "force": force,
     }
     names["variant"] = (variant or "ov") if size else None
-    if quick:
-        progress.note(
-            "fast precisions: an int8 encoder if its features pass on calibration tiles, or else fp16; "
-            f"{backbone}; others with --vision, --backbone and --prefill"
-        )
     if gated:
         options = ExportOptions(**names)
-        return export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
+        done = export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
+        if quick:
+            progress.note(
+                f"fast precisions: {done.candidate.name}; int8 is taken if its image features pass on "
+                "calibration tiles and it is smaller than fp16; --vision, --backbone, --prefill choose others"
+            )
+        return done
     precisions: dict[str, Any] = {"vision": vision, "backbone": backbone}
     return build(fetched, target, ExportOptions(**precisions, **names), progress)
 

@@ -266,7 +266,7 @@ def test_commands_take_names(filled: Hub, place: Path, cli: Cli, photo: Path) ->
     here = ("-m", BUNDLE)
     assert cli("run", "Hi", "-i", photo, "-n", 1, *here)[0] == 0
     assert cli("verify", *here, "--threads", 1)[0] == 0
-    assert parsed(cli("plan", photo, *here, "--json")[1])["tiles"] > 0
+    assert parsed(cli("plan", photo, *here, "--json")[1])["usage"]["tiles"] > 0
     assert parsed(cli("eval", "--limit", 1, *here, "--json")[1])["bundle"] == str(named_bundle(BUNDLE))
     assert parsed(cli("inspect", BUNDLE, "--json")[1])["bundle"] == str(named_bundle(BUNDLE))
     status, _, err = cli("run", "Hi", "-n", 1, "-m", "0.5b")

@@ -259,6 +259,7 @@ def test_an_importance_matrix_of_a_file(
     status, out, _ = cli("quant", "imatrix", toy_bundle, "toy.gguf", "--threads", 1, "--json")
     assert status == 0
     assert parsed(out) == {
+        "onevision": onevision.__version__,
         "imatrix": "toy.gguf", "matrices": 15, "bytes": (tmp_path / "toy.gguf").stat().st_size,
     }  # fmt: skip
     backbones = []
