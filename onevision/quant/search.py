@@ -156,7 +156,8 @@ def export_quantized(
     Raises:
         OneVisionError: See :func:`quantize` and :func:`onevision.export.build.export`.
     """
-    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter) as opened:
+    tower = checkpoint.vision_tower
+    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter, vision_tower=tower) as opened:
         own, needed = own_type(opened), _needed_bytes(opened, prefill=options.prefill is not None)
     floats = replace(
         options,
