@@ -76,7 +76,7 @@ def verify(
     """Prove a bundle, stage by stage. The proof compares it with the reference implementation."""
     import onevision
 
-    folder = bundle_folder(model)
+    folder = bundle_folder(model, quiet=quiet)
     report = onevision.verify(
         folder,
         reference=reference,
@@ -113,9 +113,7 @@ def _print_report(report: Report) -> None:
 
 
 def inspect(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="Folder of the bundle; the same as -m.")
-    ] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="BUNDLE", help="The same as -m.")] = None,
     model: Model = None,
     check: CheckSums = False,
     as_json: Json = False,
@@ -152,7 +150,12 @@ def _print_bundle(bundle: Bundle, checked: bool) -> None:
         f"{backbone.kv_heads} for keys and values; context {backbone.context_length:,}; "
         f"{backbone.bits_per_weight:.2f} bits per weight",
         "video": _video(manifest.video),
-        "prompt": f"{manifest.prompt.template} format",
+        "prompt": "; ".join(
+            [
+                f"{manifest.prompt.template} format",
+                *([f"added tokens {' '.join(added)}"] if (added := manifest.prompt.added_tokens) else []),
+            ]
+        ),
         "verify": _proof(manifest, bundle.folder),
         **quality_facts(manifest.quality),
         "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
