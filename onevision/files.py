@@ -54,7 +54,7 @@ def disk_space(folder: Path, needed: int) -> Iterator[None]:
 
 @contextmanager
 def os_errors(what: str, kind: type[OneVisionError], hint: str | None = None) -> Iterator[None]:
-    """Report what the operating system refuses in the body: ``cannot <what>: <reason>``, of class ``kind``."""
+    """Report what the operating system refuses: ``cannot <what>: <reason>``, of class ``kind``."""
     try:
         yield
     except OSError as error:
