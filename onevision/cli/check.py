@@ -150,7 +150,12 @@ def _print_bundle(bundle: Bundle, checked: bool) -> None:
         f"{backbone.kv_heads} for keys and values; context {backbone.context_length:,}; "
         f"{backbone.bits_per_weight:.2f} bits per weight",
         "video": _video(manifest.video),
-        "prompt": f"{manifest.prompt.template} format",
+        "prompt": "; ".join(
+            [
+                f"{manifest.prompt.template} format",
+                *([f"added tokens {' '.join(added)}"] if (added := manifest.prompt.added_tokens) else []),
+            ]
+        ),
         "verify": _proof(manifest),
         **quality_facts(manifest.quality),
         "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
