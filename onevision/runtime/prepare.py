@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -257,7 +258,7 @@ class Preparer:
         if most is None:
             most = video.frames_within(self._manifest.backbone.context_length)
         choice = FrameChoice.of(options, video.frames, most)
-        if self._cache is None or isinstance(source, (np.ndarray, Video)):
+        if self._cache is None or not isinstance(source, (str, os.PathLike)) or os.path.isdir(source):  # noqa: PTH112
             return read_video(source, frames=choice, prepare=self.frame)
         key = video_key(source, choice, self.anyres.tile)
         if data := self._cache.get(key):
