@@ -577,16 +577,15 @@ PROMPTS = (
         make=messages(USER, {"role": "system", "content": "Be brief"}, USER),
     ),
     Bad(
-        "messages and a prompt",
-        "run Hi --messages m.json -m {bundle}",
-        "--messages cannot be combined with a prompt",
-        2,
-        messages(USER),
+        "messages and an empty prompt",
+        "run ' ' --messages m.json -m {bundle}",
+        "the prompt is empty",
+        make=messages(USER),
     ),
     Bad(
         "messages and a picture",
         "run --messages m.json -i a.jpg -m {bundle}",
-        "--messages cannot be combined with a prompt",
+        "--image and --video beside --messages need a prompt",
         2,
         messages(USER),
     ),
@@ -887,6 +886,15 @@ DEMO = (
     Bad("bundle missing", "demo -m no", "no bundle at no"),
 )
 
+CACHE = (
+    Bad("no such folder", "cache list --cache no", "there is no cache no", 2),
+    Bad("nothing to clear there", "cache clear --cache no", "there is no cache no", 2),
+    Bad("a file", "cache clear --cache {photo}", "is not a folder", 2),
+    Bad("a negative age", "cache clear --older-than -1", "--older-than is -1, it must be 0", 2),
+    Bad("an age in words", "cache clear --older-than week", "--older-than is 'week'", 2),
+    Bad("no such command", "cache purge", "purge", 2),
+)
+
 GROUPS = {
     "picture": PICTURES,
     "video": VIDEOS,
@@ -899,6 +907,7 @@ GROUPS = {
     "plan": PLAN,
     "inspect": INSPECT,
     "demo": DEMO,
+    "cache": CACHE,
 }
 KINDS = [pytest.param(bad, id=f"{group}: {bad.name}") for group, table in GROUPS.items() for bad in table]
 

@@ -178,7 +178,7 @@ class Benchmark:
             if self._place == "cuda" and (gpu := stack.enter_context(open_gpu())):
                 method = replace(method, joules=gpu.energy, gpu_memory=gpu.memory)
                 self._add_facts(gpu=gpu.facts())
-            work_of = partial(work, self._bundle.manifest, place=self._place)
+            work_of = partial(work, self._bundle.manifest, place=self._place, threads=self._setup.threads)
             trials = [trial for one in scenarios for trial in make_trials(one, targets, folder, work_of)]
             self._trials += trials
             run_rounds(trials, method, self._show_run)
