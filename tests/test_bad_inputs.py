@@ -361,7 +361,7 @@ VIDEOS = (
         "a folder of folders",
         "run Hi -v d -m {bundle}",
         "d is a folder without images",
-        make=folder("d/x.png"),
+        make=folder("d/x"),
     ),
     Bad(
         "a folder of texts",

@@ -69,7 +69,7 @@ class VisualInput:
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
-#: Visual inputs by the identity of their source, and whether there are several images.
+#: Visual inputs by the identity of their part, and whether there are several images.
 KeptVisuals = dict[tuple[int, bool], VisualInput]
 
 
@@ -226,7 +226,7 @@ class Preparer:
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
                 continue
-            key = id(segment.part.source), images > 1
+            key = id(segment.part), images > 1
             if (visual := kept.get(key)) is None:
                 if isinstance(segment.part, ImagePart):
                     visual = self._image(segment.part, images > 1, options, timer)
