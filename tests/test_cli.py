@@ -75,7 +75,8 @@ def parsed(out: str) -> Any:
 def test_commands() -> None:
     assert COMMANDS == [
         "export", "synth", "run", "chat", "demo", "eval", "plan", "verify", "inspect", "doctor",
-        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep", "cache list", "cache clear",
+        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep", "cache list",
+        "cache clear",
     ]  # fmt: skip
 
 
