@@ -87,10 +87,7 @@ class TransformersTarget(Target):
         self._processor = _processor(folder, config)
 
     def ask(
-        self,
-        scenario: Scenario,
-        messages: Sequence[Message],
-        new_clock: NewClock = StageClock,
+        self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`."""
         import torch

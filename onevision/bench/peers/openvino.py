@@ -56,10 +56,7 @@ class OpenVinoTarget(Target):
             ) from error
 
     def ask(
-        self,
-        scenario: Scenario,
-        messages: Sequence[Message],
-        new_clock: NewClock = StageClock,
+        self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`. The answer has no tokens."""
         prepared = self._prepare(messages, scenario.frames)
