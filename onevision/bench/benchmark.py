@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from onevision.bench.matmul import Place
 from onevision.bench.method import Method, Trial, make_trials, run_rounds
 from onevision.bench.peers import TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
-from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
+from onevision.bench.result import SCHEMA_VERSION, Load, Measured, ModelFacts, Result
 from onevision.bench.roofline import work
 from onevision.bench.scenarios import Scenario
 from onevision.bench.target import OURS, BundleTarget, Target
@@ -30,6 +30,7 @@ from onevision.native.device import Device, default_threads
 from onevision.native.doctor import examine
 from onevision.progress import Progress
 from onevision.runtime.engine import OneVision
+from onevision.runtime.options import AnswerOptions
 
 #: Timed loads of a bundle: one from the disk if possible, the others from memory.
 LOADS = 4
@@ -49,6 +50,7 @@ class BenchSettings:
     loads: int = LOADS  # 0: skip
     against: tuple[str, ...] = ()  # peers
     checkpoint: Path | None = None  # for peers that need it; None: as the bundle says
+    options: AnswerOptions = field(default_factory=AnswerOptions)  # prompt format and system prompt
 
 
 def measure(bundle: Bundle, settings: BenchSettings, progress: Progress) -> Result:
@@ -99,7 +101,7 @@ class Benchmark:
         manifest = bundle.manifest
         checkpoint = find_checkpoint(manifest, settings.checkpoint, settings.against)
         threads = settings.threads or default_threads()
-        self._setup = TargetSetup(bundle.folder, checkpoint, settings.device, threads)
+        self._setup = TargetSetup(bundle.folder, checkpoint, settings.device, threads, settings.options)
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
         cache, sha256 = "f32" if backbone == "f32" else "f16", sha256_of(bundle.path(MANIFEST))
         self._result = Result(
@@ -121,7 +123,9 @@ class Benchmark:
     @property
     def result(self) -> Result:
         """Everything measured so far."""
-        return replace(self._result, measured=tuple(trial.measured for trial in self._trials))
+        return replace(
+            self._result, measured=tuple(self._with_work(trial.measured) for trial in self._trials)
+        )
 
     def run(self) -> None:
         """Measure.
@@ -144,6 +148,14 @@ class Benchmark:
             self._result = replace(self._result, interrupted=False)
         finally:
             self._add_facts(after=machine.condition())
+
+    def _with_work(self, one: Measured) -> Measured:
+        """The same with the least work of our own stages."""
+        if one.engine != OURS or not one.runs or one.counts is None:
+            return one
+        manifest, calls = self._bundle.manifest, len(one.runs[-1].tiles_ms)
+        least = work(manifest, one.counts, calls, place=self._place, threads=self._setup.threads)
+        return replace(one, work=least)
 
     def _add_facts(self, **facts: object) -> None:
         self._result = replace(self._result, machine=self._result.machine | facts)
@@ -168,7 +180,8 @@ class Benchmark:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
             if not settings.isolate:
-                targets.append(BundleTarget(stack.enter_context(self._load())))
+                model = stack.enter_context(self._load())
+                targets.append(BundleTarget(model, options=settings.options))
             for name in (OURS,) if settings.isolate else settings.against:
                 self._show(f"loading {name}")
                 targets.append(stack.enter_context(open_process(name, self._bundle, self._setup)))
@@ -178,8 +191,7 @@ class Benchmark:
             if self._place == "cuda" and (gpu := stack.enter_context(open_gpu())):
                 method = replace(method, joules=gpu.energy, gpu_memory=gpu.memory)
                 self._add_facts(gpu=gpu.facts())
-            work_of = partial(work, self._bundle.manifest, place=self._place, threads=self._setup.threads)
-            trials = [trial for one in scenarios for trial in make_trials(one, targets, folder, work_of)]
+            trials = [trial for one in scenarios for trial in make_trials(one, targets, folder)]
             self._trials += trials
             run_rounds(trials, method, self._show_run)
 

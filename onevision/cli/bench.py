@@ -18,10 +18,21 @@ from onevision.cli.console import (
     show,
     stdout,
 )
-from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, examples
+from onevision.cli.options import (
+    CheckSums,
+    Command,
+    Device,
+    Json,
+    Model,
+    Threads,
+    answer_options,
+    bundle_folder,
+    examples,
+)
 from onevision.errors import UsageError
 from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from onevision.bench.compare import BenchComparison
@@ -121,6 +132,7 @@ def register(parent: typer.Typer) -> None:
 
 
 @app.callback()
+@answer_options("template", "system")
 def bench(
     context: typer.Context,
     model: Model = None,
@@ -135,6 +147,8 @@ def bench(
     backbone: Backbone = None,
     against: Against = None,
     checkpoint: CheckpointFolder = None,
+    *,
+    options: AnswerOptions,
     device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
@@ -164,7 +178,7 @@ def bench(
         require_cuda()  # before a bundle is made, which takes minutes
         vision = vision or "fp16"  # int8 graphs are made for CPUs
     result = onevision.benchmark(
-        _synthetic(synthetic, vision, backbone, threads) if synthetic else model,
+        _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model),
         scenarios=scenario or (),
         files=file or (),
         quick=quick,
@@ -173,6 +187,8 @@ def bench(
         isolate=isolate,
         against=against or (),
         checkpoint=checkpoint,
+        template=options.template,
+        system=options.system,
         device=device,
         threads=threads,
         check=check,
@@ -217,7 +233,9 @@ def _print(result: Result, form: str) -> None:
             cold = f"{report.duration(load.cold_ms)} cold, " if load.cold_ms else ""
             console.print(f"loaded in {cold}{report.spread(load.warm_ms)} warm")
         for table in report.tables(result):
+            print()
             print_table(table.columns, table.rows)
+        print()
         for line in report.limits(result):
             console.print(line)
         for line in report.warnings(result):

@@ -154,7 +154,7 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         elif options.prove:
             progress.note(
                 "unproven: not compared with transformers, which needs pip install 'onevision[proof]'; "
-                "later: onevision verify --reference CHECKPOINT --write"
+                f"later: onevision verify -m {target} --reference CHECKPOINT --write"
             )
         bundle = seal(folder, manifest, report)
     return Exported(replace(bundle, folder=target), backbone, report)
@@ -166,11 +166,7 @@ def _write_models(
     """Write encoder, backbone, prefill graph and newline."""
     with progress.step(f"vision encoder to ONNX ({options.vision})") as advance:
         export_vision(
-            checkpoint,
-            folder / VISION,
-            precision=options.vision,
-            exporter=options.exporter,
-            advance=advance,
+            checkpoint, folder / VISION, precision=options.vision, exporter=options.exporter, advance=advance
         )
     with progress.step(f"backbone to GGUF ({options.backbone})") as advance:
         backbone = export_backbone(

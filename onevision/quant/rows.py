@@ -12,13 +12,12 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from onevision.errors import ExportError, InputError, UsageError
-from onevision.eval.jsonl import read_objects, to_line
-from onevision.files import whole_file
+from onevision.errors import ExportError, UsageError
+from onevision.eval.jsonl import read_as, to_line
+from onevision.files import os_errors, whole_file
 from onevision.metrics import wilson
 from onevision.quant.candidates import Candidate
 from onevision.quant.gates import GateResult
-from onevision.typed import build
 
 #: Costs beside the divergence: field of a row, label of its axis.
 AXES = {"bytes": "size, MB", "tile_ms": "time per tile, ms", "token_ms": "time per token, ms"}
@@ -80,10 +79,8 @@ def open_rows(path: Path, run: str, *, force: bool = False) -> list[SweepRow]:
         UsageError: Rows of another sweep, or the folder cannot be made.
         InputError: The file is damaged.
     """
-    try:
+    with os_errors(f"make the folder {path.parent}", UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
     rows = read_rows(path) if path.exists() else []
     kept = [row for row in rows if row.run == run]
     if len(kept) < len(rows) and not force:
@@ -102,11 +99,8 @@ def append_row(path: Path, row: SweepRow) -> None:
     Raises:
         ExportError: The operating system refuses.
     """
-    try:
-        with path.open("ab") as file:
-            file.write(to_line(asdict(row)))
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    with os_errors(f"write {path}", ExportError), path.open("ab") as file:
+        file.write(to_line(asdict(row)))
 
 
 def read_rows(path: Path) -> list[SweepRow]:
@@ -115,16 +109,8 @@ def read_rows(path: Path) -> list[SweepRow]:
     Raises:
         InputError: The file cannot be read, or is no sweep.
     """
-    lines = read_objects(path, unfinished=True)
-    return [_row(data, f"{path}, line {number}") for number, data in lines.items()]
-
-
-def _row(data: dict[str, Any], where: str) -> SweepRow:
-    try:
-        return build(SweepRow, data)
-    except ValueError as error:
-        hint = "remove the file, or choose another folder"
-        raise InputError(f"{where} is no row of a sweep: {error}", hint=hint) from error
+    hint = "remove the file, or choose another folder"
+    return read_as(SweepRow, path, "a row of a sweep", unfinished=True, hint=hint)
 
 
 def write_csv(rows: Sequence[SweepRow], path: Path) -> None:
