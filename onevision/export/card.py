@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onevision._version import __version__
 from onevision.bundle import BACKBONE, CARD, GOLDEN, MANIFEST, VISION, VISION_DATA, Bundle, Manifest, files_of
 from onevision.files import readable
-from onevision.proof.verify import Report
+
+if TYPE_CHECKING:  # `inspect` and `--help` load no NumPy
+    from onevision.proof.verify import Report
 
 _CARD = """# {name}
 
