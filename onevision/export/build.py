@@ -35,9 +35,9 @@ from onevision.bundle import (
 )
 from onevision.errors import ExportError
 from onevision.export.backbone import export_backbone
+from onevision.export.card import seal, tool_versions, writer_versions
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
-from onevision.export.seal import seal, tool_versions, writer_versions
 from onevision.export.template import choose_template
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.tokenizer import read_tokenizer
@@ -166,11 +166,7 @@ def _write_models(
     """Write encoder, backbone, prefill graph and newline."""
     with progress.step(f"vision encoder to ONNX ({options.vision})") as advance:
         export_vision(
-            checkpoint,
-            folder / VISION,
-            precision=options.vision,
-            exporter=options.exporter,
-            advance=advance,
+            checkpoint, folder / VISION, precision=options.vision, exporter=options.exporter, advance=advance
         )
     with progress.step(f"backbone to GGUF ({options.backbone})") as advance:
         backbone = export_backbone(
