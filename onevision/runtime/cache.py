@@ -16,18 +16,15 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onevision._version import __version__
 from onevision.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    Buffer = bytes | memoryview
+Buffer = bytes | memoryview
 
 MEMORY_BYTES = 256 << 20
 DISK_BYTES = 4 << 30
