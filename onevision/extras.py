@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "optimum": (*_EXPORT, "torch", "transformers", "optimum"),
     "video": ("av",),
     "bench": ("matplotlib", "onnx"),
+    "schema": ("llguidance",),
 }
 
 

@@ -11,6 +11,8 @@ The stages, in the order of the data:
 * :mod:`~onevision.runtime.pack`: image features to visual tokens float32 [n, H]
 * :mod:`~onevision.runtime.prefill`: the prompt to the KV cache, in ONNX Runtime or llama.cpp
 * :mod:`~onevision.runtime.backbone`, :mod:`~onevision.runtime.sampler`: the next token, in llama.cpp
+* :mod:`~onevision.runtime.schema`, :mod:`~onevision.runtime.grammar`: tokens that keep an answer in its form
+* :mod:`~onevision.runtime.choices`, :mod:`~onevision.runtime.logprobs`: probabilities of choices and tokens
 * :mod:`~onevision.runtime.text`: bytes of tokens to text
 
 And around them:

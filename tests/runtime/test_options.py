@@ -29,6 +29,13 @@ GOOD = {
     "template": (None, "training", "hf"),
     "system": (None, "", "Be brief."),
     "stop": ((), ("\n",), ("END", "\n\n")),
+    "json_schema": (None, "{}", '{"type": "object"}'),
+    "regex": (None, "", "[a-z]+", "(?i)yes|no"),
+    "grammar": (None, 'root ::= "yes" | "no"', "start: /a+/"),
+    "choices": ((), ("yes", "no"), ("yes", "yes, please", "Yes")),
+    "letters": (False,),
+    "logprobs": (True, False),
+    "top_logprobs": (0,),
 }
 BAD = {
     "temperature": (-0.1, math.inf, math.nan, 1e30, "0.5", None, True),
@@ -45,6 +52,13 @@ BAD = {
     "ttft_target": (0, -1, math.inf, math.nan, "5s"),
     "template": ("chatml", "", 3),
     "stop": ("", ("",), ("END", ""), (3,), [None]),
+    "json_schema": (3, [], "[1]", '"x"', "{", "", "no-such-file.json", False, {"typ": "object"}),
+    "regex": (3, "(", "(?=a)b", r"(a)\1", b"a"),
+    "grammar": (3, "no-such-file.lark", "root ::= [a-", "start: other", "start: start"),
+    "choices": ((1, 2), ["yes"], [], "", "yes,,no", "yes,yes", '["a", 1]', "[", 5, {"a": 1, "b": 2}),
+    "letters": (True, 1, None),  # True: without choices
+    "logprobs": (1, None, "yes"),
+    "top_logprobs": (-1, 101, 1.5, None, 3),  # 3: without logprobs
 }
 
 

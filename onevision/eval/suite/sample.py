@@ -11,6 +11,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from onevision.runtime.choices import LETTER_INSTRUCTION
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
@@ -29,7 +31,7 @@ LETTERS = "ABCD"
 FORMS: tuple[Form, ...] = ("short", "short", "letter", "sentence")  # drawn from
 INSTRUCTIONS: dict[Form, str] = {
     "short": "Answer the question using a single word or phrase.",
-    "letter": "Answer with the option's letter from the given choices directly.",
+    "letter": LETTER_INSTRUCTION,
     "sentence": "Answer the question with a full sentence.",
 }
 
