@@ -262,6 +262,14 @@ VIDEOS = (
         make=lambda place: encode_sound(place.cwd / "s.m4a"),
     ),
     Bad("cut off early", "run Hi -v c.mp4 -m {bundle}", "c.mp4", make=cut("clip", "c.mp4", 0.1)),
+    Bad(
+        "no frames in it",
+        "run Hi -v n.y4m -m {bundle}",
+        "no frame of n.y4m can be decoded",
+        make=file("n.y4m", "YUV4MPEG2 W16 H16 F10:1\n"),
+    ),
+    Bad("from after its end", "run Hi -v {clip} --from 1:00 -m {bundle}", "wanted from 60 s on"),
+    Bad("a part after its end", "plan {clip} --from 0:09:00 --to 600", "wanted from 540 s on"),
     Bad("an address", "run Hi -v rtsp://example.org/cam -m {bundle}", "is an address, not a file"),
     Bad("no tiles wanted", "run Hi -i {photo} --max-tiles 0 -m {bundle}", "max-tiles is 0", 2),
     Bad(
@@ -277,6 +285,32 @@ VIDEOS = (
         "a time of no unit", "run Hi -i {photo} --ttft-target 5min -m {bundle}", "--ttft-target is '5min'", 2
     ),
     Bad("a speed not measured", "run Hi -i {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
+    Bad(
+        "no frames a second",
+        "run Hi -v {clip} --fps 0 -m {bundle}",
+        "--fps is 0.0, it must be more than 0",
+        2,
+    ),
+    Bad("fewer than none", "run Hi -v {clip} --fps -1 -m {bundle}", "--fps is -1.0", 2),
+    Bad("fps is no number", "run Hi -v {clip} --fps nan -m {bundle}", "--fps is nan", 2),
+    Bad("fps without end", "run Hi -v {clip} --fps inf -m {bundle}", "--fps is inf", 2),
+    Bad("fps in words", "run Hi -v {clip} --fps many -m {bundle}", "--fps is 'many', it must be a number", 2),
+    Bad(
+        "from in words",
+        "run Hi -v {clip} --from start -m {bundle}",
+        "--from is 'start', it must be a time",
+        2,
+    ),
+    Bad("from before the start", "run Hi -v {clip} --from -1 -m {bundle}", "--from is '-1'", 2),
+    Bad("75 seconds in a minute", "run Hi -v {clip} --to 1:75 -m {bundle}", "--to is '1:75'", 2),
+    Bad("to is no number", "run Hi -v {clip} --to nan -m {bundle}", "--to is 'nan'", 2),
+    Bad(
+        "from after to",
+        "run Hi -v {clip} --from 3 --to 0:02 -m {bundle}",
+        "--from is 3 s, after --to, 2 s",
+        2,
+    ),
+    Bad("no such spread", "run Hi -v {clip} --by index -m {bundle}", "--by is 'index'", 2),
     Bad("no frames wanted", "run Hi -v {clip} --frames 0 -m {bundle}", "frames is 0", 2),
 )
 
@@ -408,6 +442,35 @@ OPTIONS = (
             ("--threads", "two", "--threads is 'two', it must be a whole number"),
         )
     ),
+    *(
+        Bad(f"form: {flags}", f"run Hi {flags} -m {{bundle}}", says, 2, make)
+        for flags, says, make in (
+            ("--regex 'a('", "--regex: unclosed group", file("x")),
+            ("--grammar 'start: x'", '--grammar: line 1, column 8: unknown name: "x"', file("x")),
+            ("--choices yes", "--choices has one choice", file("x")),
+            ("--choices yes,yes", "--choices has 'yes' twice", file("x")),
+            ("--choices yes,", "--choices has '', each must be a text", file("x")),
+            ("--choices yes,no --regex a", "--regex and --choices exclude each other", file("x")),
+            ("--letters", "--letters are for --choices", file("x")),
+            ("--logprobs", "--logprobs need --json", file("x")),
+            ("--top-logprobs 3", "--top-logprobs needs --logprobs", file("x")),
+            ("--json-schema s.json", "cannot read the --json-schema 's.json'", file("x")),
+            (
+                "--json-schema s.json",
+                "--json-schema is not valid JSON: .* line 1 column 10",
+                file("s.json", '{"type": '),
+            ),
+            ("--json-schema s.json", "has the keyword 'not' at #", file("s.json", '{"not": {}}')),
+            ("--json-schema s.json", "refers to 'http://a.b'", file("s.json", '{"$ref": "http://a.b"}')),
+            ("--json-schema s.json", "s.json is not UTF-8", file("s.json", b"\xff")),
+        )
+    ),
+    Bad(
+        "a request for several answers of a schema",
+        "run --messages m.json -m {bundle}",
+        "unknown key 'n'",
+        make=file("m.json", json.dumps({"messages": [USER], "format": "json", "n": 4})),
+    ),
     Bad("no such option", "run Hi --frobnicate -m {bundle}", "no such option: --frobnicate", 2),
     Bad("an option without its value", "run Hi -m {bundle} --seed", "requires an argument", 2),
     Bad("no such command", "frobnicate", "no such command 'frobnicate'", 2),
@@ -430,6 +493,12 @@ def as_is(data: bytes) -> Callable[[bytes], bytes]:
 
 
 BUNDLES = (
+    Bad(
+        "more frames than its context holds",
+        "run Hi -v {clip} --frames 24 -m bad",
+        "24 frames of .* are too many: the model's context holds 1",
+        make=manifest(backbone__context_length=99),
+    ),
     Bad("missing", "run Hi -m no", "no bundle at no: there is no such folder"),
     Bad("a file", "run Hi -m {photo}", "is a file, not a bundle folder"),
     Bad("a checkpoint", "run Hi -m {checkpoint}", "is not a bundle"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from onevision.cli.console import print_json, print_warning
+from onevision.cli.console import print_warning, show
 from onevision.cli.options import (
     INPUT,
     Device,
@@ -36,7 +36,18 @@ def register(app: typer.Typer) -> None:
     add_command(app, plan, *EXAMPLES)
 
 
-@answer_options("frames", "max_tiles", "detail", "dedup", "ttft_target", "exif")
+@answer_options(
+    "frames",
+    "fps",
+    "from_time",
+    "to_time",
+    "frames_by",
+    "max_tiles",
+    "detail",
+    "dedup",
+    "ttft_target",
+    "exif",
+)
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Images and videos.")] = None,
     image_size: Annotated[
@@ -83,10 +94,7 @@ def plan(
     )
     if found.warning:
         print_warning(found.warning)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_plan(found)
+    show(as_json, found.to_dict(), print_plan, found)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

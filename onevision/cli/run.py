@@ -42,6 +42,8 @@ EXAMPLES = (
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
     'onevision run "What is it?" -i photo.jpg --ttft-target 5s -m bundle',
     'onevision run "And beside it?" -i photo.jpg --cache images/ -m bundle',
+    'onevision run "Is there a dog?" -i photo.jpg --choices "yes,no" --json -m bundle',
+    'onevision run "Describe it." -i photo.jpg --json-schema schema.json -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
 )
 #: For newcomers whose photo goes to the default model.
@@ -88,6 +90,8 @@ def run(
     question, requested = _question(prompt, image or [], video, messages)
     if requested:
         options = _merged(options, requested)
+    if options.logprobs and not as_json:
+        raise UsageError("--logprobs need --json")
     if model is None and image and stderr().is_terminal and not quiet:
         stderr().print(TINY_NOTE, style="dim")
     with (
@@ -104,7 +108,7 @@ def run(
                 sys.stdout.flush()
         answer = stream.answer
     if as_json:
-        print_json(answer.to_dict())
+        print_json({"bundle": str(loaded.bundle.folder), **answer.to_dict()})
     else:
         sys.stdout.write("\n")
     if not quiet:
@@ -171,7 +175,8 @@ def _statistics(answer: Answer) -> str:
     images = f"{usage.tiles} tiles{reused}, {usage.image_tokens:,} of " if usage.tiles else ""
     predicted = answer.predicted_ttft
     expected = f" ({predicted:.2f} s predicted)" if predicted is not None else ""
+    chosen = "".join(f"{each.text} {each.probability:.1%}; " for each in answer.choices or ())
     return (
-        f"{images}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
+        f"{chosen}{images}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
         f"{expected}{speed}; loaded in {times.load / 1e3:.2f} s"
     )

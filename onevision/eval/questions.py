@@ -14,20 +14,18 @@ accepted as well.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, get_args
 
-from onevision.errors import ImageError, InputError, UsageError, VideoError
+from onevision.errors import ImageError, InputError, UsageError, VideoError, suggest
 from onevision.eval.jsonl import read_objects
 from onevision.eval.suite import FAMILIES, Sample, iter_samples
 from onevision.eval.suite.sample import Form, normalize
 from onevision.runtime.images import existing_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 SUITES = ("tiny",)
 #: Name of the questions file in a folder.
@@ -36,6 +34,9 @@ QUESTIONS = "questions.jsonl"
 SAMPLES_EACH = 100
 #: Family of a question that names none.
 DEFAULT_FAMILY = "all"
+
+#: What LLaVA's data sets put before a question; images and videos come first here, too.
+_PLACEHOLDERS = re.compile(r"\A(?:\s*(<image>|<video>)\s*)+")
 
 _KEYS = ("prompt", "image", "images", "video", "answer", "answers", "form", "family", "id")
 
@@ -99,7 +100,7 @@ def choose_questions(
             raise UsageError("--questions cannot be combined with --suite or --seed")
         return QuestionSet(read_questions(file, families, limit=limit), {"questions": str(file)})
     if suite not in (None, *SUITES):
-        raise UsageError(f"unknown suite {suite!r}", hint=f"one of {', '.join(SUITES)}")
+        raise UsageError(f"unknown suite {suite!r}", hint=suggest(suite, SUITES))
     samples = tiny_suite(families, limit=limit, seed=seed or 0)
     return QuestionSet(samples, {"suite": SUITES[0], "seed": samples.seed})
 
@@ -160,7 +161,7 @@ def _chosen(wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
     """The wanted families without repetition, or all."""
     names = tuple(known)
     if unknown := [name for name in wanted if name not in names]:
-        raise UsageError(f"there is no family {unknown[0]!r}", hint=f"known: {', '.join(names)}")
+        raise UsageError(f"there is no family {unknown[0]!r}", hint=suggest(unknown[0], names))
     return tuple(dict.fromkeys(wanted)) or names
 
 
@@ -178,12 +179,17 @@ def _sample(data: dict[str, Any], number: int, folder: Path) -> Sample:
     video = _file(_text(given["video"], "video"), folder, VideoError) if "video" in given else None
     if images and video:
         raise InputError("a question has images or a video, not both")
+    prompt = _text(given["prompt"], "prompt")
+    if place := _PLACEHOLDERS.match(prompt):
+        if not images and not video:
+            raise InputError(f"the prompt has {place[1]}, and there is no image or video")
+        prompt = _text(prompt[place.end() :], "prompt")
     return Sample(
         id=_text(given.get("id", number), "id"),
         family=_text(given.get("family", DEFAULT_FAMILY), "family"),
         kind="video" if video else ("text", "image", "images")[min(len(images), 2)],
         form=form,
-        prompt=_text(given["prompt"], "prompt"),
+        prompt=prompt,
         images=images,
         video=video,
         answers=_answers(given, form),

@@ -121,18 +121,18 @@ class Answer:
     choices: tuple[ChoiceScore, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``onevision run --json`` prints."""
+        """The object that ``onevision run --json`` prints; ``choices`` and ``logprobs`` if asked for."""
+        asked = (("choices", self.choices), ("logprobs", self.logprobs))
         return {
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
-            "choices": self.choices and [asdict(each) for each in self.choices],
-            "logprobs": self.logprobs and [asdict(each) for each in self.logprobs],
             "usage": asdict(self.usage),
             "device": asdict(self.device),
             "warnings": list(self.warnings),
             "budget": self.options.budget(self.predicted_ttft),
             "timings_ms": {name: round(value, 3) for name, value in asdict(self.timings).items()},
+            **{name: [asdict(each) for each in values] for name, values in asked if values is not None},
         }
 
 

@@ -6,7 +6,6 @@ the model writes its tokens and then ends the answer. The end is part of it: ``y
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import takewhile
 from string import ascii_uppercase
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.errors import UsageError
 from onevision.runtime.logprobs import log_softmax, token_logprob
 
 if TYPE_CHECKING:
@@ -24,46 +22,8 @@ if TYPE_CHECKING:
     from onevision.runtime.backbone import Backbone
     from onevision.runtime.messages import Message
 
-_MOST = 1000
 #: What a question of the training data ends with, after its options.
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
-
-
-def parse_choices(value: object) -> tuple[str, ...]:
-    """Choices of a list, or of a text: a JSON list, or names between commas.
-
-    Raises:
-        UsageError: Something else, or an empty list.
-    """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"choices is not a valid JSON list: {error}") from error
-    elif isinstance(value, str):
-        value = [each.strip() for each in value.split(",")]
-    if not isinstance(value, (list, tuple)):
-        raise UsageError(f"choices is {value!r}, it must be a list", hint='such as "yes,no"')
-    if value == []:
-        raise UsageError("choices is empty", hint='such as "yes,no"')
-    return tuple(value)
-
-
-def check_choices(choices: Sequence[object], *, letters: bool) -> None:
-    """Check that there is something to choose from.
-
-    Raises:
-        UsageError: Fewer than two, an empty one, the same one twice, or more than there are letters.
-    """
-    for at, choice in enumerate(choices):
-        if not isinstance(choice, str) or not choice.strip():
-            raise UsageError(f"choices has {choice!r}, each must be a text that is not empty")
-        if choice in choices[:at]:
-            raise UsageError(f"choices has {choice!r} twice")
-    if len(choices) < 2:
-        raise UsageError("choices has one choice, it must have two or more", hint='such as "yes,no"')
-    if len(choices) > (most := len(ascii_uppercase) if letters else _MOST):
-        raise UsageError(f"choices has {len(choices)}, it may have {most}{' with letters' * letters}")
 
 
 def with_letters(messages: Sequence[Message], choices: Sequence[str]) -> list[Message]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from onevision.runtime.pipeline import Pipeline
     from onevision.runtime.prepare import PreparedPrompt
 
+#: Seconds that the end of an answer waits for its cache to be written, so that its warnings can say if not.
+_PATIENCE = 1.0
+
 
 def answer(
     pipeline: Pipeline,
@@ -84,10 +87,9 @@ def complete(
     embeddings = pipeline.encode(rest, on_progress)
     pipeline.prefill(prepared, embeddings, room=room, known=known, on_progress=on_progress)
     del embeddings
-    text = yield from (_choose if options.choices else _write)(pipeline, options, room)
+    text = yield from (_choose if options.choices else _write)(pipeline, prepared, known, options, room)
     timings = Timings(load=pipeline.load_ms, ttft=text.ttft, total=clock.elapsed(), **clock.stages)
-    if not known:
-        reuse.save(prepared)  # after the answer: a slow disk delays no token
+    pipeline.flush(_PATIENCE)
     return Answer(
         text.text,
         text.tokens,
@@ -117,7 +119,9 @@ class _Written(NamedTuple):
     choices: tuple[ChoiceScore, ...] | None = None
 
 
-def _write(pipeline: Pipeline, options: AnswerOptions, room: int) -> Generator[str, None, _Written]:
+def _write(
+    pipeline: Pipeline, prepared: PreparedPrompt, known: int, options: AnswerOptions, room: int
+) -> Generator[str, None, _Written]:
     """Write token by token, until the model, a stop string, the form or ``room`` ends it."""
     clock, backbone = pipeline.clock, pipeline.backbone
     tokens: list[int] = []
@@ -140,6 +144,8 @@ def _write(pipeline: Pipeline, options: AnswerOptions, room: int) -> Generator[s
                 piece = text.add(backbone.tokenizer.piece(token))
             if piece:
                 yield piece
+            if len(tokens) == 1:
+                pipeline.keep(prepared, known)
             if text.stopped or sampler.complete:
                 finish = "stop"
                 break
@@ -154,7 +160,9 @@ def _write(pipeline: Pipeline, options: AnswerOptions, room: int) -> Generator[s
     return _Written(text.text, tuple(tokens), finish, ttft, tuple(logprobs))
 
 
-def _choose(pipeline: Pipeline, options: AnswerOptions, room: int) -> Generator[str, None, _Written]:
+def _choose(
+    pipeline: Pipeline, prepared: PreparedPrompt, known: int, options: AnswerOptions, room: int
+) -> Generator[str, None, _Written]:
     """Score all choices, and write the most likely one, or with a temperature one of the likely."""
     clock, backbone, tokenizer = pipeline.clock, pipeline.backbone, pipeline.backbone.tokenizer
     names = ascii_uppercase if options.letters else options.choices
@@ -172,6 +180,7 @@ def _choose(pipeline: Pipeline, options: AnswerOptions, room: int) -> Generator[
     if not whole:
         text = b"".join(map(tokenizer.piece, tokens)).decode("utf-8", "ignore")
     yield text
+    pipeline.keep(prepared, known)
     finish: FinishReason = "stop" if whole else "length"
     return _Written(text, tuple(tokens), finish, ttft, scored[chosen][1][:room], choices)
 

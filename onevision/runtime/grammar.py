@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from onevision.errors import GenerationError, UsageError
 from onevision.extras import require
-from onevision.runtime.schema import check_schema, text_or_file
+from onevision.runtime.schema import check_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     import numpy.typing as npt
     from llguidance import LLTokenizer
     from llguidance._lib import JsonCompileOptions
@@ -36,16 +35,6 @@ _JSON: JsonCompileOptions = {
     "json_allowed_escapes": '"\\bfnrt',
 }
 _MAX_BYTES = 2**20
-_IS_GRAMMAR = re.compile(r"::=|^\s*(%|start\b)", re.MULTILINE)
-
-
-def grammar_text(value: object) -> str:
-    """A grammar: the text itself, or that of a file.
-
-    Raises:
-        UsageError: The file cannot be read.
-    """
-    return text_or_file(value, "grammar", _IS_GRAMMAR.search)
 
 
 @lru_cache(maxsize=64)
@@ -173,6 +162,8 @@ class Constraint:
         Raises:
             GenerationError: There is none, or the grammar needs too much work for one token.
         """
+        import numpy as np  # not with the options, which the help of the command line imports
+
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         return np.flatnonzero(np.unpackbits(mask, bitorder="little"))

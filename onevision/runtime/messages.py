@@ -39,7 +39,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video: a path, or frames as an array (N, H, W, 3) uint8."""
+    """A video: a path, frames as an array (N, H, W, 3) uint8, or a video that was read already."""
 
     source: VideoSource
 
@@ -68,6 +68,10 @@ _REQUEST_OPTIONS = {
     "seed": "seed",
     "stop": "stop",
     "frames": "frames",
+    "fps": "fps",
+    "from_time": "from_time",
+    "to_time": "to_time",
+    "frames_by": "frames_by",
     "max_tiles": "max_tiles",
     "detail": "detail",
     "logprobs": "logprobs",

@@ -7,17 +7,16 @@ In: an object, JSON text or a file. Out: JSON text in which every keyword is one
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from itertools import chain, product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from onevision.errors import PromptError, UsageError
+from onevision.runtime.forms import text_or_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 #: Keywords by what their values are: schemas by name, lists of schemas, schemas, anything else.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -76,30 +75,6 @@ def requested_schema(format: object) -> Mapping[str, Any] | None:  # noqa: A002 
     if not isinstance(named, Mapping) or not isinstance(named.get("schema"), Mapping):
         raise PromptError("response_format has no json_schema with a schema", hint=_FORMATS)
     return cast("Mapping[str, Any]", named["schema"])
-
-
-def text_or_file(value: object, name: str, is_text: Callable[[str], object]) -> str:
-    """A text, or that of a file.
-
-    Args:
-        value: The text, or the path.
-        name: Of the option, for errors.
-        is_text: Whether a string is the text itself.
-
-    Raises:
-        UsageError: It is neither, or the file cannot be read.
-    """
-    if not isinstance(value, (str, os.PathLike)):
-        raise UsageError(f"{name} is {value!r}, it must be a text or a file")
-    if isinstance(value, str) and is_text(value):
-        return value
-    try:
-        return Path(value).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{value} is not UTF-8 text") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot read the {name} {str(value)[:80]!r}: {reason}") from error
 
 
 def check_schema(schema: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from onevision.errors import BundleError, GenerationError, InputError
 from onevision.graphs.names import FEATURES, PIXELS, PRECISION
 from onevision.native.device import Device, check_device, default_threads
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
-from onevision.runtime.cache import key_of
+from onevision.runtime.cache import entry_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +170,7 @@ def encode_once(
     Returns:
         float32 [T, P, H], in the order of the tiles.
     """
-    keys = [key_of("features", facts, np.ascontiguousarray(tile).data) for tile in tiles]
+    keys = [entry_key("features", facts, np.ascontiguousarray(tile).data) for tile in tiles]
     places: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)

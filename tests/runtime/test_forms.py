@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from onevision.cli import _run
 from onevision.errors import GenerationError, PromptError, UsageError
+from onevision.eval.evaluate import evaluate
 from onevision.runtime.choices import LETTER_INSTRUCTION, with_letters
 from onevision.runtime.engine import OneVision
 from onevision.runtime.grammar import Constraint, compile_grammar
@@ -334,3 +336,17 @@ def test_a_request_may_ask_for_a_form(request_: dict[str, Any], options: dict[st
 def test_a_request_names_no_file(value: Any):
     with pytest.raises(PromptError):
         parse_request({"messages": [{"role": "user", "content": "Hi"}], "response_format": value})
+
+
+def test_an_evaluation_may_have_choices(tiny_bundle: Path):
+    done = evaluate(tiny_bundle, families=["shape"], limit=2, options=make_options({"choices": "red,green"}))
+    assert {record.text for record in done.records} <= {"red", "green"}
+    assert done.to_dict()["choices"] == ("red", "green")
+
+
+def test_a_command_prints_probabilities(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["run", QUESTION, "-m", str(tiny_bundle), "--choices", "red,green", "--json"]
+    assert _run([*command, "--logprobs", "--top-logprobs", "2"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [each["text"] for each in printed["choices"]] == ["red", "green"]
+    assert [len(each["top"]) for each in printed["logprobs"]] == [2] * len(printed["token_ids"])
