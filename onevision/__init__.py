@@ -119,6 +119,7 @@ def export(
     variant: Variant | None = None,
     revision: str | None = None,
     adapter: PathLike | None = None,
+    vision_tower: PathLike | None = None,
     template: TemplateChoice = "auto",
     vision: EncoderChoice = "fp32",
     backbone: BackboneChoice = "q8_0",
@@ -142,6 +143,7 @@ def export(
             ``chat`` and ``video`` (LLaVA-Video).
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter that is merged into the weights.
+        vision_tower: SigLIP tower (a published name or a folder), where ``mm_vision_tower`` names none.
         template: Prompt format; ``auto`` is that of the checkpoint's chat template.
         vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
         backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
@@ -202,7 +204,12 @@ def export(
     config.check()
     shown = progress is not None and sys.stderr.isatty()
     progress = progress or LogProgress()
-    fetched = hub.fetch(resolved, progress=shown, notify=progress.note)
+    fetched = hub.fetch(
+        resolved,
+        progress=shown,
+        notify=progress.note,
+        vision_tower=None if vision_tower is None else str(vision_tower),
+    )
     if adapter is not None:
         fetched = replace(fetched, adapter=Path(adapter))
     names: dict[str, Any] = {
@@ -314,7 +321,7 @@ def plan(
     from onevision.bundle import open_bundle
     from onevision.models import default_bundle
     from onevision.planning.cost import Media
-    from onevision.planning.plan import media_size, plan_bundle, plan_published
+    from onevision.planning.plan import media_sizes, plan_bundle, plan_published
     from onevision.runtime.options import AnswerOptions
 
     options = options or AnswerOptions()
@@ -322,12 +329,12 @@ def plan(
         raise UsageError(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
-    items = [
-        Media(f"{item[0]}x{item[1]}", "image", *item)
-        if isinstance(item, tuple)
-        else media_size(str(item), exif=options.exif)
-        for item in media
-    ]
+    items: list[Media] = []
+    for item in media:
+        if isinstance(item, tuple):
+            items.append(Media(f"{item[0]}x{item[1]}", "image", *item))
+        else:
+            items += media_sizes(str(item), options)
     if size is not None and size != "tiny":
         return plan_published(size, items, prompt, options)
     opened = open_bundle(default_bundle() if bundle is None or size else bundle)

@@ -83,22 +83,53 @@ def messages(*conversation: object) -> Make:
     return file("m.json", json.dumps(conversation))
 
 
-def png(width: int, height: int, *, pixels: bool = True) -> bytes:
-    """A PNG of any size; of a huge one the header alone."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + bytes(3 * width) for _ in range(height)) if pixels else b""
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+def png(width: int, height: int, *, rows: int | None = None, interlaced: bool = False) -> bytes:
+    """A PNG of any size, and as many of its rows as are wanted."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
+    pixels = (b"\0" + bytes(3 * width)) * (height if rows is None else rows)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
 
 
-def cut_png(place: Place) -> None:
-    with Image.open(place.photo) as image:
-        image.save(place.cwd / "cut.png")
-    data = (place.cwd / "cut.png").read_bytes()
-    (place.cwd / "cut.png").write_bytes(data[: len(data) // 2])
+def bmp(side: int) -> bytes:
+    """The header of a square BMP."""
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header + bytes(99)
+
+
+def cut_image(form: str, name: str) -> Make:
+    """Half of the good photo in another format."""
+
+    def make(place: Place) -> None:
+        with Image.open(place.photo) as image:
+            image.resize((64, 48)).save(place.cwd / name, form)
+        data = (place.cwd / name).read_bytes()
+        (place.cwd / name).write_bytes(data[: len(data) // 2])
+
+    return make
+
+
+def two_pages(name: str) -> Make:
+    """A document of two pages."""
+    page = Image.new("RGB", (8, 8))
+    return lambda place: page.save(place.cwd / name, save_all=True, append_images=[page])
+
+
+def pipe(name: str) -> Make:
+    """A named pipe that nobody writes to."""
+    return lambda place: os.mkfifo(place.cwd / name)
+
+
+#: A GIF of 65,535 by 65,535 pixels.
+GIF_BOMB = b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2\x4c\1\0;"
+#: A PDF document without a page.
+EMPTY_PDF = (
+    "%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj "
+    "trailer<</Root 1 0 R>>"
+)
 
 
 # Damage to a copy of the bundle, "bad", or of the checkpoint, "ck".
@@ -211,12 +242,69 @@ PICTURES = (
     Bad("a folder", "run Hi -i d -m {bundle}", "d is a folder", make=folder("d")),
     Bad("empty", "run Hi -i e.jpg -m {bundle}", r"e.jpg is empty \(0 bytes\)", make=file("e.jpg")),
     Bad("a text", "run Hi -i t.jpg -m {bundle}", "t.jpg is not an image", make=file("t.jpg", "Hello, world")),
-    Bad(
-        "a PDF",
-        "run Hi -i p.pdf -m {bundle}",
-        "is a PDF document, not an image",
-        make=file("p.pdf", "%PDF-1.7\n"),
+    *(
+        Bad(name, "run Hi -i x.jpg -m {bundle}", f"x.jpg {says}", make=file("x.jpg", data))
+        for name, data, says in (
+            ("a damaged PDF", "%PDF-1.7\n", "starts as a PDF document and is damaged"),
+            ("a PDF of no pages", EMPTY_PDF, "starts as a PDF document and is damaged"),
+            ("a damaged HEIC", b"\0\0\0\x18ftypheic" + bytes(99), "starts as a HEIC image and is damaged"),
+            ("a damaged AVIF", b"\0\0\0\x18ftypavif" + bytes(99), "starts as an AVIF image and is damaged"),
+            ("a Photoshop document", b"8BPS" + bytes(99), "is a Photoshop document, not an image"),
+            ("a JPEG XL", b"\xff\x0a" + bytes(99), "is a JPEG XL file, not an image"),
+            ("a JPEG XL container", b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL file, not an image"),
+            ("a DICOM file", bytes(128) + b"DICM" + bytes(99), "is a DICOM file, not an image"),
+            ("an OpenEXR file", b"\x76\x2f\x31\x01" + bytes(99), "is an OpenEXR file, not an image"),
+            ("a Radiance file", b"#?RADIANCE\n" + bytes(99), "is a Radiance HDR file, not an image"),
+            ("a raw photo", b"\0\0\0\x18ftypcrx " + bytes(99), "is a raw photo, not an image"),
+            ("a Git LFS pointer", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+            ("PostScript", "%!PS-Adobe-3.0\n", "is a PostScript document, not an image"),
+            ("an SVG", "<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG or other XML document"),
+            ("a gzip archive", b"\x1f\x8b" + bytes(99), "is a gzip archive, not an image"),
+            ("an office document", b"PK\x03\x04" + bytes(99), "is a ZIP archive, not an image"),
+            ("zeros", bytes(5000), "is not an image that can be read"),
+            ("a data URI", "data:image/png;base64,iVBORw0KGgo=", "is not an image that can be read"),
+            ("an error as JSON", '{"error": "not found"}', "is not an image that can be read"),
+            ("an interlaced PNG cut off", png(64, 64, rows=7, interlaced=True), "is damaged or cut off"),
+            ("a GIF of 4 gigapixels", GIF_BOMB, "is too large"),
+            ("a BMP of 4 gigapixels", bmp(60_000), "is too large"),
+        )
     ),
+    *(
+        Bad(
+            f"a {form} cut off",
+            "run Hi -i x -m {bundle}",
+            "x is damaged or cut off",
+            make=cut_image(form, "x"),
+        )
+        for form in ("WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PNG", "PPM")
+    ),
+    *(
+        Bad(
+            f"page {page}",
+            f"run Hi -i {{photo}} --page '{page}' -m {{bundle}}",
+            f"--page is '{page}', it must",
+            2,
+        )
+        for page in ("0", "-1", "two", "2-1", "1,", "1-2-3", "")
+    ),
+    Bad("a page of a photo", "run Hi -i {photo} --page 2 -m {bundle}", "china.jpg has no page 2: it has 1"),
+    Bad(
+        "a page that is not there",
+        "run Hi -i a.tif --page 1-3 -m {bundle}",
+        "a.tif has no page 3: it has 2",
+        make=two_pages("a.tif"),
+    ),
+    Bad(
+        "a page of a plan",
+        "plan a.tif --page 5 -m {bundle}",
+        "a.tif has no page 5: it has 2",
+        make=two_pages("a.tif"),
+    ),
+    Bad("stdin twice", "run Hi -i - -i - -m {bundle}", "stdin can be read once", 2),
+    Bad("stdin for prompt and image", "run - -i - -m {bundle}", "stdin can be read once", 2),
+    Bad("stdin in a conversation", "chat -i - -m {bundle}", "the questions come from stdin", 2),
+    Bad("a device", "run Hi -i /dev/null -m {bundle}", "/dev/null is not a regular file"),
+    Bad("a pipe", "run Hi -i p -m {bundle}", "p is not a regular file", make=pipe("p")),
     Bad(
         "a web page",
         "run Hi -i w.png -m {bundle}",
@@ -224,7 +312,10 @@ PICTURES = (
         make=file("w.png", "<!DOCTYPE html>"),
     ),
     Bad(
-        "a truncated JPEG", "run Hi -i c.jpg -m {bundle}", "c.jpg is damaged", make=cut("photo", "c.jpg", 0.5)
+        "a truncated JPEG",
+        "run Hi -i c.jpg -m {bundle}",
+        "c.jpg is cut off: [0-9]+ of [0-9]+ rows are there",
+        make=cut("photo", "c.jpg", 0.3),
     ),
     Bad(
         "a JPEG of its first bytes",
@@ -232,13 +323,12 @@ PICTURES = (
         "damaged",
         make=cut("photo", "c.jpg", 0.001),
     ),
-    Bad("a truncated PNG", "run Hi -i cut.png -m {bundle}", "cut.png is damaged", make=cut_png),
     Bad("of no pixels", "run Hi -i z.png -m {bundle}", "z.png", make=file("z.png", png(0, 0))),
     Bad(
         "a decompression bomb",
         "run Hi -i b.png -m {bundle}",
         "b.png is too large",
-        make=file("b.png", png(60000, 60000, pixels=False)),
+        make=file("b.png", png(60000, 60000, rows=0)),
     ),
     Bad("a video", "run Hi -i {clip} -m {bundle}", "is an MP4 video, not an image"),
     Bad("an address", "run Hi -i https://example.org/a.jpg -m {bundle}", "is an address, not a file"),
@@ -732,6 +822,15 @@ DEMO = (
     Bad("bundle missing", "demo -m no", "no bundle at no"),
 )
 
+CACHE = (
+    Bad("no such folder", "cache list --cache no", "there is no cache no", 2),
+    Bad("nothing to clear there", "cache clear --cache no", "there is no cache no", 2),
+    Bad("a file", "cache clear --cache {photo}", "is not a folder", 2),
+    Bad("a negative age", "cache clear --older-than -1", "--older-than is -1, it must be 0", 2),
+    Bad("an age in words", "cache clear --older-than week", "--older-than is 'week'", 2),
+    Bad("no such command", "cache purge", "purge", 2),
+)
+
 GROUPS = {
     "picture": PICTURES,
     "video": VIDEOS,
@@ -744,6 +843,7 @@ GROUPS = {
     "plan": PLAN,
     "inspect": INSPECT,
     "demo": DEMO,
+    "cache": CACHE,
 }
 KINDS = [pytest.param(bad, id=f"{group}: {bad.name}") for group, table in GROUPS.items() for bad in table]
 

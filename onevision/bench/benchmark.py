@@ -21,9 +21,9 @@ from onevision.bench.method import Method, Trial, make_trials, run_rounds
 from onevision.bench.peers import TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
+from onevision.bench.roofline import work
 from onevision.bench.scenarios import Scenario
 from onevision.bench.target import OURS, BundleTarget, Target
-from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
 from onevision.errors import OneVisionError
 from onevision.native.device import Device, default_threads
@@ -178,7 +178,7 @@ class Benchmark:
             if self._place == "cuda" and (gpu := stack.enter_context(open_gpu())):
                 method = replace(method, joules=gpu.energy, gpu_memory=gpu.memory)
                 self._add_facts(gpu=gpu.facts())
-            work_of = partial(work, self._bundle.manifest, place=self._place)
+            work_of = partial(work, self._bundle.manifest, place=self._place, threads=self._setup.threads)
             trials = [trial for one in scenarios for trial in make_trials(one, targets, folder, work_of)]
             self._trials += trials
             run_rounds(trials, method, self._show_run)

@@ -18,7 +18,7 @@ from onevision.cli.options import (
     Prefill,
     Quiet,
     Threads,
-    Video,
+    Videos,
     add_command,
     answer_options,
 )
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 @answer_options(without=("ttft_target", "logprobs", "top_logprobs"))
 def chat(
     image: Images = None,
-    video: Video = None,
+    video: Videos = None,
     model: Model = None,
     *,
     options: AnswerOptions,
@@ -78,11 +78,16 @@ def chat(
         ) as loaded,
     ):
         talk = loaded.chat(**vars(options))
-        for path in image or ():
-            talk.add_image(path)
-        if video is not None:
-            talk.add_video(video)
+        if "-" in (image or ()):
+            raise UsageError(
+                "the questions come from stdin, so an image cannot", hint="write it to a file first"
+            )
+        warnings = [warning for path in image or () for warning in talk.add_image(path)]
+        warnings += [warning for path in video or () for warning in talk.add_video(path)]
         progress.stop()
+        if not quiet:
+            for warning in warnings:
+                print_warning(warning)
         if typed and not quiet:
             banner = f"{loaded.bundle.manifest.name}; /help lists the commands"
             stderr().print(banner if model else f"{TINY_NOTE}\n{banner}", style="dim")
@@ -150,8 +155,8 @@ def _answer(talk: Chat, prompt: str, *, quiet: bool) -> Answer:
 def _command(talk: Chat, line: str, last: Answer | None) -> None:
     name, _, path = line.partition(" ")
     actions: dict[str, Callable[[str], Sequence[str] | None]] = {
-        "/image": talk.add_image,
-        "/video": talk.add_video,  # returns warnings
+        "/image": talk.add_image,  # these two return warnings
+        "/video": talk.add_video,
         "/save": talk.save,
         "/load": talk.load,
     }

@@ -89,6 +89,15 @@ def export(
             metavar="FOLDER", help="LoRA adapter (PEFT) to merge into the weights.", rich_help_panel=INPUT
         ),
     ] = None,
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="SigLIP tower that the checkpoint was trained with, a published name or a folder, where its "
+            "mm_vision_tower names none.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     template: Annotated[
         TemplateChoice,
         typer.Option(
@@ -150,6 +159,7 @@ def export(
         variant=variant,
         revision=revision,
         adapter=adapter,
+        vision_tower=vision_tower,
         template=template,
         vision=vision,
         backbone=backbone,

@@ -47,13 +47,21 @@ Model = Annotated[
 Images = Annotated[
     list[str] | None,
     typer.Option(
-        "-i", "--image", metavar="FILE", help="An image; repeat -i for several.", rich_help_panel=INPUT
+        "-i",
+        "--image",
+        metavar="FILE",
+        help="An image; repeat -i for several. - reads one from stdin.",
+        rich_help_panel=INPUT,
     ),
 ]
-Video = Annotated[
-    str | None,
+Videos = Annotated[
+    list[str] | None,
     typer.Option(
-        "-v", "--video", metavar="FILE", help="A video; needs onevision[video].", rich_help_panel=INPUT
+        "-v",
+        "--video",
+        metavar="FILE",
+        help="A video, or a folder of frames; repeat -v for several. Needs onevision[video].",
+        rich_help_panel=INPUT,
     ),
 ]
 Device = Annotated[

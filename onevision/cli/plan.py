@@ -47,6 +47,7 @@ def register(app: typer.Typer) -> None:
     "dedup",
     "ttft_target",
     "exif",
+    "page",
 )
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Images and videos.")] = None,

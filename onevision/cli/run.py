@@ -23,11 +23,11 @@ from onevision.cli.options import (
     Prefill,
     Quiet,
     Threads,
-    Video,
+    Videos,
     add_command,
     answer_options,
 )
-from onevision.errors import PromptError, UsageError
+from onevision.errors import ImageError, PromptError, UsageError
 from onevision.runtime.options import AnswerOptions, make_options
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(
         str | None, typer.Argument(metavar="PROMPT", help="The question; - reads it from stdin.")
     ] = None,
     image: Images = None,
-    video: Video = None,
+    video: Videos = None,
     messages: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +87,7 @@ def run(
     """Ask about an image, several images or a video."""
     import onevision
 
-    question, requested = _question(prompt, image or [], video, messages)
+    question, requested = _question(prompt, image or [], video or [], messages)
     if requested:
         options = _merged(options, requested)
     if options.logprobs and not as_json:
@@ -119,11 +119,11 @@ def run(
 
 
 def _question(
-    prompt: str | None, images: list[str], video: str | None, messages: Path | None
+    prompt: str | None, images: list[str], videos: list[str], messages: Path | None
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
     if messages is not None:
-        if prompt is not None or images or video is not None:
+        if prompt is not None or images or videos:
             raise UsageError("--messages cannot be combined with a prompt, --image or --video")
         from onevision.runtime.messages import Reading, parse_request
 
@@ -131,13 +131,18 @@ def _question(
         return {"messages": request.messages}, request.options
     if prompt is None:
         raise UsageError("there is no prompt", hint='onevision run "What is in the image?" --image FILE')
-    if not images and video is None and os.path.isfile(prompt):  # noqa: PTH113 (any text may stand here)
+    if not images and not videos and os.path.isfile(prompt):  # noqa: PTH113 (any text may stand here)
         raise UsageError(
             f"{prompt} is a file, not a question",
             hint=f'onevision run "What is in the image?" --image {prompt}',
         )
+    if [prompt, *images].count("-") > 1:
+        raise UsageError(
+            "stdin can be read once: for the prompt or for one image", hint="write it to a file first"
+        )
+    sources = [_stdin_image() if image == "-" else image for image in images]
     prompt = _read_stdin() if prompt == "-" else prompt
-    return {"prompt": prompt, "images": images, "video": video}, {}
+    return {"prompt": prompt, "images": sources, "videos": videos}, {}
 
 
 def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptions:
@@ -154,6 +159,17 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401
         raise PromptError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{path} is not valid JSON: {error}") from error
+
+
+def _stdin_image() -> bytes:
+    """The image file on stdin."""
+    if sys.stdin.isatty():
+        raise UsageError(
+            "stdin is a terminal, not an image", hint='onevision run "What is it?" -i - < photo.jpg'
+        )
+    if not (data := sys.stdin.buffer.read()):
+        raise ImageError("the image on stdin has 0 bytes")
+    return data
 
 
 def _read_stdin() -> str:

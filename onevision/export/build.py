@@ -103,7 +103,9 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
     """
     check_target(target, force=options.force)
     with (
-        Checkpoint.open(source.folder, adapter=source.adapter) as checkpoint,
+        Checkpoint.open(
+            source.folder, adapter=source.adapter, vision_tower=source.vision_tower
+        ) as checkpoint,
         write_bundle(target, force=options.force) as folder,
     ):
         # Both before minutes of work.

@@ -90,12 +90,15 @@ class Checkpoint:
         self._adapter = adapter
 
     @classmethod
-    def open(cls, folder: Path, *, adapter: Path | None = None) -> Checkpoint:
+    def open(
+        cls, folder: Path, *, adapter: Path | None = None, vision_tower: str | None = None
+    ) -> Checkpoint:
         """Read the config and the headers, and check every tensor for presence, shape and type.
 
         Args:
             folder: The checkpoint's folder.
             adapter: Folder of an adapter that is merged into the tensors as they are read.
+            vision_tower: See :func:`~onevision.export.config.read_config`.
 
         Raises:
             UnsupportedCheckpointError: Another architecture or adapter, pickles only, or quantized weights.
@@ -120,7 +123,7 @@ class Checkpoint:
                 f"{folder} has full weights and an adapter: which of them is meant is not clear",
                 hint=f"--adapter {folder} merges it; move the adapter away to export the weights as they are",
             )
-        config = read_config(folder)
+        config = read_config(folder, vision_tower)
         stored = _by_canonical_name(_read_headers(folder))
         _check(folder, config, stored)
         if config.text.tied and HEAD in stored:

@@ -115,6 +115,15 @@ def l2_cache_bytes() -> int | None:
         return 0
 
 
+def flash_attention_costs_prefill() -> bool:
+    """Whether llama.cpp's flash attention slows prefill down on this processor: Arm with i8mm and SVE.
+
+    Reported for Neoverse V1 and V2: prefill takes 1.55 and 1.99 times as long with it, decoding gains
+    (llama.cpp issues 27086 and 26559). Not measured here.
+    """
+    return platform.machine().lower() in {"aarch64", "arm64"} and {"i8mm", "sve"} <= set(cpu_flags())
+
+
 def cpu_name() -> str:
     """The processor's name, as the system gives it."""
     return _cpuinfo("model name", "Model", "Hardware") or platform.processor() or platform.machine()

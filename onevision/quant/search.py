@@ -148,7 +148,8 @@ def export_quantized(
     Raises:
         OneVisionError: See :func:`quantize` and :func:`onevision.export.build.export`.
     """
-    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter) as opened:
+    tower = checkpoint.vision_tower
+    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter, vision_tower=tower) as opened:
         own = own_type(opened)
     floats = replace(
         options,

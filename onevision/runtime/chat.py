@@ -18,9 +18,9 @@ from onevision.errors import PromptError, UsageError
 from onevision.files import whole_file
 from onevision.runtime.clock import StageClock
 from onevision.runtime.generate import complete
-from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart, parse_messages
 from onevision.runtime.options import make_options
+from onevision.runtime.pages import paged, read_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -36,7 +36,7 @@ class Given:
     """An image or video as it was when it was given, and its form in a saved conversation."""
 
     part: ImagePart | VideoPart
-    saved: dict[str, str] | None  # None: it came from no file
+    saved: dict[str, Any] | None  # None: it came from no file
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,29 @@ class Chat:
         self.turns: list[Turn] = []
         self.dropped = 0
 
-    def add_image(self, source: ImageSource) -> None:
+    def add_image(self, source: ImageSource, page: int | None = None) -> tuple[str, ...]:
         """Show an image with the next question. It is read now: later changes of its file do not matter.
+
+        Args:
+            source: Its file, or the image itself.
+            page: Of a TIFF or PDF, from 1; None: those of the options.
+
+        Returns:
+            Warnings about the file.
 
         Raises:
             ImageError: It cannot be used.
         """
-        pixels = np.asarray(read_image(source, exif=self._options.exif))
-        self._next.append(Given(ImagePart(pixels), _saved("image", source)))
+        warnings: list[str] = []
+        given: list[Given] = []
+        for part in paged(ImagePart(source, page=page), self._options):
+            pixels = np.asarray(read_part(part, self._options, warnings.append))
+            saved = _saved("image", source)
+            if saved and part.page is not None:
+                saved["page"] = part.page
+            given.append(Given(ImagePart(pixels, page=1), saved))
+        self._next += given
+        return tuple(warnings)
 
     def add_video(self, source: VideoSource) -> tuple[str, ...]:
         """Show a video with the next question; returns warnings about the file.
@@ -184,7 +199,7 @@ class Chat:
                 raise PromptError(f"{path} is not a saved conversation")
             for part in question.content:
                 if isinstance(part, ImagePart):
-                    saved.add_image(part.source)
+                    saved.add_image(part.source, part.page)
                 elif isinstance(part, VideoPart):
                     saved.add_video(part.source)
             saved.turns.append(Turn(tuple(saved._next), texts[0], str(answer.content[0])))
@@ -196,7 +211,7 @@ def _question(given: Sequence[Given], prompt: str) -> Message:
     return Message("user", (*(item.part for item in given), prompt))
 
 
-def _saved(kind: str, source: ImageSource | VideoSource) -> dict[str, str] | None:
+def _saved(kind: str, source: ImageSource | VideoSource) -> dict[str, Any] | None:
     if not isinstance(source, (str, os.PathLike)):
         return None
     return {"type": kind, kind: str(Path(source).absolute())}

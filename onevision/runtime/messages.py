@@ -31,10 +31,14 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An image: path, bytes, file object, PIL image or array uint8; ``detail`` overrides the options'."""
+    """An image: path, bytes, file object, PIL image or array uint8; ``detail`` overrides the options'.
+
+    ``page`` is the one of a TIFF or PDF, from 1; None: those of the options.
+    """
 
     source: ImageSource
     detail: Detail | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def parse_messages(
 
     * ``{"type": "text", "text": …}``, or ``input_text``;
     * ``{"type": "image_url", "image_url": {"url": …, "detail": …} | "…"}``, or ``input_image``;
-    * ``{"type": "image", "image" | "url" | "path" | "base64": …}``;
+    * ``{"type": "image", "image" | "url" | "path" | "base64": …}``, with ``"page": 2`` for one of several;
     * ``{"type": "video", "video" | "url" | "path": …}``, ``{"type": "video_url", "video_url": …}``.
 
     Ollama's form has ``"images": [base64, …]`` beside a text content; its images stand before the text. An
@@ -196,18 +200,24 @@ def parse_messages(
 def conversation_of(
     prompt: str | None,
     images: Sequence[ImageSource] | ImageSource,
-    video: VideoSource | Sequence[VideoSource] | None,
+    video: VideoSource | None,
     messages: Sequence[Message | Mapping[str, Any]] | None,
+    videos: Sequence[VideoSource] = (),
 ) -> tuple[Message, ...]:
     """Messages of the arguments that :meth:`OneVision.generate` takes.
 
     Raises:
-        UsageError: Both a prompt and messages, or neither.
+        UsageError: Both a prompt and messages, or neither; both ``video`` and ``videos``.
         PromptError: See :func:`parse_messages`, or the prompt is empty.
     """
     given = [] if images is None else _sources(images)
+    if isinstance(videos, (str, bytes)) or not isinstance(videos, Sequence):
+        raise UsageError("videos must be a list", hint="for one video: video=")
+    if video is not None and videos:
+        raise UsageError("give either video or videos, not both")
+    clips = [*videos] if video is None else [video]
     if messages is not None:
-        if prompt is not None or given or video is not None:
+        if prompt is not None or given or clips:
             raise UsageError("give either messages or a prompt with images and video, not both")
         return parse_messages(messages)
     if prompt is None:
@@ -216,9 +226,7 @@ def conversation_of(
         raise UsageError(f"the prompt is {prompt!r}, it must be a text")
     if not prompt.strip():
         raise PromptError("the prompt is empty")
-    parts: list[Part] = [ImagePart(image) for image in given]
-    if video is not None:
-        parts.append(VideoPart(cast("VideoSource", video)))
+    parts: list[Part] = [*map(ImagePart, given), *map(VideoPart, clips)]
     return (Message("user", (*parts, prompt)),)
 
 
@@ -277,7 +285,7 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         return str(part["text"])
     is_image = kind in _IMAGE_KEYS
     keys = _IMAGE_KEYS[kind] if is_image else _VIDEO_KEYS[kind]
-    _only(part, ("type", *keys, *(("detail",) if is_image else ())), where)
+    _only(part, ("type", *keys, *(("detail", "page") if is_image else ())), where)
     found = [key for key in keys if part.get(key) is not None]
     if not found:
         raise PromptError(f"{where} has no {' or '.join(map(repr, keys))}")
@@ -292,10 +300,16 @@ def _part(part: object, where: str, reading: Reading) -> Part:
             raise PromptError(f"{where}.{found[0]} has no 'url'")
     if not is_image:
         return VideoPart(_referenced(value, where, reading))
+    source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
+    return _image_part(source, detail, part.get("page"), where)
+
+
+def _image_part(source: Any, detail: Any, page: Any, where: str) -> ImagePart:  # noqa: ANN401
     if detail is not None and detail not in get_args(Detail):
         raise PromptError(f"{where} has the detail {detail!r}", hint=f"one of {', '.join(get_args(Detail))}")
-    source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
-    return ImagePart(source, detail)
+    if page is not None and (not isinstance(page, int) or isinstance(page, bool) or page < 1):
+        raise PromptError(f"{where} has the page {page!r}", hint="a number from 1")
+    return ImagePart(source, detail, page)
 
 
 def _only(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:

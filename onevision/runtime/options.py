@@ -81,6 +81,17 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_selection(value: str) -> bool:
+    """Test for ``all``, or numbers from 1 and ranges."""
+    ranges = [part.split("-") for part in value.split(",")]
+    return value == "all" or all(
+        len(ends) <= 2
+        and all(re.fullmatch("[1-9][0-9]{0,8}", end) for end in ends)
+        and int(ends[0]) <= int(ends[-1])
+        for ends in ranges
+    )
+
+
 def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
     """Test for a number from ``least`` to ``most``; ``above``: more than ``least``."""
     return lambda value: (
@@ -279,6 +290,23 @@ class AnswerOptions:
         panel="Form of the answer",
     )
     exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None, panel="Input")
+    page: str | None = _option(
+        None,
+        "Pages of a TIFF, PDF or animation, each as an image: 2, 1,3-5 or all.  [default: the first]",
+        lambda value: isinstance(value, str) and _is_selection(value),
+        "a number from 1, numbers and ranges such as 1,3-5, or all",
+        metavar="PAGES",
+        panel="Input",
+    )
+    stretch: bool = _option(
+        False,
+        "Map the levels that a 16-bit or floating-point image uses to the whole range from black to white.",
+        lambda value: isinstance(value, bool),
+        "True or False",
+        metavar=None,
+        flags=("--stretch",),
+        panel="Input",
+    )
     template: Template | None = _option(
         None,
         "Prompt format: that of training, the Hub's (hf), or the checkpoint's own.  [default: the bundle's]",
@@ -361,7 +389,7 @@ class AnswerOptions:
 def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     """Options from keyword arguments.
 
-    ``stop`` may be one string, times of a video ``mm:ss``, ``choices`` a text as on the command line,
+    ``stop`` may be one string, ``page`` a number, times ``mm:ss``, ``choices`` a text as on the command line,
     ``json_schema`` an object, and it or ``grammar`` a file.
 
     Raises:
@@ -371,17 +399,21 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     if unknown := set(options) - set(known):
         name = sorted(unknown)[0]
         raise UsageError(
-            f"unknown option {name!r}", hint=suggest(name, ("images", "video", "messages", *known))
+            f"unknown option {name!r}", hint=suggest(name, ("images", "video", "videos", "messages", *known))
         )
-    stop = options.get("stop")
-    read: dict[str, Any] = {"stop": (stop,) if isinstance(stop, str) else tuple(stop or ())}
-    for name in ("from_time", "to_time"):
-        if isinstance(options.get(name), str):
-            read[name] = _seconds(name, options[name])
+    stop, page = options.get("stop"), options.get("page")
+    given: dict[str, Any] = {
+        name: _seconds(name, options[name])
+        for name in ("from_time", "to_time")
+        if isinstance(options.get(name), str)
+    }
+    given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if isinstance(page, int) and not isinstance(page, bool):
+        given["page"] = str(page)
     for name, parse in (("json_schema", schema_text), ("grammar", grammar_text), ("choices", parse_choices)):
         if (value := options.get(name)) is not None:
-            read[name] = parse(value)
-    return AnswerOptions(**{**options, **read})
+            given[name] = parse(value)
+    return AnswerOptions(**{**options, **given})
 
 
 def _seconds(name: str, text: str) -> float:

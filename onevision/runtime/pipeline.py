@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA
+from onevision.bundle import BACKBONE, NEWLINE, PREFILL, VISION, VISION_DATA
 from onevision.extras import installed_version
-from onevision.native.device import check_device
+from onevision.native.device import check_device, flash_attention_costs_prefill
+from onevision.native.llama import can_offload
 from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
 from onevision.runtime.backbone import Backbone
@@ -97,7 +98,7 @@ class Pipeline:
                 device=device,
                 threads=threads,
                 cache_type="f32" if precision == "f32" else "f16",
-                flash_attention=precision not in _FLOATS,
+                flash_attention=precision not in _FLOATS and not _prefill_is_slowed(bundle, device, prefill),
             )
             self.preparer = Preparer(bundle.manifest, self.backbone.tokenizer, newline, self._cache)
             self.prefill_runner = PrefillRunner(bundle, self.backbone, prefill, threads=threads)
@@ -291,6 +292,13 @@ class Pipeline:
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
+
+
+def _prefill_is_slowed(bundle: Bundle, device: Device, prefill: Prefill) -> bool:
+    """Whether llama.cpp prefills long prompts, on a processor where its flash attention is slower."""
+    if PREFILL in bundle.manifest.files and prefill != "llama":
+        return False
+    return flash_attention_costs_prefill() and (device == "cpu" or not can_offload())
 
 
 def _ort_versions() -> tuple[str | None, ...]:

@@ -15,9 +15,9 @@ from onevision.runtime import anyres, pack
 from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
-from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
+from onevision.runtime.pages import paged_messages, read_part
 from onevision.runtime.prompt import Control, time_instruction
 from onevision.runtime.template import lay_out
 from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
@@ -48,7 +48,7 @@ class VisualInput:
         layout: All that ``pack`` depends on besides the features.
         times: Text after a video about its frames, for models that were trained with it.
         reused: Video frames that were replaced by an earlier, similar one.
-        warnings: Damage of the file.
+        warnings: Damage of the file, and pages that are left out.
     """
 
     tiles: npt.NDArray[np.uint8]
@@ -105,7 +105,7 @@ class PreparedPrompt:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """About its text, and damage of the files of images and videos."""
+        """About its text, damage of the files of images and videos, and pages that are left out."""
         return (*self.notes, *(warning for visual in self.visuals for warning in visual.warnings))
 
     def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
@@ -200,6 +200,8 @@ class Preparer:
         Raises:
             InputError: An image, video or text that cannot be used.
         """
+        with timer("read") if options.page else nullcontext():
+            messages = paged_messages(messages, options)
         with timer("tokenize"):
             segments = self._segments(messages, options)
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
@@ -293,8 +295,9 @@ class Preparer:
         newline = self._newline
         if part.detail is not None and options.detail == "auto" and options.max_tiles is None:
             options = replace(options, detail=part.detail)  # an image's own wish yields to the options
+        warnings: list[str] = []
         with timer("read"):
-            image = read_image(part.source, exif=options.exif)
+            image = read_part(part, options, warnings.append)
         with timer("preprocess"):
             size = image.height, image.width
             tiling = choose_tiling(self.anyres, size, options, several=several)
@@ -306,6 +309,7 @@ class Preparer:
                     tiling.tokens,
                     lambda features: pack.pack_square(features, newline),
                     "square",
+                    warnings=tuple(warnings),
                 )
             if tiling.size != size:
                 image = image.resize(tiling.size[::-1], Image.Resampling.BICUBIC)
@@ -315,6 +319,7 @@ class Preparer:
             tiling.tokens,
             lambda features: pack.pack_image(features, tiles.size, spec, newline),
             f"image {tiles.size} {spec}",
+            warnings=tuple(warnings),
         )
 
     def _video(self, part: VideoPart, options: AnswerOptions, left: int, timer: StageTimer) -> VisualInput:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import BundleError, GenerationError, InputError
-from onevision.graphs.names import FEATURES, PIXELS, PRECISION
+from onevision.graphs.nodes import FEATURES, PIXELS, PRECISION
 from onevision.native.device import Device, check_device, default_threads
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
 from onevision.runtime.cache import entry_key
@@ -39,7 +39,7 @@ class VisionEncoder:
 
     Attributes:
     from onevision.errors import BundleError, GenerationError, InputError
-    from onevision.graphs.names import FEATURES, PIXELS, PRECISION
+    from onevision.graphs.nodes import FEATURES, PIXELS, PRECISION
     from onevision.native.device import Device, check_device, default_threads
         image_size: S, pixels per side of a tile.
         patches: P, features per tile.
