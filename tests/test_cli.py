@@ -75,7 +75,8 @@ def parsed(out: str) -> Any:
 def test_commands() -> None:
     assert COMMANDS == [
         "export", "synth", "run", "chat", "demo", "eval", "plan", "verify", "inspect", "doctor",
-        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep", "cache list", "cache clear",
+        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
+        "cache list", "cache clear",
     ]  # fmt: skip
 
 
@@ -108,6 +109,20 @@ def test_console_script_and_module() -> None:
     assert script
     for command in ([script], [sys.executable, "-m", "onevision"]):
         assert subprocess.check_output([*command, "--version"], text=True) == f"onevision {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("onevision exp", "export"),
+        ("onevision export --size 0", "0.5b"),
+        ("onevision run --ttft", "--ttft-target"),
+    ],
+)
+def test_completion_of_a_shell(typed: str, completed: str) -> None:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_ONEVISION_COMPLETE": "complete_bash"}
+    script = Path(sys.executable).parent / "onevision"
+    assert subprocess.check_output([script], text=True, env=os.environ | words).split() == [completed]
 
 
 def test_start_needs_no_tables() -> None:

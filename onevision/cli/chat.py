@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import mimetypes
+import os
+import re
+import shlex
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 
@@ -23,7 +29,7 @@ from onevision.cli.options import (
     answer_options,
 )
 from onevision.cli.run import TINY_NOTE
-from onevision.errors import OneVisionError, UsageError
+from onevision.errors import OneVisionError, UsageError, suggest
 from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
@@ -91,7 +97,8 @@ def chat(
         if typed and not quiet:
             banner = f"{loaded.bundle.manifest.name}; /help lists the commands"
             stderr().print(banner if model else f"{TINY_NOTE}\n{banner}", style="dim")
-        _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet)
+        if not _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet):
+            raise typer.Exit(1)
 
 
 def _reader(*, typed: bool) -> Callable[[], str]:
@@ -110,29 +117,39 @@ def _reader(*, typed: bool) -> Callable[[], str]:
     return session.prompt
 
 
-def _converse(talk: Chat, read: Callable[[], str], *, typed: bool, quiet: bool = False) -> None:
-    """Answer line by line. Ctrl-C stops an answer or a typed line, but not the conversation."""
+def _converse(talk: Chat, read: Callable[[], str], *, typed: bool, quiet: bool = False) -> bool:
+    """Answer line by line. Ctrl-C stops an answer or a typed line, but not the conversation.
+
+    Returns:
+        Whether no line of a pipe was an error.
+    """
     last: Answer | None = None
+    failed = False
     while True:
         try:
             line = read().strip()
             if line in ("/quit", "/exit", "/bye"):
-                return
+                return not failed
             if line.startswith("/"):
                 _command(talk, line, last)
             elif line:
                 last = _answer(talk, line, quiet=quiet)
         except EOFError:
-            return
+            return not failed
         except KeyboardInterrupt:
             if not typed:
                 raise
             print("\nstopped; Ctrl-D ends the conversation", file=sys.stderr)
         except OneVisionError as error:
-            print_error(error.message, error.hint)
+            hint = error.hint and error.hint.replace(" --image", " /image").replace(" --video", " /video")
+            print_error(error.message, hint)
+            failed = not typed
 
 
 def _answer(talk: Chat, prompt: str, *, quiet: bool) -> Answer:
+    if not quiet:
+        for file, kind in _named_files(prompt):
+            stderr().print(f"note: {file} is shown with: /{kind} {file}", style="dim", soft_wrap=True)
     dropped = talk.dropped
     with (
         AnswerProgress("preparing", quiet=quiet) as progress,
@@ -168,21 +185,45 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
         talk.reset()
         print("forgotten", file=sys.stderr)
     elif name in actions:
-        if not (path := _unquoted(path.strip())):
+        if not (paths := _dropped(path)):
             raise UsageError(f"{name} takes a file")
-        for warning in actions[name](path) or ():
-            print_warning(warning)
+        if len(paths) > 1 and name not in ("/image", "/video"):
+            raise UsageError(f"{name} takes one file, not {len(paths)}")
+        for path in paths:
+            for warning in actions[name](path) or ():
+                print_warning(warning)
         if name == "/save":
             print(f"saved {path}", file=sys.stderr)
         elif name == "/load":
             print(f"loaded {len(talk.turns)} turns from {path}", file=sys.stderr)
     else:
-        raise UsageError(f"unknown command {name}", hint="/help lists the commands")
+        commands = re.findall(r"^/\w+", COMMANDS, re.MULTILINE)
+        raise UsageError(f"unknown command {name}", hint=suggest(name, commands))
 
 
-def _unquoted(path: str) -> str:
-    """A path without the quotes that a terminal adds around it."""
-    return path[1:-1] if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"" else path
+def _dropped(text: str) -> list[str]:
+    """Paths as they are typed, or as a terminal writes files that are dropped on it: quoted or escaped."""
+    text = text.strip()
+    if not text or os.path.exists(text):  # noqa: PTH110 - any text may stand here
+        return [text] if text else []
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    if os.sep == "\\":
+        lexer.escape = ""  # it separates folders
+    try:
+        words = list(lexer)
+    except ValueError:  # an apostrophe in a name
+        return [text]
+    words = [url2pathname(urlsplit(word).path) if word.startswith("file://") else word for word in words]
+    # Several files, or one with spaces in its name that is not there.
+    return words if len(words) == 1 or any(map(os.path.exists, words)) else [text]
+
+
+def _named_files(question: str) -> list[tuple[str, str]]:
+    """Images and videos that a question names, each with ``image`` or ``video``."""
+    words = (word.strip("'\"`,;:?!()").rstrip(".") for word in question.split())
+    files = ((word, str(mimetypes.guess_type(word)[0]).partition("/")[0]) for word in words)
+    return [(word, kind) for word, kind in files if kind in ("image", "video") and os.path.isfile(word)]  # noqa: PTH113
 
 
 def _stats(last: Answer | None) -> str:

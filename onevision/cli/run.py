@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import closing
@@ -69,7 +68,8 @@ def run(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of a prompt: messages or a request as JSON, as for OpenAI's or Ollama's API.",
+            help="Messages or a request as JSON, as for OpenAI's or Ollama's API, or a saved chat; a prompt "
+            "is the next question.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -122,16 +122,13 @@ def _question(
     prompt: str | None, images: list[str], videos: list[str], messages: Path | None
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
-    if messages is not None:
-        if prompt is not None or images or videos:
-            raise UsageError("--messages cannot be combined with a prompt, --image or --video")
-        from onevision.runtime.messages import Reading, parse_request
+    from onevision.runtime.messages import conversation_of, read_messages
 
-        request = parse_request(_read_json(messages), Reading(messages.absolute().parent))
-        return {"messages": request.messages}, request.options
-    if prompt is None:
+    if prompt is None and messages is None:
         raise UsageError("there is no prompt", hint='onevision run "What is in the image?" --image FILE')
-    if not images and not videos and os.path.isfile(prompt):  # noqa: PTH113 (any text may stand here)
+    if prompt is None and (images or videos):
+        raise UsageError("--image and --video beside --messages need a prompt")
+    if prompt and not (images or videos or messages) and os.path.isfile(prompt):  # noqa: PTH113 (any text)
         raise UsageError(
             f"{prompt} is a file, not a question",
             hint=f'onevision run "What is in the image?" --image {prompt}',
@@ -142,7 +139,11 @@ def _question(
         )
     sources = [_stdin_image() if image == "-" else image for image in images]
     prompt = _read_stdin() if prompt == "-" else prompt
-    return {"prompt": prompt, "images": sources, "videos": videos}, {}
+    if messages is None:
+        return {"prompt": prompt, "images": sources, "videos": videos}, {}
+    question = () if prompt is None else conversation_of(prompt, sources, None, None, videos)
+    request = read_messages(messages, *question)
+    return {"messages": request.messages}, request.options
 
 
 def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptions:
@@ -150,15 +151,6 @@ def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptio
     usual = vars(AnswerOptions())
     flags = {name: value for name, value in vars(options).items() if value != usual[name]}
     return make_options(usual | dict(requested) | flags)
-
-
-def _read_json(path: Path) -> Any:  # noqa: ANN401
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise PromptError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path} is not valid JSON: {error}") from error
 
 
 def _stdin_image() -> bytes:

@@ -186,7 +186,7 @@ def _loaded(
 @contextmanager
 def _reference(folder: Path, progress: Progress) -> Iterator[tuple[str, Answerer, int]]:
     """A checkpoint in transformers."""
-    from onevision.eval.reference import ReferenceModel
+    from onevision.eval.ask import ReferenceModel
 
     progress.note("loading the reference")
     reference = ReferenceModel(folder)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from onevision.errors import ExportError, InputError, UsageError
-from onevision.eval.intervals import wilson
 from onevision.eval.jsonl import read_objects, to_line
 from onevision.files import whole_file
+from onevision.metrics import wilson
 from onevision.quant.candidates import Candidate
 from onevision.quant.gates import GateResult
 from onevision.typed import build

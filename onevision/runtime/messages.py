@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,25 @@ class Request:
 
     messages: tuple[Message, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_messages(path: Path, *more: Message) -> Request:
+    """Messages of a JSON file, or a whole request body, and ``more`` after them.
+
+    Raises:
+        PromptError: The file cannot be read, or see :func:`parse_request`.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise PromptError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(data, list):
+        data = [*data, *more]
+    elif isinstance(data, dict) and isinstance(data.get("messages"), list):
+        data["messages"] += more
+    return parse_request(data, Reading(path.absolute().parent))
 
 
 def parse_request(data: object, reading: Reading = Reading()) -> Request:

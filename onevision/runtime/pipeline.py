@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from onevision.runtime.answer import OnProgress
     from onevision.runtime.messages import Message
     from onevision.runtime.options import AnswerOptions, Prefill
-    from onevision.runtime.prepare import PreparedPrompt
+    from onevision.runtime.prepare import KeptVisuals, PreparedPrompt
     from onevision.runtime.vision import VisionEncoder
 
 
@@ -144,9 +144,15 @@ class Pipeline:
         return (*fallbacks, *self.prefill_runner.warnings, *([problem] if problem else []))
 
     def prepare(
-        self, messages: Sequence[Message], options: AnswerOptions, clock: StageClock | None = None
+        self,
+        messages: Sequence[Message],
+        options: AnswerOptions,
+        clock: StageClock | None = None,
+        kept: KeptVisuals | None = None,
     ) -> PreparedPrompt:
         """Prompt of known length; its times, and those of the stages after it, go to ``clock`` or a new one.
+
+        ``kept``: see :meth:`onevision.runtime.prepare.Preparer.prepare`.
 
         Raises:
             InputError: An image, video or text that cannot be used.
@@ -156,7 +162,7 @@ class Pipeline:
             self.clock.synchronize = self.backbone.synchronize
         if options.letters:
             messages = with_letters(messages, options.choices)
-        return self.preparer.prepare(messages, options, self.clock.stage)
+        return self.preparer.prepare(messages, options, self.clock.stage, kept)
 
     def image_features(
         self, tiles: npt.NDArray[np.uint8], on_tile: Callable[[int, int], None] | None = None

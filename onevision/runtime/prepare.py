@@ -68,6 +68,10 @@ class VisualInput:
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
+#: Visual inputs by the identity of their source, and whether there are several images.
+KeptVisuals = dict[tuple[int, bool], VisualInput]
+
+
 @dataclass(frozen=True)
 class PreparedPrompt:
     """A prompt of known length: token ids, and visual inputs in their places."""
@@ -189,6 +193,7 @@ class Preparer:
         messages: Sequence[Message],
         options: AnswerOptions,
         timer: StageTimer = lambda _: nullcontext(),
+        kept: KeptVisuals | None = None,
     ) -> PreparedPrompt:
         """Lay out a prompt and cut its images.
 
@@ -196,6 +201,7 @@ class Preparer:
             messages: The conversation.
             options: Budget, prompt format and system prompt.
             timer: Times the stages ``tokenize``, ``read`` and ``preprocess``.
+            kept: Visual inputs of an earlier prompt, which are not cut again; receives those of this one.
 
         Raises:
             InputError: An image, video or text that cannot be used.
@@ -206,6 +212,7 @@ class Preparer:
             segments = self._segments(messages, options)
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+        kept = {} if kept is None else kept
         parts: list[tuple[int, ...] | VisualInput] = []
         with timer("tokenize"):
             left = self._manifest.backbone.context_length - self._text_tokens(segments)
@@ -218,13 +225,16 @@ class Preparer:
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
                 continue
-            if isinstance(segment.part, ImagePart):
-                visual = self._image(segment.part, images > 1, options, timer)
-            else:
-                visual = self._video(segment.part, options, left - 1, timer)  # a token for the answer
-                times = f"\n{visual.times}" if visual.times else ""
+            key = id(segment.part.source), images > 1
+            if (visual := kept.get(key)) is None:
+                if isinstance(segment.part, ImagePart):
+                    visual = self._image(segment.part, images > 1, options, timer)
+                else:
+                    visual = self._video(segment.part, options, left - 1, timer)  # a token for the answer
+                kept[key] = visual
             left -= visual.tokens
             parts.append(visual)
+            times = f"\n{visual.times}" if visual.times else ""
         return PreparedPrompt(tuple(parts), tuple(self._typed_placeholders(messages)))
 
     def _typed_placeholders(self, messages: Sequence[Message]) -> Iterator[str]:
