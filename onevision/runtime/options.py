@@ -411,8 +411,8 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     if isinstance(page, int) and not isinstance(page, bool):
         given["page"] = str(page)
     for name, parse in (("json_schema", schema_text), ("grammar", grammar_text), ("choices", parse_choices)):
-        if (value := options.get(name)) is not None:
-            given[name] = parse(value)
+        value = options.get(name)
+        given[name] = known[name].default if value is None else parse(value)
     return AnswerOptions(**{**options, **given})
 
 

@@ -121,6 +121,10 @@ def test_one_stop_string_need_not_be_in_a_list():
     assert make_options({"stop": None}).stop == ()
 
 
+def test_no_form_is_a_free_answer():
+    assert make_options({"json_schema": None, "grammar": None, "choices": None}) == AnswerOptions()
+
+
 @pytest.mark.parametrize("name", ["temprature", "max_new_tokens", "sampling", "do_sample"])
 def test_unknown_options_are_named_with_the_known_ones(name: str):
     with pytest.raises(UsageError, match=name) as caught:
