@@ -660,6 +660,12 @@ BUNDLES = (
 
 WEIGHTS = "model.safetensors"
 
+
+def diary(place: Place) -> None:
+    """A copy of the bundle, with something of the user's in its folder."""
+    (shutil.copytree(place.bundle, place.cwd / "bad") / "diary").touch()
+
+
 EXPORT = (
     Bad("no such folder", "export --source ./no", "there is no folder ./no"),
     Bad("no Hub id", "export --source a/b/c", "there is no folder a/b/c"),
@@ -681,6 +687,7 @@ EXPORT = (
             ("target is a file", "-o f", "f exists and is not a folder", file("f", "x")),
             ("target below a file", "-o f/g/h", "cannot make the folder", file("f", "x")),
             ("--force on other files", "--force -o d", "d is not a bundle", folder("d/diary")),
+            ("--force on more", "--force -o bad", "no bundle's.*: diary", diary),
         )
     ),
     *(

@@ -75,7 +75,7 @@ def parsed(out: str) -> Any:
 def test_commands() -> None:
     assert COMMANDS == [
         "export", "synth", "run", "chat", "demo", "eval", "plan", "verify", "inspect", "doctor",
-        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
+        "list", "rm", "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
         "cache list", "cache clear",
     ]  # fmt: skip
 
@@ -559,7 +559,8 @@ def test_verify_against_the_reference(cli: Cli, toy_bundle: Path, toy_checkpoint
 def test_export(cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = shutil.copytree(toy_checkpoint, tmp_path / "toy-hf")
     monkeypatch.chdir(here)
-    status, out, err = cli("export", "--source", ".", "--backbone", "q8_0", "--json")
+    exact = ("--vision", "fp32", "--backbone", "q8_0", "--prefill", "none")
+    status, out, err = cli("export", "--source", ".", *exact, "--json")
     done = parsed(out)
     assert status == 0
     assert done["bundle"] == "toy-bundle"

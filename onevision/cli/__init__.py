@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from onevision._version import __version__
-from onevision.cli import bench, cache, chat, check, demo, evaluate, export, plan, quant, run
+from onevision.cli import bench, cache, chat, check, demo, evaluate, export, models, plan, quant, run
 from onevision.cli.console import INTERRUPTED, print_error
 from onevision.cli.usage import explain
 from onevision.errors import OneVisionError
@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (export, run, chat, demo, evaluate, bench, plan, check, quant, cache):
+for module in (export, run, chat, demo, evaluate, bench, plan, check, models, quant, cache):
     module.register(app)
 
 

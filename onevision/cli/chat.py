@@ -16,6 +16,7 @@ import typer
 
 from onevision.cli.console import AnswerProgress, print_error, print_warning, stderr
 from onevision.cli.options import (
+    TINY_NOTE,
     CacheFolder,
     CheckSums,
     Device,
@@ -27,8 +28,9 @@ from onevision.cli.options import (
     Videos,
     add_command,
     answer_options,
+    bundle_folder,
+    mention_tiny,
 )
-from onevision.cli.run import TINY_NOTE
 from onevision.errors import OneVisionError, UsageError, suggest
 from onevision.runtime.options import AnswerOptions
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from onevision.runtime.chat import Chat
 
 EXAMPLES = (
-    "onevision chat --image photo.jpg -m bundle",
+    "onevision chat --image photo.jpg -m 0.5b",
     "onevision chat -m bundle --cache ~/.cache/images",
     "onevision chat --image photo.jpg -m bundle < questions.txt",
 )
@@ -76,11 +78,13 @@ def chat(
     """Talk about images and videos. Each turn reads only what is new."""
     import onevision
 
+    mention_tiny(model, image or (), quiet=quiet)
+    folder = bundle_folder(model, quiet=quiet)
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     with (
         AnswerProgress("loading the model", quiet=quiet) as progress,
         onevision.load(
-            model, device=device, threads=threads, prefill=prefill, check=check, cache=cache
+            folder, device=device, threads=threads, prefill=prefill, check=check, cache=cache
         ) as loaded,
     ):
         talk = loaded.chat(**vars(options))
@@ -96,7 +100,7 @@ def chat(
                 print_warning(warning)
         if typed and not quiet:
             banner = f"{loaded.bundle.manifest.name}; /help lists the commands"
-            stderr().print(banner if model else f"{TINY_NOTE}\n{banner}", style="dim")
+            stderr().print(banner if model or image else f"{TINY_NOTE}\n{banner}", style="dim")
         if not _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet):
             raise typer.Exit(1)
 

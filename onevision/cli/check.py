@@ -76,7 +76,7 @@ def verify(
     """Prove a bundle, stage by stage. The proof compares it with the reference implementation."""
     import onevision
 
-    folder = bundle_folder(model)
+    folder = bundle_folder(model, quiet=quiet)
     report = onevision.verify(
         folder,
         reference=reference,
@@ -113,9 +113,7 @@ def _print_report(report: Report) -> None:
 
 
 def inspect(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="Folder of the bundle; the same as -m.")
-    ] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="BUNDLE", help="The same as -m.")] = None,
     model: Model = None,
     check: CheckSums = False,
     as_json: Json = False,

@@ -59,6 +59,11 @@ def print_warning(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def print_next(command: str, *, quiet: bool = False) -> None:
+    """Print the command that makes sense after this one, on stderr."""
+    stderr(quiet=quiet).print(f"next: {command}", style="dim", soft_wrap=True)
+
+
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object on stdout, with the version of onevision."""
     print(json.dumps(data | {"onevision": __version__}, ensure_ascii=False))

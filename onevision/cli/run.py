@@ -25,6 +25,8 @@ from onevision.cli.options import (
     Videos,
     add_command,
     answer_options,
+    bundle_folder,
+    mention_tiny,
 )
 from onevision.errors import ImageError, PromptError, UsageError
 from onevision.runtime.options import AnswerOptions, make_options
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     'onevision run "What color is the star?" --image scene.png',
-    'onevision run "What is on the table?" --image photo.jpg -m bundle',
+    'onevision run "What is on the table?" --image photo.jpg -m 0.5b',
     'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
     'onevision run "What is it?" -i photo.jpg --ttft-target 5s -m bundle',
@@ -44,11 +46,6 @@ EXAMPLES = (
     'onevision run "Is there a dog?" -i photo.jpg --choices "yes,no" --json -m bundle',
     'onevision run "Describe it." -i photo.jpg --json-schema schema.json -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
-)
-#: For newcomers whose photo goes to the default model.
-TINY_NOTE = (
-    "note: this is the 7 M demo model, trained on drawings; for photos: "
-    "onevision export --size 0.5b -o llava, then -m llava"
 )
 
 
@@ -92,12 +89,12 @@ def run(
         options = _merged(options, requested)
     if options.logprobs and not as_json:
         raise UsageError("--logprobs need --json")
-    if model is None and image and stderr().is_terminal and not quiet:
-        stderr().print(TINY_NOTE, style="dim")
+    mention_tiny(model, image or (), quiet=quiet)
+    folder = bundle_folder(model, quiet=quiet)
     with (
         AnswerProgress("loading the model", quiet=quiet) as progress,
         onevision.load(
-            model, device=device, threads=threads, check=check, prefill=prefill, cache=cache
+            folder, device=device, threads=threads, check=check, prefill=prefill, cache=cache
         ) as loaded,
         closing(loaded.stream(**question, on_progress=progress, **vars(options))) as stream,
     ):

@@ -21,6 +21,7 @@ from onevision.runtime.anyres import squash
 from onevision.runtime.engine import OneVision
 from onevision.runtime.images import read_image
 from onevision.runtime.options import AnswerOptions, Prefill
+from onevision.runtime.prompt import time_instruction
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class ReferenceModel:
                 )
             never_sampled = read_tokenizer(folder, checkpoint.config).never_sampled
             self._reference = Reference(checkpoint, never_sampled=never_sampled)
-            self._frames = checkpoint.config.frames
+            self._config = checkpoint.config
             self.tile = checkpoint.config.vision.image_size
 
     def __call__(
@@ -150,8 +151,12 @@ class ReferenceModel:
     ) -> EvalReply:
         """Answer greedily, see :class:`onevision.eval.ask.Answerer`."""
         if video is not None and not isinstance(video, np.ndarray):
-            frames = settings.options.frames or self._frames
-            video = read_video(video, frames=frames, prepare=np.asarray).tiles
+            found = read_video(
+                video, frames=settings.options.frames or self._config.frames, prepare=np.asarray
+            )
+            if self._config.time_instruction and found.fps:
+                prompt = f"{time_instruction(found.positions, found.total, found.fps)}\n{prompt}"
+            video = found.tiles
         text = self._reference.answer(
             prompt,
             images=[np.asarray(read_image(image)) for image in images],

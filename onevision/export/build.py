@@ -110,14 +110,11 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
     ):
         # Both before minutes of work.
         tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
-        template, chat_template = choose_template(
+        prompt = choose_template(
             checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
         )
-        if options.template == "auto" and template != "training":
-            progress.note(
-                f"prompt format {template}, as the checkpoint's own chat template has it; "
-                "--template training is that of LLaVA-OneVision's training"
-            )
+        if prompt.note:
+            progress.note(prompt.note)
         name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
         backbone = _write_models(checkpoint, folder, options, name, progress)
         versions = writer_versions() | _write_golden(checkpoint, folder / GOLDEN, options, progress)
@@ -140,7 +137,12 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
             vision=vision_info(checkpoint.config),
             backbone=backbone_info(checkpoint.config, backbone.bits_per_weight),
             prompt=PromptInfo(
-                template, DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN, chat_template, tokenizer.added
+                prompt.template,
+                DEFAULT_SYSTEM,
+                IMAGE_TOKEN,
+                VIDEO_TOKEN,
+                prompt.chat_template,
+                tokenizer.added,
             ),
             video=video_info(checkpoint.config),
             files=files_of(folder.iterdir(), _precisions(options)),

@@ -228,14 +228,14 @@ def _download(
     from huggingface_hub import try_to_load_from_cache
 
     small, weights = _wanted_files(repo, info)
-    read_config(_snapshot(repo, revision, small, progress=False), vision_tower)
+    read_config(snapshot(repo, revision, small, progress=False), vision_tower)
     fresh = [
         file
         for file in weights
         if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=info.sha), str)
     ]
-    _check_disk_space(repo, fresh)
-    folder = _snapshot(repo, revision, [*small, *(file.rfilename for file in weights)], progress=progress)
+    check_disk_space(repo, fresh)
+    folder = snapshot(repo, revision, [*small, *(file.rfilename for file in weights)], progress=progress)
     for file in fresh:
         path = folder / file.rfilename
         if file.lfs is not None and sha256_of(path) != file.lfs.sha256:
@@ -271,7 +271,7 @@ def _wanted_files(repo: str, info: ModelInfo) -> tuple[list[str], list[RepoSibli
     return small, [files[name] for name in weights]
 
 
-def _snapshot(repo: str, revision: str | None, names: list[str], *, progress: bool) -> Path:
+def snapshot(repo: str, revision: str | None, names: list[str], *, progress: bool) -> Path:
     """Download files into the cache, or find them there.
 
     The revision is passed on as it was named, not as a commit: the cache needs the name for offline use.
@@ -289,7 +289,12 @@ def _snapshot(repo: str, revision: str | None, names: list[str], *, progress: bo
     return retried(download, repo, revision)
 
 
-def _check_disk_space(repo: str, files: list[RepoSibling]) -> None:
+def check_disk_space(repo: str, files: list[RepoSibling]) -> None:
+    """Check that the Hub's cache has room for files.
+
+    Raises:
+        DownloadError: It has not.
+    """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
