@@ -364,7 +364,7 @@ def plan(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
     items: list[Media] = []
-    for item in media:
+    for item in [media] if isinstance(media, (str, Path)) else media:
         if isinstance(item, tuple):
             items.append(Media(f"{item[0]}x{item[1]}", "image", *item))
         else:

@@ -198,6 +198,28 @@ def checkpoint(name: str, damage: Callable[[bytes], bytes] | None = None) -> Mak
     return make
 
 
+def template(text: str | bytes, name: str = "chat_template.jinja") -> Make:
+    """A copy of the checkpoint with a chat template."""
+
+    def make(place: Place) -> None:
+        path = shutil.copytree(place.checkpoint, place.cwd / "ck") / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return make
+
+
+def lmms_lab(**changes: object) -> Make:
+    """A small checkpoint in lmms-lab naming with another config."""
+
+    def make(place: Place) -> None:
+        from onevision.export.synth import SynthSpec, synthesise
+
+        made = synthesise(place.cwd / "ck", SynthSpec(naming="lmms-lab", layers=1, vision_layers=1))
+        json_edit(made / "config.json", dict(changes))
+
+    return make
+
+
 def config(**changes: object) -> Make:
     """A copy of the checkpoint with another config; ``__`` stands for a dot."""
 
@@ -560,6 +582,7 @@ OPTIONS = (
         "unknown key 'n'",
         make=file("m.json", json.dumps({"messages": [USER], "format": "json", "n": 4})),
     ),
+    Bad("no template of its own", "run Hi --template own -m {bundle}", "has no chat template of its own", 2),
     Bad("no such option", "run Hi --frobnicate -m {bundle}", "no such option: --frobnicate", 2),
     Bad("an option without its value", "run Hi -m {bundle} --seed", "requires an argument", 2),
     Bad("no such command", "frobnicate", "no such command 'frobnicate'", 2),
@@ -674,6 +697,10 @@ EXPORT = (
     Bad("an empty folder", "export --source d", "d is empty", make=folder("d")),
     Bad("unknown size", "export --size 3b", "--size is '3b', it must be one of tiny, 0.5b, 7b, 72b", 2),
     Bad("tiny of one stage less", "export --size tiny --variant si", "no size tiny, variant si", 2),
+    Bad(
+        "a chat model that is not there", "export --size 0.5b --variant chat", "no size 0.5b, variant chat", 2
+    ),
+    Bad("a video model that is not there", "export --size 0.5b --variant video", "variant video", 2),
     Bad("unknown variant", "export --size 7b --variant xl", "--variant is 'xl', it must be one of ov, si", 2),
     *(
         Bad(name, f"export --source {{checkpoint}} {more}", says, 2, make)
@@ -683,6 +710,8 @@ EXPORT = (
             ("revision of a folder", "--revision main", "only the Hub has revisions", folder()),
             ("unknown vision precision", "--vision int3", "--vision is 'int3'", folder()),
             ("unknown backbone precision", "--backbone q9", "--backbone is 'q9'", folder()),
+            ("unknown prompt format", "--template chatml", "--template is 'chatml'", folder()),
+            ("tower of a config that has one", "--vision-tower x", "--vision-tower is for", folder()),
             ("target exists", "-o d", "d exists", folder("d/diary")),
             ("target is a file", "-o f", "f exists and is not a folder", file("f", "x")),
             ("target below a file", "-o f/g/h", "cannot make the folder", file("f", "x")),
@@ -721,6 +750,47 @@ EXPORT = (
             ("tokenizer missing", "tokenizer", no_tokenizer),
             ("tokenizer damaged", "is not valid JSON", checkpoint("tokenizer.json", halved)),
             ("tokenizer empty", "tokenizer.json", checkpoint("tokenizer.json", as_is(b"{}"))),
+            ("a template that is none", "TemplateSyntaxError", template("{% if %}")),
+            ("a template that refuses", "no images", template("{{ raise_exception('no images') }}")),
+            (
+                "a template without images",
+                "does not place <image>",
+                template("{{ messages[0].content[1].text }}"),
+            ),
+            ("a template without texts", "leaves out a text", template("<image>")),
+            ("a template with another type", "TypeError", template("{{ messages + 1 }}")),
+            (
+                "a template that reads a file",
+                "TemplateError|TypeError",
+                template("{% include '/etc/passwd' %}"),
+            ),
+            (
+                "a template that breaks out",
+                "SecurityError",
+                template("{{ messages.__class__.__base__.__subclasses__() }}"),
+            ),
+            ("a template not in UTF-8", "cannot read .*chat_template.jinja", template(b"\xff\xfe")),
+            ("templates not JSON", "not valid JSON", template("{", "chat_template.json")),
+            (
+                "a template that is a number",
+                "must be a text",
+                template('{"chat_template": 7}', "chat_template.json"),
+            ),
+            ("newlines somewhere else", "mm_newline_position is .row.", lmms_lab(mm_newline_position="row")),
+            ("another pooling", "mm_spatial_pool_mode is .median.", lmms_lab(mm_spatial_pool_mode="median")),
+            ("a faster video", "add_faster_video is true", lmms_lab(add_faster_video=True)),
+            ("a flag that is a text", "add_time_instruction is .yes.", lmms_lab(add_time_instruction="yes")),
+            ("a trainer's path", "no published SigLIP tower", lmms_lab(mm_vision_tower="/mnt/bn/tower")),
+            (
+                "a tower of no fixed size",
+                "no published SigLIP tower",
+                lmms_lab(mm_vision_tower="google/siglip2-so400m-patch16-naflex"),
+            ),
+            (
+                "a tower of another width",
+                "mm_hidden_size is 64",
+                lmms_lab(mm_vision_tower="x/siglip-so400m-patch14-384"),
+            ),
             (
                 "other pixels",
                 "image_mean",

@@ -84,9 +84,9 @@ def _run(arguments: list[str]) -> int:
         return report(*explain(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except SystemExit as end:  # SIGTERM, or reported where it happened
-        return int(end.code or 0)
-    except BrokenPipeError:
+    except (SystemExit, BrokenPipeError) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            return int(end.code or 0)  # SIGTERM, or reported where it happened
         # The reader of our output has what it wanted, as in `| head`.
         _discard_stdout()
         return 0

@@ -217,7 +217,9 @@ def _print(result: Result, form: str) -> None:
             cold = f"{report.duration(load.cold_ms)} cold, " if load.cold_ms else ""
             console.print(f"loaded in {cold}{report.spread(load.warm_ms)} warm")
         for table in report.tables(result):
+            print()
             print_table(table.columns, table.rows)
+        print()
         for line in report.limits(result):
             console.print(line)
         for line in report.warnings(result):

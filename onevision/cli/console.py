@@ -88,7 +88,12 @@ def stdout() -> Console:
     """A rich console on stdout, like :func:`stderr`; lines are folded on a terminal only."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            """Let the end of `| head` be no failure; rich's own exits with status 1."""
+            raise BrokenPipeError
+
+    console = Output(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000
     return console

@@ -44,7 +44,7 @@ EXAMPLES = (
     'onevision run "What is it?" -i photo.jpg --ttft-target 5s -m bundle',
     'onevision run "And beside it?" -i photo.jpg --cache images/ -m bundle',
     'onevision run "A dog?" -i photo.jpg --choices "yes,no" --json -m bundle',
-    'onevision run "Describe it." -i photo.jpg --json-schema schema.json -m bundle',
+    'onevision run "A dog?" -i photo.jpg --json-schema dog.json -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,7 +40,7 @@ class EvalSettings:
     def is_reference(self) -> bool:
         """Whether prompts, images and videos are prepared as in the reference."""
         usual = AnswerOptions(max_tokens=self.options.max_tokens, frames=self.options.frames)
-        return self.options == usual
+        return self.options in (usual, replace(usual, template="training"))
 
     def to_dict(self) -> dict[str, Any]:
         """Settings for JSON, without those of sampling."""

@@ -154,7 +154,7 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         elif options.prove:
             progress.note(
                 "unproven: not compared with transformers, which needs pip install 'onevision[proof]'; "
-                "later: onevision verify --reference CHECKPOINT --write"
+                f"later: onevision verify -m {target} --reference CHECKPOINT --write"
             )
         bundle = seal(folder, manifest, report)
     return Exported(replace(bundle, folder=target), backbone, report)

@@ -31,8 +31,8 @@ def check_device(device: str, threads: int | None) -> None:
     """
     if device not in get_args(Device):
         raise UsageError(f"unknown device {device!r}", hint=suggest(device, get_args(Device)))
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise UsageError(f"threads is {threads!r}, it must be from 1 to {MAX_THREADS}")
 
 
 def has_nvidia_gpu() -> bool:

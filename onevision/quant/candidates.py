@@ -19,7 +19,7 @@ from onevision.errors import QuantError, UsageError, suggest
 from onevision.eval.questions import TinySuite, read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES, Sample
 from onevision.export.seal import tool_versions
-from onevision.files import disk_space
+from onevision.files import disk_space, os_errors
 from onevision.graphs.siglip import write_siglip
 from onevision.graphs.stored import read_siglip
 from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, quantize_gguf, report
@@ -294,9 +294,7 @@ class Quantizer:
 
 
 def _copy(source: Path, target: Path) -> None:
-    try:
+    with os_errors(f"read {source}", QuantError):
         size = source.stat().st_size
-    except OSError as error:
-        raise QuantError(f"cannot read {source}: {error.strerror or error}") from error
     with disk_space(target.parent, size):
         shutil.copyfile(source, target)

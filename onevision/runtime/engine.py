@@ -68,6 +68,8 @@ class OneVision:
     def __init__(
         self, bundle: Bundle, *, answer: AnswerFunction = answer, **options: Unpack[LoadOptions]
     ) -> None:
+        if not isinstance(bundle, Bundle):
+            raise UsageError(f"{bundle!r} is not an opened bundle", hint=f"onevision.load({bundle!r})")
         self.pipeline = Pipeline(bundle, **options)
         self._answer = answer
         self._busy = threading.Lock()

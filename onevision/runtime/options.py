@@ -321,7 +321,8 @@ class AnswerOptions:
 
     def __post_init__(self) -> None:
         for name, value, wanted in self._invalid():
-            raise UsageError(f"{name} is {value!r}, it must be {wanted}")
+            hint = "a number, without quotes" if isinstance(value, str) and value[:1].isdigit() else None
+            raise UsageError(f"{name} is {value!r}, it must be {wanted}", hint=hint)
         for name, value, known in (
             ("detail", self.detail, get_args(Detail)),
             ("frames_by", self.frames_by, get_args(FramesBy)),
@@ -407,7 +408,7 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
         for name in ("from_time", "to_time")
         if isinstance(options.get(name), str)
     }
-    given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    given["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,) if stop else ()
     if isinstance(page, int) and not isinstance(page, bool):
         given["page"] = str(page)
     for name, parse in (("json_schema", schema_text), ("grammar", grammar_text), ("choices", parse_choices)):

@@ -16,7 +16,7 @@ from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
 from onevision.runtime.messages import ImagePart
-from onevision.runtime.options import TEMPLATES
+from onevision.runtime.options import TEMPLATES, Detail
 from onevision.runtime.pages import paged_messages, read_part
 from onevision.runtime.prompt import Control, time_instruction
 from onevision.runtime.template import lay_out
@@ -68,8 +68,8 @@ class VisualInput:
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
-#: Visual inputs by the identity of their source, and whether there are several images.
-KeptVisuals = dict[tuple[int, bool], VisualInput]
+#: Visual inputs by the identity of their source, page and detail, and whether there are several images.
+KeptVisuals = dict[tuple[int, tuple[int | None, Detail | None] | None, bool], VisualInput]
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,8 @@ class Preparer:
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
                 continue
-            key = id(segment.part.source), images > 1
+            wish = (segment.part.page, segment.part.detail) if isinstance(segment.part, ImagePart) else None
+            key = id(segment.part.source), wish, images > 1
             if (visual := kept.get(key)) is None:
                 if isinstance(segment.part, ImagePart):
                     visual = self._image(segment.part, images > 1, options, timer)

@@ -10,6 +10,8 @@ import pytest
 
 from onevision.bundle import open_bundle
 from onevision.errors import CheckpointError, PromptError, UnsupportedCheckpointError, UsageError
+from onevision.eval.ask import EvalSettings
+from onevision.eval.evaluate import evaluate
 from onevision.export.template import choose_template, read_templates
 from onevision.export.tokenizer import CHAT_TEMPLATE
 from onevision.runtime.engine import OneVision
@@ -305,3 +307,11 @@ def test_the_export_says_so(toy_checkpoint: Path, tmp_path: Path):
     )
     assert done.bundle.manifest.prompt.template == "hf"
     assert any(note == "prompt format hf, as tokenizer_config.json has it" for note in progress.notes)
+
+
+def test_the_reference_is_compared_in_one_format(own_bundle: Path, toy_checkpoint: Path):
+    """transformers is asked in the format of training."""
+    with pytest.raises(UsageError, match="format of training, the bundle in own") as caught:
+        evaluate(own_bundle, against=toy_checkpoint)
+    assert caught.value.hint == "--template training"
+    assert EvalSettings(options=AnswerOptions(max_tokens=64, template="training")).is_reference
