@@ -408,7 +408,7 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
         for name in ("from_time", "to_time")
         if isinstance(options.get(name), str)
     }
-    given["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,) if stop else ()
+    given["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else () if stop is None else (stop,)
     if isinstance(page, int) and not isinstance(page, bool):
         given["page"] = str(page)
     for name, parse in (("json_schema", schema_text), ("grammar", grammar_text), ("choices", parse_choices)):
