@@ -19,6 +19,7 @@ from urllib.request import url2pathname
 
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.options import Detail
+from onevision.runtime.schema import requested_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +79,13 @@ _REQUEST_OPTIONS = {
     "frames_by": "frames_by",
     "max_tiles": "max_tiles",
     "detail": "detail",
+    "logprobs": "logprobs",
+    "top_logprobs": "top_logprobs",
+    "choices": "choices",
+    "letters": "letters",
+    "regex": "regex",
+    "response_format": "json_schema",
+    "format": "json_schema",
 }
 #: Keys that say where and how a request is sent, and nothing about the answer.
 _REQUEST_ENVELOPE = ("model", "stream", "stream_options", "user", "store", "metadata")
@@ -161,7 +169,8 @@ def parse_request(data: object, reading: Reading = Reading()) -> Request:
                 f"the request has the unknown key {key!r}",
                 hint=f"known: messages, {', '.join((*_REQUEST_OPTIONS, *_REQUEST_ENVELOPE))}",
             )
-        options[_REQUEST_OPTIONS[key]] = value
+        is_format = key in ("response_format", "format")
+        options[_REQUEST_OPTIONS[key]] = requested_schema(value) if is_format else value
     return Request(parse_messages(data["messages"], reading), options)
 
 
