@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from onevision.bundle import Manifest
 from onevision.errors import BundleError
 from onevision.runtime import anyres, pack
 from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
-from onevision.runtime.cache import key_of
-from onevision.runtime.messages import ImagePart
-from onevision.runtime.options import TEMPLATES, Detail
+from onevision.runtime.cache import Cache, key_of
+from onevision.runtime.clock import StageTimer
+from onevision.runtime.messages import ImagePart, Message, VideoPart
+from onevision.runtime.options import TEMPLATES, AnswerOptions
 from onevision.runtime.pages import paged_messages, read_part
-from onevision.runtime.prompt import Control, time_instruction
+from onevision.runtime.prompt import Control, Segment, time_instruction
 from onevision.runtime.template import lay_out
-from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import numpy.typing as npt
-
-    from onevision.bundle import Manifest
-    from onevision.runtime.cache import Cache
-    from onevision.runtime.clock import StageTimer
-    from onevision.runtime.messages import Message, VideoPart
-    from onevision.runtime.options import AnswerOptions
-    from onevision.runtime.prompt import Segment
-    from onevision.runtime.tokenizer import GgufTokenizer
-    from onevision.runtime.video import VideoSource
+from onevision.runtime.tokenizer import GgufTokenizer
+from onevision.runtime.video import FrameChoice, Video, VideoSource, read_video, share_frames, video_key
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,8 @@ class VisualInput:
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
-#: Visual inputs by the identity of their source, page and detail, and whether there are several images.
-KeptVisuals = dict[tuple[int, tuple[int | None, Detail | None] | None, bool], VisualInput]
+#: Visual inputs by the identity of their part, and whether there are several images.
+KeptVisuals = dict[tuple[int, bool], VisualInput]
 
 
 @dataclass(frozen=True)
@@ -225,8 +216,7 @@ class Preparer:
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
                 continue
-            wish = (segment.part.page, segment.part.detail) if isinstance(segment.part, ImagePart) else None
-            key = id(segment.part.source), wish, images > 1
+            key = id(segment.part), images > 1
             if (visual := kept.get(key)) is None:
                 if isinstance(segment.part, ImagePart):
                     visual = self._image(segment.part, images > 1, options, timer)
@@ -268,7 +258,7 @@ class Preparer:
         if most is None:
             most = video.frames_within(self._manifest.backbone.context_length)
         choice = FrameChoice.of(options, video.frames, most)
-        if self._cache is None or isinstance(source, (np.ndarray, Video)):
+        if self._cache is None or not isinstance(source, (str, os.PathLike)) or os.path.isdir(source):  # noqa: PTH112
             return read_video(source, frames=choice, prepare=self.frame)
         key = video_key(source, choice, self.anyres.tile)
         if data := self._cache.get(key):
