@@ -12,8 +12,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes  # noqa: TC002
-from matplotlib.figure import Figure  # noqa: TC002
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 from sklearn.datasets import load_sample_image

@@ -137,7 +137,8 @@ def export(
         source: Folder of a checkpoint, or a Hub id; None: the published checkpoint of ``size``.
         output: Folder of the bundle; None: named after the checkpoint, in the working directory.
         size: ``tiny``, ``0.5b``, ``7b`` or ``72b``; None without a source: ``tiny``.
-        variant: Variant of the size: ``ov`` (the default) or ``si``, single images.
+        variant: Variant of the size: ``ov`` (the default), ``si`` (single images), and for 7b and 72b
+            ``chat`` and ``video`` (LLaVA-Video).
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter that is merged into the weights.
         vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
@@ -341,7 +342,7 @@ def benchmark(
     isolate: bool = False,
     against: Sequence[str] = (),
     checkpoint: PathLike | None = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: int | None = None,
     check: bool = False,
     progress: Progress | None = None,
@@ -358,7 +359,7 @@ def benchmark(
         isolate: Run each scenario in a fresh process.
         against: Other engines to measure, see :data:`onevision.bench.peers.PEERS`.
         checkpoint: Checkpoint for transformers; None: the bundle's, if found.
-        device: See :func:`load`.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU that both libraries can use, else the CPU.
         threads: CPU threads; None for all cores.
         check: Compare checksums of all files, not only sizes.
         progress: Receives steps and notes; None for the log.
@@ -375,10 +376,14 @@ def benchmark(
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
     from onevision.models import default_bundle
+    from onevision.native.llama import can_offload
+    from onevision.native.ort import has_cuda
     from onevision.progress import LogProgress
 
     if isolate and against:
         raise UsageError("--isolate and --against exclude each other")
+    if device == "auto":
+        device = "cuda" if has_cuda() and can_offload() else "cpu"
     settings = BenchSettings(
         choose(scenarios, [Path(file) for file in files], quick=quick),
         runs,

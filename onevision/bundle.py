@@ -12,7 +12,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from onevision.errors import BundleError, OneVisionError, UsageError
 from onevision.files import is_vacant, whole_folder
@@ -97,12 +97,34 @@ class PromptInfo:
     video_token: str
 
 
+#: Where newlines stand among a video's tokens (LLaVA-NeXT's ``mm_newline_position``): after each row of a
+#: frame, after each frame, nowhere, or once at the end.
+NewlinePosition = Literal["grid", "frame", "no_token", "one_token"]
+
+#: How the features of a frame are halved (``mm_spatial_pool_mode``).
+Pooling = Literal["bilinear", "average", "max"]
+
+
 @dataclass(frozen=True)
 class VideoInfo:
-    """Frames sampled by default, and features per side of a frame after pooling."""
+    """Frames sampled by default, features per side of a pooled frame, and how tokens are made of them."""
 
     frames: int
     pooled_side: int
+    newline: NewlinePosition = "one_token"
+    pooling: Pooling = "bilinear"
+    time_instruction: bool = False  # a sentence with the frames' times follows the video (LLaVA-Video)
+
+    def tokens(self, frames: int) -> int:
+        """Visual tokens of so many frames, newlines included."""
+        side = self.pooled_side
+        newlines = {"grid": frames * side, "frame": frames, "no_token": 0, "one_token": 1}
+        return frames * side**2 + newlines[self.newline]
+
+
+def pooled_side(side: int, pooling: Pooling) -> int:
+    """Features per side of a pooled frame that had ``side`` of them."""
+    return -(-side // 2) if pooling == "bilinear" else side // 2
 
 
 @dataclass(frozen=True)
@@ -159,11 +181,12 @@ class Manifest:
     def _is_valid(self) -> bool:
         """Whether the sizes are possible, and all files lie in the bundle's folder."""
         vision, backbone, video = self.vision, self.backbone, self.video
-        sizes = (vision.patch_size, backbone.hidden, backbone.heads, backbone.context_length, video.frames)
+        sizes = (vision.patch_size, backbone.hidden, backbone.heads, backbone.context_length)
+        counts = (video.frames, video.pooled_side)
         return (
-            min(sizes) > 0
+            min(*sizes, *counts) > 0
             and vision.patch_size <= vision.image_size
-            and video.pooled_side == -(-(vision.image_size // vision.patch_size) // 2)
+            and video.pooled_side == pooled_side(vision.image_size // vision.patch_size, video.pooling)
             and len(vision.mean) == len(vision.std) == 3
             and all(0 < level < 1 for level in (*vision.mean, *vision.std))
             and all(PurePosixPath(name).name == PureWindowsPath(name).name == name for name in self.files)

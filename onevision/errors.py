@@ -23,6 +23,35 @@ command line prints both and exits with ``exit_code``; it catches no other excep
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: What people call things, and the name that they have here.
+_OTHER_NAMES = {
+    "gpu": "cuda",
+    "image": "images",
+    "videos": "video",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "num_frames": "frames",
+    "repeat_penalty": "repetition_penalty",
+    "system_prompt": "system",
+    "stop_strings": "stop",
+}
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Hint for an unknown name: the known name that is most like it, or all of them."""
+    names = {each.lower(): each for each in known}
+    close = get_close_matches(name.lower(), names, 1)
+    if (other := _OTHER_NAMES.get(name.lower())) in names.values():
+        close = [str(other)]
+    return f"did you mean {names[close[0]]}?" if close else f"one of {', '.join(names.values())}"
+
 
 class OneVisionError(Exception):
     """Base of all errors of this package.

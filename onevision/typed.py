@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def build(kind: type[T], data: object, key: str = "") -> T:
-    """Make dataclass ``kind`` from a JSON object. Unknown keys are ignored.
+    """Make dataclass ``kind`` from a JSON object. Unknown keys are ignored, those with a default may miss.
 
     Args:
         kind: Its fields are numbers, texts, literals, tuples, dictionaries, other such dataclasses, ``Any``,
@@ -27,9 +27,10 @@ def build(kind: type[T], data: object, key: str = "") -> T:
     values: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
         name = f"{key}.{item.name}" if key else item.name
-        if item.name not in data:
+        if item.name in data:
+            values[item.name] = _convert(hints[item.name], data[item.name], name)
+        elif item.default is MISSING:
             raise ValueError(f"{name} is missing")
-        values[item.name] = _convert(hints[item.name], data[item.name], name)
     return kind(**values)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from contextlib import nullcontext
-from pathlib import Path  # noqa: TC003
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np

@@ -181,6 +181,14 @@ SENSELESS = {
     "not a number": lambda value: value | {"vision": value["vision"] | {"std": [0.5, 0.5, float("nan")]}},
     "pinpoints of three": lambda value: value | {"vision": value["vision"] | {"grid_pinpoints": [[1, 2, 3]]}},
     "no frames": lambda value: value | {"video": value["video"] | {"frames": 0}},
+    "pooled to nothing": lambda value: (
+        value
+        | {
+            "vision": value["vision"] | {"patch_size": value["vision"]["image_size"]},
+            "video": value["video"] | {"pooling": "max", "pooled_side": 0},
+        }
+    ),
+    "unknown newlines": lambda value: value | {"video": value["video"] | {"newline": "row"}},
     "pooled otherwise": lambda value: value | {"video": value["video"] | {"pooled_side": 3}},
     "file outside": lambda value: value | {"files": {"../x": value["files"][CARD]}},
     "absolute file": lambda value: value | {"files": {"/etc/passwd": value["files"][CARD]}},
@@ -219,6 +227,18 @@ def test_a_manifest_lists_all_that_a_run_needs(bundle: Path, name: str):
     path.write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(BundleError, match=f"lists no {name}"):
         open_bundle(bundle)
+
+
+def test_a_manifest_of_before_has_the_defaults_of_then(bundle: Path):
+    path = bundle / MANIFEST
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["video"] = {name: value["video"][name] for name in ("frames", "pooled_side")}
+    del value["source"]["adapter"]
+    path.write_text(json.dumps(value), encoding="utf-8")
+    manifest = open_bundle(bundle).manifest
+    video = manifest.video
+    assert (video.newline, video.pooling, video.time_instruction) == ("one_token", "bilinear", False)
+    assert manifest.source.adapter is None
 
 
 def test_keys_of_the_future_are_passed_over(bundle: Path):

@@ -135,8 +135,10 @@ def test_answer(pictures: int, has_video: bool, cli: Cli, model: OneVision, phot
     answer = parsed(out)
     assert (status, err) == (0, "")
     assert list(answer) == [
-        "text", "token_ids", "finish_reason", "usage", "device", "warnings", "budget", "timings_ms"
+        "bundle", "text", "token_ids", "finish_reason", "usage", "device", "warnings", "budget", "timings_ms",
+        "onevision",
     ]  # fmt: skip
+    assert (answer["bundle"], answer["onevision"]) == (str(model.bundle.folder), __version__)
     assert answer["device"] == {
         "vision": "cpu" if pictures or has_video else None, "prefill": "llama", "backbone": "cpu"
     }  # fmt: skip
@@ -302,7 +304,7 @@ def test_plan(row: str, cli: Cli) -> None:
     plan = parsed(out)
     assert (status, err) == (0, "")
     assert list(plan)[:7] == [
-        "inputs", "tiles", "image_tokens", "prompt_tokens", "context_length", "kv_bytes", "flops",
+        "bundle", "model", "inputs", "usage", "context_length", "kv_bytes", "flops",
     ]  # fmt: skip
     width, height = map(int, size.split("×"))
     columns, rows = map(int, grid.split("×"))
@@ -314,12 +316,11 @@ def test_plan(row: str, cli: Cli) -> None:
             "height": height,
             "frames": None,
             "grid": [rows, columns],
-            "tiles": int(tiles),
-            "image_tokens": int(tokens),
+            "usage": {"tiles": int(tiles), "image_tokens": int(tokens)},
         }
     ]
-    assert (plan["tiles"], plan["image_tokens"]) == (int(tiles), int(tokens))
-    assert plan["kv_bytes"] == plan["prompt_tokens"] * 12 * 1024
+    assert (plan["usage"]["tiles"], plan["usage"]["image_tokens"]) == (int(tiles), int(tokens))
+    assert plan["kv_bytes"] == plan["usage"]["prompt_tokens"] * 12 * 1024
     assert plan["flops"]["encode"] == pytest.approx(int(tiles) * 0.64e12, rel=0.05)
     assert list(plan["flops"]) == ["encode", "prefill"]
 
@@ -328,11 +329,11 @@ def test_plan(row: str, cli: Cli) -> None:
 def test_plan_of_several(cli: Cli, photo: Path, clip: Path) -> None:
     """Two pictures are padded squares of 729 patches and a newline; 24 frames are 196 tokens each and one."""
     plan = parsed(cli("plan", photo, photo, clip, "--size", "0.5b", "--json")[1])
-    assert [item["image_tokens"] for item in plan["inputs"]] == [730, 730, 24 * 196 + 1]
+    assert [item["usage"]["image_tokens"] for item in plan["inputs"]] == [730, 730, 24 * 196 + 1]
     assert [item["kind"] for item in plan["inputs"]] == ["image", "image", "video"]
-    assert plan["tiles"] == 26
+    assert plan["usage"]["tiles"] == 26
     few = parsed(cli("plan", clip, "--frames", 8, "--size", "0.5b", "--json")[1])
-    assert few["image_tokens"] == 8 * 196 + 1
+    assert few["usage"]["image_tokens"] == 8 * 196 + 1
 
 
 @pytest.mark.usefixtures("known_rate")
@@ -340,8 +341,8 @@ def test_plan_of_several(cli: Cli, photo: Path, clip: Path) -> None:
 def test_plan_is_what_a_run_takes(prompt: str, cli: Cli, model: OneVision, photo: Path) -> None:
     plan = parsed(cli("plan", photo, "--prompt", prompt, "-m", model.bundle.folder, "--json")[1])
     usage = model.generate(prompt, images=[photo], max_tokens=1).usage
-    assert (plan["tiles"], plan["image_tokens"]) == (usage.tiles, usage.image_tokens)
-    assert plan["prompt_tokens"] == usage.prompt_tokens
+    assert (plan["usage"]["tiles"], plan["usage"]["image_tokens"]) == (usage.tiles, usage.image_tokens)
+    assert plan["usage"]["prompt_tokens"] == usage.prompt_tokens
 
 
 @pytest.mark.usefixtures("known_rate")
@@ -365,8 +366,8 @@ def test_plan_without_a_model(cli: Cli, photo: Path, clip: Path) -> None:
     """The tiny one's numbers, without a file beside its bundle."""
     plan = parsed(cli("plan", clip, "--json")[1])
     # A frame of 5×5 patches is pooled to 3×3; keys and values are float16.
-    assert (plan["tiles"], plan["image_tokens"]) == (8, 8 * 9 + 1)
-    assert plan["kv_bytes"] == plan["prompt_tokens"] * 2 * 5 * 128 * 2
+    assert (plan["usage"]["tiles"], plan["usage"]["image_tokens"]) == (8, 8 * 9 + 1)
+    assert plan["kv_bytes"] == plan["usage"]["prompt_tokens"] * 2 * 5 * 128 * 2
     assert plan == parsed(cli("plan", clip, "--size", "tiny", "--json")[1])
     status, out, err = cli("plan", photo)
     assert (status, err) == (0, "")
@@ -377,7 +378,7 @@ def test_plan_without_a_model(cli: Cli, photo: Path, clip: Path) -> None:
 def test_plan_of_the_tiny_model_is_what_a_run_takes(cli: Cli, tiny_bundle: Path, photo: Path) -> None:
     plan = parsed(cli("plan", photo, "--json")[1])
     usage = parsed(cli("run", "Hi", "-i", photo, "-n", 1, "--json")[1])["usage"]
-    assert (plan["tiles"], plan["image_tokens"]) == (usage["tiles"], usage["image_tokens"])
+    assert (plan["usage"]["tiles"], plan["usage"]["image_tokens"]) == (usage["tiles"], usage["image_tokens"])
 
 
 # inspect, doctor, verify
@@ -390,7 +391,7 @@ def test_inspect(cli: Cli, toy_bundle: Path) -> None:
     assert "sizes correct" in out
     assert "checksums correct" in cli("inspect", "-m", toy_bundle, "--check")[1]
     manifest = parsed(cli("inspect", toy_bundle, "--json")[1])
-    assert manifest.pop("bundle") == str(toy_bundle)
+    assert (manifest.pop("bundle"), manifest.pop("onevision")) == (str(toy_bundle), __version__)
     assert manifest == json.loads((toy_bundle / "onevision.json").read_text(encoding="utf-8"))
     assert all(name in out for name in manifest["files"])
 
@@ -472,7 +473,7 @@ def test_verify_that_fails(cli: Cli, toy_bundle: Path, tmp_path: Path) -> None:
     replace_file(bad, "golden.npz", (bad / "golden.npz").read_bytes())
     status, out, err = cli("verify", "-m", bad)
     assert (status, err) == (1, "")
-    assert re.search(r"^  logits +FAIL +0\.1 .* 0\.001 ", out, re.MULTILINE)
+    assert re.search(r"^  logits +FAIL +0\.1 .* 0\.001$", out, re.MULTILINE)
     assert len(re.findall(r"^  .*FAIL", out, re.MULTILINE)) == 1
     assert out.endswith("FAIL: the bundle does not match the reference\n")
     status, out, _ = cli("verify", "-m", bad, "--json")
@@ -547,7 +548,10 @@ def test_synth(cli: Cli, tmp_path: Path) -> None:
     small = ("--layers", 1, "--vision-layers", 1, "--shards", 2, "--naming", "lmms-lab")
     status, out, err = cli("synth", *small, "ck", "--json")
     sizes = [path.stat().st_size for path in (tmp_path / "ck").rglob("*") if path.is_file()]
-    assert (status, parsed(out)) == (0, {"checkpoint": "ck", "bytes": sum(sizes)})
+    assert (status, parsed(out)) == (
+        0,
+        {"checkpoint": "ck", "bytes": sum(sizes), "onevision": __version__},
+    )
     assert re.fullmatch(r"✓ checkpoint with random weights [0-9.]+ s\n", err)
     assert len(list((tmp_path / "ck").glob("*.safetensors"))) == 2
     assert cli("synth", *small, "[/red]")[:2] == (0, "[/red]\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,32 +11,25 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from onevision._version import __version__
 from onevision.bench import machine, roofline
 from onevision.bench.calibrate import keep_profile
 from onevision.bench.machine import open_gpu, require_cuda
-from onevision.bench.method import Method, make_trials, run_rounds
+from onevision.bench.matmul import Place
+from onevision.bench.method import Method, Trial, make_trials, run_rounds
 from onevision.bench.peers import TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
+from onevision.bench.scenarios import Scenario
 from onevision.bench.target import OURS, BundleTarget, Target
 from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
 from onevision.errors import OneVisionError
-from onevision.native.device import default_threads
+from onevision.native.device import Device, default_threads
 from onevision.native.doctor import examine
+from onevision.progress import Progress
 from onevision.runtime.engine import OneVision
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from onevision.bench.matmul import Place
-    from onevision.bench.method import Trial
-    from onevision.bench.scenarios import Scenario
-    from onevision.native.device import Device
-    from onevision.progress import Progress
 
 #: Timed loads of a bundle: one from the disk if possible, the others from memory.
 LOADS = 4

@@ -7,28 +7,24 @@ sizes of usual prompts, after a run to warm up.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.bench.scenarios import QUESTION, photograph, write_video
+from onevision.bundle import Bundle
+from onevision.native.device import Device
 from onevision.planning.speed import PrefillSpeed, SpeedProfile, profile_path, write_profile
 from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.pipeline import Pipeline
 from onevision.runtime.prefill.policy import LEAST, PrefillBackend
 from onevision.runtime.video import probe_video, read_video
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy.typing as npt
-
-    from onevision.bundle import Bundle
-    from onevision.native.device import Device
-    from onevision.runtime.pipeline import Pipeline
 
 _SIZE = (640, 480)
 #: Tokens of the prompts; the last is about a photograph's, and times for 7,000 are extrapolated.

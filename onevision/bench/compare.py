@@ -2,26 +2,23 @@
 
 Both are ratios of medians with a bootstrap interval. Between two results, a stage has changed if the interval
 excludes 1 and the ratio exceeds the threshold, and both still hold after the machine's own change, measured
-by the gauge, is divided out. If the gauge moved too far for that, a change is inconclusive. A change that is
-too small a part of the whole answer does not count.
+by the gauge, is divided out. If the gauge moved too far for that, a change is inconclusive, and so is every
+stage with too few runs. A change that is too small a part of the whole answer does not count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from onevision.bench.peers import PEERS
+from onevision.bench.result import Measured, Result
 from onevision.bench.statistics import bootstrap_ratio, median, samples
 from onevision.bench.target import OURS
 from onevision.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from onevision.bench.result import Measured, Result
 
 Verdict = Literal["faster", "slower", "inconclusive", "no difference"]
 
@@ -58,10 +55,18 @@ class StageRatio:
 
 @dataclass(frozen=True)
 class BenchComparison:
-    """All stages. ``machine`` is the ratio of the gauges, above 1 if the machine was slower afterwards."""
+    """All stages.
+
+    Attributes:
+        machine: Ratio of the gauges, above 1 if the machine was slower afterwards.
+        threshold: Smallest change of a stage that counts, as a share of it.
+        runs: The fewest of a scenario.
+        changes: The stages.
+    """
 
     machine: float
     threshold: float
+    runs: int
     changes: tuple[StageRatio, ...]
 
     def ours(self, verdict: Verdict) -> tuple[StageRatio, ...]:
@@ -80,7 +85,9 @@ class BenchComparison:
         allowed = (
             "verdicts allow for that" if factor <= MAX_MACHINE_CHANGE else "too much to judge: repeat it"
         )
-        return f"the machine was {factor:.2f} x {word} during the second run; {allowed}"
+        machine = f"the machine was {factor:.2f} x {word} during the second run; {allowed}"
+        few = f"; {self.runs} runs are too few to judge, measure {MIN_RUNS} or more"
+        return machine + few * (self.runs < MIN_RUNS)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -110,7 +117,8 @@ def compare(before: Result, after: Result, threshold: float = THRESHOLD) -> Benc
     old, new = (_gauges(side) for side in zip(*pairs, strict=True))
     machine = float(np.median(new) / np.median(old)) if old and new else 1.0
     changes = [_judge(one, *pair, machine, threshold) for pair in pairs for one in _ratios(*pair)]
-    return BenchComparison(machine, threshold, tuple(changes))
+    runs = min(len(one.runs) for pair in pairs for one in pair)
+    return BenchComparison(machine, threshold, runs, tuple(changes))
 
 
 def _gauges(measured: Sequence[Measured]) -> list[float]:
@@ -130,8 +138,9 @@ def _judge(
         verdict = "faster"
     # Per token it is a part of a token, not of the answer.
     smallest = 0.0 if change.stage == "tpot" else MIN_SHARE * (median(before, "total") or 0.0)
-    runs = min(len(samples(one)[change.stage]) for one in (before, after))
-    if verdict == "no difference" or abs(change.value - change.base) < smallest or runs < MIN_RUNS:
+    if min(len(samples(one)[change.stage]) for one in (before, after)) < MIN_RUNS:
+        return replace(change, verdict="inconclusive")
+    if verdict == "no difference" or abs(change.value - change.base) < smallest:
         return change
     judged = 1 / MAX_MACHINE_CHANGE <= machine <= MAX_MACHINE_CHANGE
     return replace(change, verdict=verdict if judged else "inconclusive")

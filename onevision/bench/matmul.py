@@ -7,21 +7,18 @@ are normal random numbers, as activations are: on zeros a processor draws less p
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import DeviceError
 from onevision.native.ggml import F32, InitParams, library
 from onevision.native.ort import ort_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy.typing as npt
 
 Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
 Place = Literal["cpu", "cuda"]

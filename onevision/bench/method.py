@@ -9,25 +9,20 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision.bench.machine import energy, energy_between
-from onevision.bench.result import Measured, Run
+from onevision.bench.result import Counts, Measured, Run, Work
+from onevision.bench.scenarios import Scenario
+from onevision.bench.target import Target, TimedAnswer
 from onevision.errors import OneVisionError
 from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import Message
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from onevision.bench.result import Counts, Work
-    from onevision.bench.scenarios import Scenario
-    from onevision.bench.target import Target, TimedAnswer
-
-    WorkOf = Callable[[Counts, int | None], dict[str, Work]]
+WorkOf = Callable[[Counts, int | None], dict[str, Work]]
 
 #: Rounds that are always run: one has no deviation.
 MIN_ROUNDS = 2

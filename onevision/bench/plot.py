@@ -6,8 +6,10 @@ In: results with their labels. Out: ``index.html``, which loads nothing, and a P
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
@@ -16,6 +18,7 @@ import numpy as np
 
 from onevision.bench.compare import compare
 from onevision.bench.report import changes, duration, heading, limits, percent, spread, tables, warnings
+from onevision.bench.result import Measured, Result
 from onevision.bench.scenarios import LONG_SUFFIX
 from onevision.bench.statistics import samples, typical
 from onevision.errors import UsageError
@@ -24,13 +27,8 @@ from onevision.html import render
 from onevision.runtime.clock import STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from onevision.bench.result import Measured, Result
 
 PAGE = "index.html"
 OTHER = "other"

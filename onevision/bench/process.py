@@ -9,25 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
-from onevision.bench.peers import LLAMA, lacking
-from onevision.bench.target import OURS, BundleTarget, MemoryWatch, Target
-from onevision.bundle import open_bundle
+from onevision.bench.peers import LLAMA, TargetSetup, lacking
+from onevision.bench.result import Memory
+from onevision.bench.scenarios import Scenario
+from onevision.bench.target import OURS, BundleTarget, MemoryWatch, Target, TimedAnswer
+from onevision.bundle import Bundle, open_bundle
 from onevision.errors import GenerationError, OneVisionError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from multiprocessing.connection import Connection
-
-    from onevision.bench.peers import TargetSetup
-    from onevision.bench.result import Memory
-    from onevision.bench.scenarios import Scenario
-    from onevision.bench.target import TimedAnswer
-    from onevision.bundle import Bundle
-    from onevision.runtime.messages import Message
+from onevision.runtime.messages import Message
 
 _STDOUT, _STDERR = 1, 2
 _PATIENCE = 5.0  # seconds to end after a terminate

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from onevision.bench.compare import PEAK, not_compared, ratios
+from onevision.bench.compare import PEAK, BenchComparison, StageRatio, not_compared, ratios
 from onevision.bench.peers import LLAMA
+from onevision.bench.result import Measured, Result, Work
 from onevision.bench.statistics import Summary, details, drifted, median, samples, typical, unaccounted
 from onevision.bench.target import OURS
 from onevision.bench.work import utilization
 from onevision.runtime.clock import STAGES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from onevision.bench.compare import BenchComparison, StageRatio
-    from onevision.bench.result import Measured, Result, Work
 
 #: llama-bench's names of statistics.
 _LLAMA_BENCH = {"avg": "mean", "stddev": "sd"} | {name: name for name in ("min", "median", "p90", "p99")}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from onevision.errors import ResultError, UsageError
+from onevision.errors import ResultError
 from onevision.files import whole_file
 from onevision.typed import build
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: Raised when files of earlier versions can no longer be read.
 SCHEMA_VERSION = 2
@@ -156,15 +154,14 @@ def read_result(path: Path) -> Result:
     """Read a file of :func:`write_result` or of ``onevision bench --json``.
 
     Raises:
-        UsageError: The file cannot be read.
-        ResultError: It is damaged or has another schema version.
+        ResultError: It cannot be read, is damaged or has another schema version.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise ResultError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is not a benchmark result: {error}", hint=_HINT) from error
+        raise ResultError(f"{path} is not a benchmark result: it is not valid JSON", hint=_HINT) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is None:
         raise ResultError(f"{path} is not a benchmark result: it has no schema version", hint=_HINT)

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from onevision.bench.matmul import Arithmetic, MatmulSize, Place, Probe, llama_matmul, onnxruntime_matmul
 from onevision.bench.result import Rates
 from onevision.native.device import default_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    import numpy.typing as npt
 
 ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
 

@@ -6,24 +6,20 @@ sizes and with detail at every scale, as photographs have it: JPEG decodes slowe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from onevision.errors import ImageError, UsageError, VideoError
+from onevision.errors import ImageError, UsageError, VideoError, suggest
 from onevision.eval.suite.draw import FONT_FOLDER
 from onevision.eval.suite.vocabulary import COLORS, SHAPES
-from onevision.runtime.messages import ImagePart, Message, VideoPart
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.runtime.messages import Part
+from onevision.runtime.messages import ImagePart, Message, Part, VideoPart
 
 SHORT, LONG = 16, 128  # tokens of an answer
 LONG_SUFFIX = "-long"
@@ -87,7 +83,7 @@ def choose(names: Sequence[str], files: Sequence[Path], *, quick: bool) -> tuple
         UsageError: A name is unknown, ``quick`` is combined with names or files, or a file cannot be read.
     """
     if unknown := [name for name in names if name not in SCENARIOS]:
-        raise UsageError(f"unknown scenario {unknown[0]!r}", hint=f"one of {', '.join(SCENARIOS)}")
+        raise UsageError(f"unknown scenario {unknown[0]!r}", hint=suggest(unknown[0], SCENARIOS))
     if quick and (names or files):
         raise UsageError("--quick cannot be combined with --scenario or --file")
     if not names and not files:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onevision.bench.result import Measured, Run
 from onevision.runtime.clock import STAGES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onevision.bench.result import Measured, Run
 
 #: Bootstrap resamples, and the probability outside an interval: dozens of stages are compared.
 DRAWS, LEFT_OUT = 4000, 0.002

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onevision.bundle import write_bundle
+from onevision.export.build import Exported
 from onevision.export.cached import cached_bundle
+from onevision.export.synth import SynthSpec
 from onevision.files import disk_space, scratch_folder
-
-if TYPE_CHECKING:
-    from onevision.export.build import Exported
-    from onevision.export.synth import SynthSpec
-    from onevision.models.shapes import SynthSize
-    from onevision.precisions import BackbonePrecision, EncoderPrecision
-    from onevision.progress import Progress
+from onevision.models.shapes import SynthSize
+from onevision.precisions import BackbonePrecision, EncoderPrecision
+from onevision.progress import Progress
 
 #: Calibration tiles of int8: ranges of random weights are as good as any.
 _TILES = 2

@@ -5,26 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import psutil
 
 from onevision.bench.result import Counts, Memory
-from onevision.bench.scenarios import SECOND_QUESTION, SHORT
+from onevision.bench.scenarios import SECOND_QUESTION, SHORT, Scenario
 from onevision.runtime import generate
-from onevision.runtime.clock import STAGES, StageClock
+from onevision.runtime.clock import STAGES, Lap, StageClock
+from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import Message
 from onevision.runtime.options import AnswerOptions
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from onevision.bench.scenarios import Scenario
-    from onevision.runtime.clock import Lap
-    from onevision.runtime.engine import OneVision
-
-    NewClock = Callable[[], StageClock]
+NewClock = Callable[[], StageClock]
 
 #: Name of this package's own runtime.
 OURS = "onevision"

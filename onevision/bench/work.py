@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from onevision.bench.matmul import Arithmetic
-from onevision.bench.result import Work
-from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA, VISION
+from onevision.bench.result import Counts, Rates, Work
+from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA, VISION, Manifest
 from onevision.planning.cost import Shape
 from onevision.runtime.prefill.graph import CHUNK
 from onevision.runtime.prefill.policy import choose_backend
-
-if TYPE_CHECKING:
-    from onevision.bench.result import Counts, Rates
-    from onevision.bundle import Manifest
 
 _LLAMA_CHUNK = 512  # tokens of a prompt that llama.cpp multiplies with each weight it reads
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,17 +20,14 @@ from typer.exceptions import TyperException
 
 from onevision._version import __version__
 from onevision.cli import bench, chat, check, demo, evaluate, export, plan, quant, run
-from onevision.cli.console import print_error
+from onevision.cli.console import INTERRUPTED, print_error
 from onevision.cli.usage import explain
 from onevision.errors import OneVisionError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-_INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
-#: Commands that people try, and what they mean.
-_SPOKEN = {"help": ["--help"], "version": ["--version"]}
 
 app = typer.Typer(
     name="onevision",
@@ -72,31 +70,34 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or os.environ.get("ONEVISION_DEBUG", "0") not in {"", "0"}
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
-    arguments = _SPOKEN.get(arguments[0], arguments)
+    if arguments[0] in ("help", "version"):  # commands that people try
+        arguments = [*arguments[1:], f"--{arguments[0]}"]
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    report = partial(print_error, as_json="--json" in options)
     try:
         code = app(arguments, prog_name="onevision", standalone_mode=False)
         sys.stdout.flush()
     except OneVisionError as error:
         _show_traceback(debug)
-        print_error(error.message, error.hint)
-        return error.exit_code
+        return report(error.message, error.hint, error.exit_code)
     except TyperException as error:
-        print_error(*explain(error))
-        return 2
+        return report(*explain(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        code = INTERRUPTED
+    except SystemExit as end:  # SIGTERM, or reported where it happened
+        return int(end.code or 0)
     except BrokenPipeError:
-        # The reader of our output is gone.
+        # The reader of our output has what it wanted, as in `| head`.
         _discard_stdout()
-        return 1
+        return 0
     except OSError as error:
         # Errors with the user's files are reported where they happen; this one is about our own output.
         _show_traceback(debug)
         print_error(f"the operating system refused: {error.strerror or error}", None)
         _discard_stdout()
         return 1
-    if code == _INTERRUPTED:
-        print_error("interrupted", None)
+    if code == INTERRUPTED:
+        return report("interrupted", None, INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

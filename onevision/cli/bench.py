@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onevision.cli.console import (
+    INTERRUPTED,
     ConsoleProgress,
+    print_error,
     print_json,
     print_table,
     print_warning,
+    show,
     stdout,
 )
 from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, examples
@@ -21,6 +24,7 @@ from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 
 if TYPE_CHECKING:
+    from onevision.bench.compare import BenchComparison
     from onevision.bench.result import Result
 
 HELP = examples(
@@ -34,8 +38,8 @@ HELP = examples(
     "onevision bench --quick --against transformers-bf16,llama -m bundle --checkpoint model",
 )
 COMPARE_HELP = examples(
-    "Compare two results stage by stage. Exit status 1 if a stage became slower, 3 if the machine's own "
-    "speed changed too much to tell.",
+    "Compare two results stage by stage. Exit status 1 if a stage became slower, 2 if that cannot be told: "
+    "too few runs, or the machine's own speed changed too much.",
     "onevision bench compare before.json after.json",
     "onevision bench compare before.json after.json --threshold 2% --json",
 )
@@ -47,7 +51,7 @@ PLOT_HELP = examples(
 
 _RUNS = 5
 _QUICK_SECONDS, _SECONDS = 240.0, 3600.0
-_SLOWER, _INCONCLUSIVE = 1, 3  # exit statuses of compare
+_SLOWER, _INCONCLUSIVE = 1, 2  # exit statuses of compare
 
 Scenarios = Annotated[
     list[str] | None,
@@ -131,10 +135,11 @@ def bench(
     backbone: Backbone = None,
     against: Against = None,
     checkpoint: CheckpointFolder = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
     output: Output = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_markdown: Markdown = False,
@@ -153,6 +158,8 @@ def bench(
         raise UsageError("--synthetic and --model exclude each other")
     if synthetic is None and (vision or backbone):
         raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
+    if output is not None and output.exists() and not force:
+        raise UsageError(f"{output} exists", hint="--force replaces it")
     if device == "cuda":
         require_cuda()  # before a bundle is made, which takes minutes
         vision = vision or "fp16"  # int8 graphs are made for CPUs
@@ -175,7 +182,7 @@ def bench(
         write_result(output, result)
     _print(result, "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise SystemExit(print_error("interrupted", None, INTERRUPTED))  # the result is printed already
 
 
 def _synthetic(
@@ -228,21 +235,23 @@ def compare(
 ) -> None:
     """Compare two results."""
     from onevision.bench import compare as comparing
-    from onevision.bench.report import changes
     from onevision.bench.result import read_result
 
     share = _share(threshold)
     comparison = comparing.compare(read_result(before), read_result(after), share)
-    if as_json:
-        print_json(comparison.to_dict())
-    else:
-        table = changes(comparison)
-        print_table(table.columns, table.rows)
-        stdout().print(comparison.note)
+    show(as_json, comparison.to_dict(), _print_changes, comparison)
     if comparison.regressions:
         raise typer.Exit(_SLOWER)
     if comparison.ours("inconclusive"):
         raise typer.Exit(_INCONCLUSIVE)
+
+
+def _print_changes(comparison: BenchComparison) -> None:
+    from onevision.bench.report import changes
+
+    table = changes(comparison)
+    print_table(table.columns, table.rows)
+    stdout().print(comparison.note)
 
 
 @app.command("plot", cls=Command, help=PLOT_HELP, short_help="Draw results.")
@@ -262,10 +271,7 @@ def plot(
     require("bench", "plotting")
     labeled = label_results(results, [read_result(path) for path in results])
     files = write_plots(labeled, output or Path(f"{results[0].stem}-plots"))
-    if as_json:
-        print_json({"files": list(map(str, files))})
-    else:
-        print(*files, sep="\n")
+    show(as_json, {"files": list(map(str, files))}, print, "\n".join(map(str, files)))
 
 
 def _share(text: str) -> float:

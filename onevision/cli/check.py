@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_facts, print_json, print_table, stdout
+from onevision.cli.console import ConsoleProgress, print_facts, print_table, show, stdout
 from onevision.cli.options import (
     INPUT,
     CheckSums,
@@ -27,7 +27,8 @@ from onevision.files import readable
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from onevision.bundle import Bundle, Manifest
+    from onevision.bundle import Bundle, Manifest, VideoInfo
+    from onevision.native.doctor import Health
     from onevision.proof.verify import Report
 
 VERIFY_EXAMPLES = (
@@ -87,10 +88,7 @@ def verify(
         check=check,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if as_json:
-        print_json({"bundle": str(folder), **report.to_dict()})
-    else:
-        _print_report(report)
+    show(as_json, {"bundle": str(folder), **report.to_dict()}, _print_report, report)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -126,13 +124,11 @@ def inspect(
     from onevision.bundle import open_bundle
 
     bundle = open_bundle(bundle_folder(folder or model), check=check)
-    if as_json:
-        print_json({"bundle": str(bundle.folder), **json.loads(bundle.manifest.to_json())})
-    else:
-        _print_bundle(bundle, checked=check)
+    data = {"bundle": str(bundle.folder), **json.loads(bundle.manifest.to_json())}
+    show(as_json, data, _print_bundle, bundle, check)
 
 
-def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
+def _print_bundle(bundle: Bundle, checked: bool) -> None:
     from onevision.runtime.anyres import AnyRes
 
     manifest = bundle.manifest
@@ -155,7 +151,7 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
         "backbone": f"{backbone.layers} layers of {backbone.hidden}; {backbone.heads} heads, "
         f"{backbone.kv_heads} for keys and values; context {backbone.context_length:,}; "
         f"{backbone.bits_per_weight:.2f} bits per weight",
-        "video": f"{manifest.video.frames} frames, {manifest.video.pooled_side**2} tokens each",
+        "video": _video(manifest.video),
         "prompt": f"{manifest.prompt.template} format",
         "verify": _proof(manifest),
         **quality_facts(manifest.quality),
@@ -164,6 +160,18 @@ def _print_bundle(bundle: Bundle, *, checked: bool) -> None:
     print_facts(facts)
     for name, info in sorted(manifest.files.items()):
         stdout().print(f"  {name:18}{readable(info.bytes):>9}  {info.precision or ''}".rstrip())
+
+
+def _video(video: VideoInfo) -> str:
+    """How a video becomes tokens."""
+    newlines = {
+        "grid": "a newline per row",
+        "frame": "a newline per frame",
+        "no_token": "no newline",
+        "one_token": "one newline at the end",
+    }
+    timed = "; the prompt names their times" if video.time_instruction else ""
+    return f"{video.frames} frames, {video.pooled_side**2} tokens each, {newlines[video.newline]}{timed}"
 
 
 def _proof(manifest: Manifest) -> str:
@@ -184,9 +192,10 @@ def doctor(as_json: Json = False) -> None:
     from onevision.native.doctor import examine
 
     health = examine()
-    if as_json:
-        print_json(health.to_dict())
-        return
+    show(as_json, health.to_dict(), _print_health, health)
+
+
+def _print_health(health: Health) -> None:
     from rich.text import Text
 
     print_facts(health.listing())

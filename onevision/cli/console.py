@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -11,16 +12,21 @@ from functools import cached_property
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from onevision._version import __version__
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.text import Text
 
     from onevision.progress import StepProgress
+
+
+#: Exit status after Ctrl-C.
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def duration(text: str | None, option: str) -> float | None:
@@ -38,11 +44,14 @@ def duration(text: str | None, option: str) -> float | None:
     return seconds
 
 
-def print_error(message: str, hint: str | None) -> None:
-    """Print an error and a hint on stderr."""
+def print_error(message: str, hint: str | None, status: int = 1, *, as_json: bool = False) -> int:
+    """Print an error and a hint on stderr, and as an object on stdout; returns the exit status."""
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+    if as_json:
+        print_json({"error": {"message": message, "hint": hint, "status": status}})
+    return status
 
 
 def print_warning(message: str) -> None:
@@ -51,8 +60,16 @@ def print_warning(message: str) -> None:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """Print one JSON object on stdout."""
-    print(json.dumps(data, ensure_ascii=False))
+    """Print one JSON object on stdout, with the version of onevision."""
+    print(json.dumps(data | {"onevision": __version__}, ensure_ascii=False))
+
+
+def show(as_json: bool, data: dict[str, Any], table: Callable[..., object], *contents: object) -> None:
+    """Print a result as JSON, or as ``table`` prints its contents."""
+    if as_json:
+        print_json(data)
+    else:
+        table(*contents)
 
 
 def stderr(*, quiet: bool = False) -> Console:
@@ -73,7 +90,7 @@ def stdout() -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *, notes: bool = False) -> None:
-    """Print a table on stdout; if it is too wide, each row becomes its first cell with the others below.
+    """Print a table on stdout; if it is too wide, more closely, or else each row as a paragraph.
 
     Args:
         columns: Names; the first column is text, the others are numbers.
@@ -81,26 +98,31 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *,
         notes: The last column is text as well.
     """
     from rich.table import Table
+    from rich.text import Text
 
     if not rows:
         return
     console = stdout()
-    table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(columns):
-        is_text = number == 0 or (notes and number == len(columns) - 1)
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
     roomy = console.options.update(max_width=sys.maxsize)
-    if console.measure(table, options=roomy).maximum <= console.width:
-        console.print(table)
-        return
+    for gap, names in ((2, columns), (1, [name.replace(" ", "\n") for name in columns])):
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, gap - 1))
+        for number, name in enumerate(names):
+            is_text = number == 0 or (notes and number == len(columns) - 1)
+            table.add_column(name, justify="left" if is_text else "right", no_wrap=True, vertical="bottom")
+        for row in rows:
+            table.add_row(*row)
+        if console.measure(table, options=roomy).maximum <= console.width:
+            with console.capture() as capture:
+                console.print(table)
+            print("\n".join(line.rstrip() for line in capture.get().rstrip().split("\n")))
+            return
     for first, *cells in filter(None, rows):
-        console.print(first, style="bold")
         pairs = zip(columns[1:], map(str, cells), strict=True)
         named = (f"{name} {cell}".strip().replace(" ", "\N{NO-BREAK SPACE}") for name, cell in pairs if cell)
-        for line in wrap("  ".join(named), console.width - 2, break_on_hyphens=False):
-            console.print(f"  {line}")
+        text = "  ".join([str(first).strip(), *named])
+        lines = Text("\n".join(wrap(text, console.width, subsequent_indent="  ", break_on_hyphens=False)))
+        lines.stylize("bold", 0, len(str(first).strip()))
+        console.print(lines)
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

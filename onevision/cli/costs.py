@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onevision.cli.console import print_facts, stdout
+from onevision.cli.console import print_facts, print_table, stdout
 from onevision.files import readable
 
 if TYPE_CHECKING:
@@ -48,32 +48,25 @@ def print_plan(plan: PromptPlan) -> None:
 
 
 def _print_inputs(inputs: Sequence[MediaCost]) -> None:
-    from rich.table import Column, Table
-
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "grid", "tiles", "tokens")]
-    table = Table(Column("input", overflow="fold"), *numbers, box=None, pad_edge=False)
+    rows = []
     for item in inputs:
         name, size = Path(item.path).name, f"{item.width}×{item.height}"
-        table.add_row(name, size, _grid(item), str(item.tiles), f"{item.image_tokens:,}")
-    stdout().print(table)
+        rows.append((name, size, _grid(item), str(item.tiles), f"{item.image_tokens:,}"))
+    print_table(("input", "size", "grid", "tiles", "tokens"), rows)
 
 
 def _print_budgets(rows: Sequence[Forecast], chosen: Forecast) -> None:
     """Print a row for each budget, with the time to the first token, or of encode and prefill alone."""
-    from rich.table import Column, Table
-
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("grid", "tiles", "tokens", "time")]
-    table = Table(Column("budget", no_wrap=True), *numbers, "", box=None, pad_edge=False)
+    lines = []
     for row in rows:
         cost = row.cost
         (item,) = cost.inputs
         seconds = sum(cost.seconds.values()) if row.ttft is None and cost.seconds else row.ttft
         mark = "chosen" if cost.inputs == chosen.cost.inputs else ""
         time = "" if seconds is None else _duration(seconds, row)
-        table.add_row(_flag(row), _grid(item), str(cost.tiles), f"{cost.image_tokens:,}", time, mark)
-    console = stdout()
-    console.print()
-    console.print(table)
+        lines.append((_flag(row), _grid(item), str(cost.tiles), f"{cost.image_tokens:,}", time, mark))
+    print()
+    print_table(("budget", "grid", "tiles", "tokens", "time", ""), lines, notes=True)
 
 
 def _flag(row: Forecast) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, print_warning
+from onevision.cli.console import ConsoleProgress, print_warning, show
 from onevision.cli.options import Json, Model, Quiet, Threads, add_command
 
 EXAMPLES = ("onevision demo", "onevision demo -o pages/demo --json")
@@ -32,17 +32,14 @@ def demo(
 ) -> None:
     """Show the tiny model's answers on a web page. It asks about five inputs, after verifying the bundle."""
     import onevision
-    from onevision.eval.demo import check, make_demo
-    from onevision.eval.demo.page import PAGE
+    from onevision.eval.demo import PAGE, check, make_demo
 
     check(output)
     options = () if model is None else ("-m", str(model.resolve()))
     with onevision.load(model, threads=threads) as loaded:
         done = make_demo(loaded, output, ConsoleProgress(quiet=quiet), options=options)
-    if as_json:
-        print_json({"page": str(output / PAGE), "bundle": str(loaded.bundle.folder), **done.to_dict()})
-    else:
-        print(output / PAGE)
+    data = {"page": str(output / PAGE), "bundle": str(loaded.bundle.folder), **done.to_dict()}
+    show(as_json, data, print, output / PAGE)
     if done.report.passed is False:
         print_warning("the bundle does not match the reference")
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, print_warning
+from onevision.cli.console import ConsoleProgress, print_warning, show
 from onevision.cli.options import (
     INPUT,
     CheckSums,
@@ -21,7 +21,7 @@ from onevision.cli.options import (
     answer_options,
     choices,
 )
-from onevision.cli.scores import print_comparison, print_scores
+from onevision.cli.scores import print_evaluation
 from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS, See
 from onevision.runtime.options import AnswerOptions
 
@@ -138,9 +138,4 @@ def evaluate(
     )
     for warning in () if quiet else done.warnings:
         print_warning(warning)
-    if as_json:
-        print_json(done.to_dict())
-        return
-    print_scores(done.report)
-    if done.comparison is not None:
-        print_comparison(done.comparison, done.report, str(done.against))
+    show(as_json, done.to_dict(), print_evaluation, done)

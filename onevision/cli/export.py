@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, stderr
+from onevision.cli.console import ConsoleProgress, show, stderr
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -35,6 +35,7 @@ EXPORT_EXAMPLES = (
     "onevision export",
     "onevision export --size 0.5b",
     "onevision export --size 7b --variant si -o llava-7b",
+    "onevision export --size 7b --variant video -o llava-video",
     "onevision export --size 0.5b --vision auto --backbone auto -o small",
     "onevision export --size 0.5b --vision int8 --calibration photos/",
     "onevision export --source ./my-finetune --vision fp16 --backbone f16",
@@ -66,7 +67,8 @@ def export(
         Variant | None,
         typer.Option(
             metavar=choices(Variant),
-            help="Variant of the size: ov (all inputs) or si (single images).  [default: ov]",
+            help="Variant of the size: ov (all inputs), si (single images), and for 7b and 72b chat and "
+            "video (LLaVA-Video).  [default: ov]",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -155,10 +157,9 @@ def export(
     folder = done.bundle.folder
     if isinstance(done, Quantized):
         print_quantized(done, as_json=as_json)
-    elif as_json:
-        print_json(summary(done.bundle, done.backbone, done.report))
     else:
-        print(f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB")
+        line = f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB"
+        show(as_json, summary(done.bundle, done.backbone, done.report), print, line)
     if stderr().is_terminal and not (as_json or quiet):
         stderr().print(f'next: onevision run "What is in the image?" -i photo.jpg -m {folder}', style="dim")
 
@@ -241,8 +242,5 @@ def synth(
 
     with ConsoleProgress(quiet=quiet).step("checkpoint with random weights") as advance:
         synthesise(out, spec, advance=advance)
-    if as_json:
-        sizes = (path.stat().st_size for path in out.rglob("*") if path.is_file())
-        print_json({"checkpoint": str(out), "bytes": sum(sizes)})
-    else:
-        print(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    show(as_json, {"checkpoint": str(out), "bytes": size}, print, out)

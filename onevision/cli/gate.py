@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onevision.cli.console import print_json, print_warning
+from onevision.cli.console import print_warning, show
 from onevision.errors import UsageError
 from onevision.precisions import BackboneChoice, EncoderChoice
 
@@ -103,9 +103,7 @@ def summary(bundle: Bundle, backbone: BackboneReport, report: Report) -> dict[st
 def print_quantized(done: Quantized, *, as_json: bool) -> None:
     """Print a quantized bundle, and a warning if it fails the gate."""
     bundle = done.bundle
-    if as_json:
-        print_json(summary(bundle, done.backbone, done.report) | {"gate": done.to_dict()})
-    else:
-        print(f"{bundle.folder}  {done.candidate.name}  {bundle.bytes / 1e6:,.0f} MB")
+    data = summary(bundle, done.backbone, done.report) | {"gate": done.to_dict()}
+    show(as_json, data, print, f"{bundle.folder}  {done.candidate.name}  {bundle.bytes / 1e6:,.0f} MB")
     if not done.quality.passed:
         print_warning(f"{bundle.folder} fails the quality gate: {'; '.join(done.quality.reasons)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from onevision.cli.console import print_json, print_warning
+from onevision.cli.console import print_warning, show
 from onevision.cli.options import (
     INPUT,
     Device,
@@ -83,10 +83,7 @@ def plan(
     )
     if found.warning:
         print_warning(found.warning)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_plan(found)
+    show(as_json, found.to_dict(), print_plan, found)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

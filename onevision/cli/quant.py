@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_json, stdout
+from onevision.cli.console import ConsoleProgress, print_table, show, stdout
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -143,11 +143,8 @@ def sweep(
         force=force,
         progress=ConsoleProgress(),
     )
-    if as_json:
-        print_json({"folder": str(out), "rows": [asdict(row) for row in rows]})
-    else:
-        _print_rows(rows)
-        print(out / sweeps.PLOT)
+    data = {"folder": str(out), "rows": [asdict(row) for row in rows]}
+    show(as_json, data, _print_sweep, rows, out / sweeps.PLOT)
 
 
 def imatrix(
@@ -168,24 +165,16 @@ def imatrix(
     ):
         collected = collect_imatrix(model, advance=advance)
     write_imatrix(collected, out)
-    if as_json:
-        print_json({"imatrix": str(out), "matrices": len(collected.inputs), "bytes": out.stat().st_size})
-    else:
-        print(out)
+    data = {"imatrix": str(out), "matrices": len(collected.inputs), "bytes": out.stat().st_size}
+    show(as_json, data, print, out)
 
 
-def _print_rows(rows: Sequence[SweepRow]) -> None:
+def _print_sweep(rows: Sequence[SweepRow], plot: Path) -> None:
     """Print rows as a table, with the Pareto front of size, both times and divergence marked."""
-    from rich.table import Column, Table
-
     from onevision.quant.rows import front_of
 
-    names = ("MB", "bits", "ms/tile", "ms/token", "cosine", "mean KL", "top-1", "accuracy", "gate")
-    numbers = [Column(name, justify="right", no_wrap=True) for name in names]
-    table = Table("", Column("precisions", no_wrap=True), *numbers, box=None, pad_edge=False)
-    for row, ahead in zip(rows, front_of(rows), strict=True):
-        table.add_row(
-            "*" if ahead else "",
+    cells = [
+        (
             row.name,
             f"{row.bytes / 1e6:,.1f}",
             f"{row.bits_per_weight:.2f}",
@@ -195,11 +184,14 @@ def _print_rows(rows: Sequence[SweepRow]) -> None:
             _figure(row.mean_kl, "{:.2g}"),
             _figure(row.top1, "{:.1%}"),
             _figure(row.accuracy, "{:.1%}"),
-            "pass" if row.passed else "FAIL",
+            ("pass" if row.passed else "FAIL") + " *" * ahead,
         )
-    console = stdout()
-    console.print(table)
-    console.print("* best trade-offs: no other is better in size, both times and KL together", style="dim")
+        for row, ahead in zip(rows, front_of(rows), strict=True)
+    ]
+    names = ("MB", "bits", "ms/tile", "ms/token", "cosine", "mean KL", "top-1", "accuracy", "gate")
+    print_table(("precisions", *names), cells, notes=True)
+    stdout().print("* best trade-offs: no other is better in size, both times and KL together", style="dim")
+    print(plot)
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -104,7 +104,7 @@ def run(
                 sys.stdout.flush()
         answer = stream.answer
     if as_json:
-        print_json(answer.to_dict())
+        print_json({"bundle": str(loaded.bundle.folder), **answer.to_dict()})
     else:
         sys.stdout.write("\n")
     if not quiet:

@@ -10,25 +10,34 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from onevision.eval.compare import EvalComparison, PairedDifference
+    from onevision.eval.evaluate import Evaluation
     from onevision.eval.report import EvalReport, Score
     from onevision.eval.suite.sample import InputKind
 
 _KINDS: dict[InputKind, str] = {"image": "one image", "images": "images", "video": "video", "text": "text"}
+_INTERVAL = "95\N{NO-BREAK SPACE}% interval"
 
 
-def print_scores(scores: EvalReport) -> None:
+def print_evaluation(done: Evaluation) -> None:
+    """Print scores, and the comparison if there is one."""
+    _print_scores(done.report)
+    if done.comparison is not None:
+        _print_comparison(done.comparison, done.report, str(done.against))
+
+
+def _print_scores(scores: EvalReport) -> None:
     """Print accuracies by family, by kind of input, and overall."""
     chances = any(score.chance is not None for score in scores.families.values())
 
     def cells(name: str, score: Score) -> tuple[str, ...]:
         chance = "" if score.chance is None else _percent(score.chance)
         ttft = "" if score.ttft_ms is None else f"{score.ttft_ms:,.0f} ms"
-        interval = _interval(score.interval)
+        interval = "–".join(f"{end * 100:.1f}" for end in score.interval)
         return (
             name, f"{score.n:,}", _percent(score.accuracy), interval, *((chance,) if chances else ()), ttft,
         )  # fmt: skip
 
-    columns = ("family", "questions", "accuracy", "95 % interval", *(("chance",) if chances else ()))
+    columns = ("family", "questions", "accuracy", _INTERVAL, *(("chance",) if chances else ()))
     rows: list[tuple[str | Text, ...]] = [cells(*item) for item in scores.families.items()]
     rows.append(())
     if len(scores.kinds) > 1:
@@ -43,7 +52,7 @@ def print_scores(scores: EvalReport) -> None:
         stdout().print("by kind and overall: the mean over the families", style="dim")
 
 
-def print_comparison(comparison: EvalComparison, scores: EvalReport, name: str) -> None:
+def _print_comparison(comparison: EvalComparison, scores: EvalReport, name: str) -> None:
     """Print both accuracies and their difference by family, and the agreement of the answers."""
     theirs = comparison.other
 
@@ -66,7 +75,7 @@ def print_comparison(comparison: EvalComparison, scores: EvalReport, name: str) 
     overall = comparison.overall
     rows += [(), _bold(cells("overall", scores.overall, theirs.overall, overall))]
     stdout().print(f"\nagainst {name}")
-    columns = ("family", "this", "other", "difference", "95 % interval", "wins", "losses", "agree")
+    columns = ("family", "this", "other", "difference", _INTERVAL, "wins", "losses", "agree")
     print_table(columns, rows)
     stdout().print(
         f"the same answer to {_percent(overall.agreement)} of the questions, the same text to "

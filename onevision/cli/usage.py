@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from onevision.errors import suggest
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -47,10 +48,19 @@ def explain(error: TyperException) -> tuple[str, str]:
                 }
                 value = found["value"] if "in the range" in pattern else repr(found["value"])
                 message = f"{name} is {value}, it must be {wanted.format(**found)}"
-                if close := get_close_matches(found["value"], found["choices"].split(", "), 1):
-                    hint = f"did you mean {close[0]}?"
-    elif "unexpected extra argument" in message and command.split()[-1] in ("run", "chat"):
-        hint = f"give images with -i, one -i for each: {command} … -i a.png -i b.png"
+                if found["choices"] and (close := suggest(found["value"], found["choices"].split(", "))):
+                    hint = close if close.startswith("did you mean") else hint
+    elif context and (match := re.match(r"no such (command|option):? '?([^ '.]+)", message)):
+        kind, name = match.groups()
+        flags = [flag for param in context.command.params for flag in (*param.opts, *param.secondary_opts)]
+        close = suggest(name, context.command.list_commands(context) if kind == "command" else flags)
+        message = match[0] + "'" * (kind == "command")
+        hint = close if close.startswith("did you mean") else hint
+    elif match := re.search(r"unexpected extra argument\S* \((\S+)", message):
+        if command.split()[-1] in ("run", "chat"):
+            hint = f"give images with -i, one -i for each: {command} … -i a.png -i b.png"
+        elif context and any("-m" in param.opts for param in context.command.params):
+            hint = f"name a bundle with -m: {command} -m {match[1].rstrip(')')}"
     return message, hint
 
 

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from onevision._version import __version__
+from onevision.bundle import Manifest
 from onevision.errors import InputError
-from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS
+from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS, See
 from onevision.eval.records import EvalReply, Record
+from onevision.eval.suite import Sample
 from onevision.runtime.anyres import squash
+from onevision.runtime.engine import OneVision
 from onevision.runtime.images import read_image
-from onevision.runtime.options import AnswerOptions
+from onevision.runtime.options import AnswerOptions, Prefill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from onevision.bundle import Manifest
-    from onevision.eval import See
-    from onevision.eval.suite import Sample
-    from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import Prefill
     from onevision.runtime.video import VideoSource
 
 

@@ -6,21 +6,18 @@ is the mean over families, as the accuracies are; McNemar's test takes all sampl
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onevision.errors import InputError
 from onevision.eval.intervals import Interval, mcnemar, mean_interval, paired_interval
 from onevision.eval.records import Record
 from onevision.eval.report import EvalReport, by_family, report
+from onevision.eval.suite import Sample
 from onevision.eval.suite.sample import normalize
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from onevision.eval.suite import Sample
 
 
 @dataclass(frozen=True)

@@ -6,40 +6,32 @@ the same questions are asked there afterwards: two models are never loaded at on
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onevision.bundle import MANIFEST, open_bundle
+from onevision.bundle import MANIFEST, Bundle, open_bundle
 from onevision.errors import UsageError
-from onevision.eval.ask import EvalSettings, ask, of_bundle, run_id
+from onevision.eval import See
+from onevision.eval.ask import Answerer, EvalSettings, ask, of_bundle, run_id
 from onevision.eval.compare import EvalComparison, compare, matched
-from onevision.eval.questions import choose_questions
+from onevision.eval.questions import QuestionSet, choose_questions
 from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
 from onevision.models import default_bundle
-from onevision.progress import LogProgress
+from onevision.native.device import Device
+from onevision.progress import LogProgress, Progress
 from onevision.runtime.engine import OneVision
+from onevision.runtime.options import AnswerOptions, Prefill
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
-    from onevision.bundle import Bundle
-    from onevision.eval import See
-    from onevision.eval.ask import Answerer
-    from onevision.eval.questions import QuestionSet
-    from onevision.native.device import Device
-    from onevision.progress import Progress
-    from onevision.runtime.options import AnswerOptions, Prefill
-
-    #: Context that loads a model: its name, the model, and pixels per side of its tiles.
-    Loading = AbstractContextManager[tuple[str, Answerer, int]]
+#: Context that loads a model: its name, the model, and pixels per side of its tiles.
+Loading = AbstractContextManager[tuple[str, Answerer, int]]
 
 
 @dataclass(frozen=True)
@@ -54,20 +46,22 @@ class Evaluation:
     report: EvalReport
     against: str | None = None  # name of what it was compared with
     comparison: EvalComparison | None = None
+    fallbacks: tuple[str, ...] = ()  # of the models, see Pipeline.warnings
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentence about questions that could not be asked."""
+        """Fallbacks of the models, and a sentence about questions that could not be asked."""
         bad = [record for record in self.records if record.error is not None]
         if not bad:
-            return ()
+            return self.fallbacks
         count = "1 question" if len(bad) == 1 else f"{len(bad):,} questions"
-        return (f"{count} could not be asked, and count as wrong; {bad[0].id}: {bad[0].error}",)
+        failed = f"{count} could not be asked, and count as wrong; {bad[0].id}: {bad[0].error}"
+        return (*self.fallbacks, failed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON object of ``onevision eval --json``."""
         data = {"bundle": str(self.bundle.folder), **self.questions.source, **self.settings.to_dict()}
-        data |= {"prefill": self.prefill, **self.report.to_dict()}
+        data |= {"prefill": self.prefill, "warnings": list(self.warnings), **self.report.to_dict()}
         if self.comparison is not None:
             data["against"] = {"name": self.against, **self.comparison.to_dict()}
         return data
@@ -126,7 +120,8 @@ def evaluate(
     if force and output is None:
         raise UsageError("--force needs -o/--output: no other file is written")
     answers = None if output is None else AnswersFile(Path(output), force=force)
-    load = partial(_loaded, device=device, threads=threads)
+    noted: dict[str, None] = {}
+    load = partial(_loaded, device=device, threads=threads, noted=noted)
     other = None if against is None else _other(Path(against), chosen, load, settings, progress, check=check)
     opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
     run = run_id(opened.manifest, settings, prefill)
@@ -139,7 +134,10 @@ def evaluate(
         others = other if isinstance(other, list) else asked(other, run=str(against))
         comparison = compare(records, others)
     name = None if against is None else str(against)
-    return Evaluation(opened, chosen, settings, prefill, tuple(records), report(records), name, comparison)
+    scores = report(records)
+    return Evaluation(
+        opened, chosen, settings, prefill, tuple(records), scores, name, comparison, tuple(noted)
+    )
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
@@ -172,11 +170,17 @@ def _other(
 
 @contextmanager
 def _loaded(
-    bundle: Bundle, *, device: Device, threads: int | None, prefill: Prefill = "llama"
+    bundle: Bundle,
+    *,
+    device: Device,
+    threads: int | None,
+    noted: dict[str, None],
+    prefill: Prefill = "llama",
 ) -> Iterator[tuple[str, Answerer, int]]:
-    """A bundle, loaded and closed again."""
+    """A bundle, loaded and closed again; its fallbacks are added to ``noted``."""
     with OneVision(bundle, device=device, threads=threads, prefill=prefill) as model:
         yield bundle.manifest.name, of_bundle(model), model.pipeline.preparer.anyres.tile
+        noted.update(dict.fromkeys(model.pipeline.warnings))
 
 
 @contextmanager

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from onevision.errors import InputError
 from onevision.typed import build
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 T = TypeVar("T")
 

@@ -14,20 +14,18 @@ accepted as well.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, get_args
 
-from onevision.errors import ImageError, InputError, UsageError, VideoError
+from onevision.errors import ImageError, InputError, UsageError, VideoError, suggest
 from onevision.eval.jsonl import read_objects
 from onevision.eval.suite import FAMILIES, Sample, iter_samples
 from onevision.eval.suite.sample import Form, normalize
 from onevision.runtime.images import existing_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 SUITES = ("tiny",)
 #: Name of the questions file in a folder.
@@ -99,7 +97,7 @@ def choose_questions(
             raise UsageError("--questions cannot be combined with --suite or --seed")
         return QuestionSet(read_questions(file, families, limit=limit), {"questions": str(file)})
     if suite not in (None, *SUITES):
-        raise UsageError(f"unknown suite {suite!r}", hint=f"one of {', '.join(SUITES)}")
+        raise UsageError(f"unknown suite {suite!r}", hint=suggest(suite, SUITES))
     samples = tiny_suite(families, limit=limit, seed=seed or 0)
     return QuestionSet(samples, {"suite": SUITES[0], "seed": samples.seed})
 
@@ -160,7 +158,7 @@ def _chosen(wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
     """The wanted families without repetition, or all."""
     names = tuple(known)
     if unknown := [name for name in wanted if name not in names]:
-        raise UsageError(f"there is no family {unknown[0]!r}", hint=f"known: {', '.join(names)}")
+        raise UsageError(f"there is no family {unknown[0]!r}", hint=suggest(unknown[0], names))
     return tuple(dict.fromkeys(wanted)) or names
 
 

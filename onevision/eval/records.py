@@ -6,22 +6,17 @@ options resumes after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision.errors import InputError, OneVisionError, UsageError
 from onevision.eval.jsonl import read_as, to_line
-from onevision.eval.suite import score
-from onevision.eval.suite.sample import Form, InputKind  # noqa: TC001 (read_as evaluates annotations)
-from onevision.runtime.answer import FinishReason  # noqa: TC001
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
-
-    from onevision.eval.suite import Sample
+from onevision.eval.suite import Sample, score
+from onevision.eval.suite.sample import Form, InputKind
+from onevision.runtime.answer import FinishReason
 
 
 @dataclass(frozen=True)

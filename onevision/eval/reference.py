@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onevision.errors import CheckpointError
+from onevision.eval.ask import EvalSettings
 from onevision.eval.records import EvalReply
 from onevision.runtime.images import read_image
 from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.eval.ask import EvalSettings
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 

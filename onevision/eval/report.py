@@ -7,17 +7,14 @@ often it was asked; see :func:`onevision.eval.intervals.mean_interval` for its i
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from onevision.eval.intervals import Interval, mean_interval, wilson
+from onevision.eval.records import Record
 from onevision.eval.suite.sample import InputKind
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from onevision.eval.records import Record
 
 KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
@@ -34,6 +31,11 @@ class Score:
     tiles: float | None  # mean passes of the encoder, of the same questions
     image_tokens: float | None  # mean visual tokens, of the same questions
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        data = asdict(self)
+        return data | {"usage": {name: data.pop(name) for name in ("image_tokens", "tiles")}}
+
 
 @dataclass(frozen=True)
 class EvalReport:
@@ -46,9 +48,12 @@ class EvalReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON object for ``onevision eval --json``: the overall score comes first."""
-        data = asdict(self)
-        overall: dict[str, Any] = data.pop("overall")
-        return overall | data
+        return {
+            **self.overall.to_dict(),
+            "kinds": {kind: score.to_dict() for kind, score in self.kinds.items()},
+            "families": {family: score.to_dict() for family, score in self.families.items()},
+            "errors": self.errors,
+        }
 
 
 def report(records: Sequence[Record]) -> EvalReport:

@@ -91,7 +91,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def quality_facts(quality: Mapping[str, Any]) -> dict[str, str]:
-    """Figures of the quality gate, and matmuls of the encoder kept in a finer type, as text."""
+    """Figures of the quality gate, failures marked, and matmuls kept in a finer type, as text."""
     gate, encoder = quality.get("gate"), quality.get("encoder")
     facts = {}
     if isinstance(gate, dict):
@@ -117,7 +117,8 @@ def _figures(gate: Mapping[str, Any]) -> Iterator[str]:
     for part, figure, threshold, form in _FIGURES:
         value, limit = _number(gate, part, figure), _number(gate, *threshold)
         if value is not None and limit is not None:
-            yield form.format(value, limit)
+            failed = ("at least" in form and not value >= limit) or ("at most" in form and not value <= limit)
+            yield "✗ " * failed + form.format(value, limit)
 
 
 def _number(data: Mapping[str, Any], part: str, key: str) -> float | None:

@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
+from onevision.bundle import NewlinePosition, Pooling
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_json, show
 from onevision.models.shapes import (
     DEFAULT_FRAMES,
+    LLAVA_VIDEO_FRAMES,
     MEAN,
     SIGLIP_TOWERS,
     STD,
@@ -127,9 +129,8 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
     root.expect("architectures", ["LlavaQwenForCausalLM"])
     root.expect("mm_projector_type", "mlp2x_gelu", absent="linear")
     root.expect("mm_patch_merge_type", "spatial_unpad", absent="flat")
-    root.expect("mm_spatial_pool_mode", "bilinear")
     root.expect("mm_spatial_pool_stride", 2)
-    root.expect("mm_newline_position", "one_token")
+    root.expect("add_faster_video", False)
     root.expect("mm_resampler_type", None)
     root.expect("mm_use_im_start_end", False)
     tower = _read_tower(root, folder)
@@ -139,6 +140,7 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
             "the vision tower has one layer, and lmms-lab checkpoints run all but the last", hint=DAMAGED_HINT
         )
     pinpoints = _pinpoints(_listed(root.get("image_grid_pinpoints"), tower.image_size), tower.image_size)
+    is_llava_video = root.flag("add_time_instruction")
     return ModelConfig(
         format="lmms-lab",
         vision=replace(tower, layers=tower.layers - 1),
@@ -148,6 +150,10 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
         image_token_id=None,
         video_token_id=None,
         dtype=_dtype(root),
+        frames=LLAVA_VIDEO_FRAMES if is_llava_video else DEFAULT_FRAMES,
+        newline=root.choice("mm_newline_position", NewlinePosition, "one_token"),
+        pooling=root.choice("mm_spatial_pool_mode", Pooling, "bilinear"),
+        time_instruction=is_llava_video,
     )
 
 

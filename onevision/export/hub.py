@@ -7,6 +7,7 @@ commit. Downloads use huggingface_hub and its cache; its environment variables a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -29,8 +30,6 @@ from onevision.models import SHIPPED
 from onevision.models.shapes import PublishedSize, Variant, repositories
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 # "*/config.json": the tower's, in a folder of an lmms-lab checkpoint.
@@ -83,7 +82,7 @@ def resolve(
     Args:
         source: A local folder or a Hub id.
         size: Instead of ``source``: ``tiny``, which comes with the package, or a published size.
-        variant: ``ov`` (one-vision) or ``si`` (single image), with a size.
+        variant: With a size: ``ov`` (one-vision), ``si`` (single image), ``chat`` or ``video`` (LLaVA-Video).
         revision: Branch, tag or commit on the Hub.
 
     Raises:
@@ -103,13 +102,14 @@ def resolve(
         return Source(folder)
     if source:
         return Source(None, (source,), revision)
-    if size not in get_args(PublishedSize) or variant not in get_args(Variant):
+    known = size in get_args(PublishedSize) and variant in get_args(Variant)
+    repos = repositories(cast("PublishedSize", size), cast("Variant", variant)) if known else ()
+    if not repos:
         sizes, variants = ", ".join(get_args(PublishedSize)), ", ".join(get_args(Variant))
         raise UsageError(
             f"there is no size {size}, variant {variant}",
-            hint=f"sizes: tiny, {sizes}; variants: {variants} (tiny: ov only)",
+            hint=f"sizes: tiny, {sizes}; variants: {variants} (tiny: ov only; 0.5b: ov and si)",
         )
-    repos = repositories(cast("PublishedSize", size), cast("Variant", variant))
     # A revision belongs to one repository.
     return Source(None, repos if revision is None else repos[:1], revision)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import time
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from onevision.errors import DownloadError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _T = TypeVar("_T")
 

@@ -6,7 +6,7 @@ In: a file that anybody may have written. Out: values of the type and range aske
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 
@@ -80,6 +80,18 @@ class Section:
         if value != wanted:
             message = f"{self.where}{key} is {show(value)}, must be {show(wanted)}"
             raise UnsupportedCheckpointError(message, hint=SCOPE_HINT)
+
+    def choice(self, key: str, names: Any, absent: str) -> Any:  # noqa: ANN401 (of the Literal ``names``)
+        """One of the names of a Literal.
+
+        Raises:
+            UnsupportedCheckpointError: It is something else.
+        """
+        value = self.get(key, absent)
+        if value not in get_args(names):
+            message = f"{self.where}{key} is {show(value)}, must be one of {', '.join(get_args(names))}"
+            raise UnsupportedCheckpointError(message, hint=SCOPE_HINT)
+        return value
 
     def flag(self, key: str) -> bool:
         """True or false; false when left out."""

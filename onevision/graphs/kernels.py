@@ -17,16 +17,14 @@ where it is exact. Here a column's scale is such that no two neighbors can overf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.graphs.nodes import CONTRIB, Nodes
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
 
 MatmulPrecision = Literal["fp32", "int8", "int8-token"]  # fp32: not quantized, in the graph's float type
 

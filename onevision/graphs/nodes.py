@@ -5,19 +5,17 @@ In: operators and arrays. Out: a graph file, and beside it ``<name>.data`` with 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.files import disk_space, scratch_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-    from typing import BinaryIO
-
-    import numpy.typing as npt
     import onnx
 
 CONTRIB = "com.microsoft"  # domain of ONNX Runtime's own operators

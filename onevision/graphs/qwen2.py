@@ -8,28 +8,24 @@ prompt's last token.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from onevision.graphs.kernels import Kernels, Linear
+from onevision.graphs.kernels import Kernels, Linear, MatmulPrecision
 from onevision.graphs.names import EMBEDDINGS, PAST, PRESENT, SEQUENCE_LENGTHS, TOTAL_LENGTH
 from onevision.graphs.nodes import CONTRIB, float_value, write_graph
+from onevision.models.shapes import TextConfig
+from onevision.precisions import PrefillPrecision
+from onevision.progress import Advance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-    from typing import Any, BinaryIO
-
-    import numpy.typing as npt
     import onnx
 
-    from onevision.graphs.kernels import MatmulPrecision
-    from onevision.models.shapes import TextConfig
-    from onevision.precisions import PrefillPrecision
-    from onevision.progress import Advance
-
-    Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
 
 
 #: A scale per token: one token with large activations does not spoil the others, and a prompt that is cut at

@@ -18,30 +18,26 @@ same time.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import ExportError
-from onevision.graphs.kernels import Attention, Kernels, Linear
+from onevision.graphs.kernels import Attention, Kernels, Linear, MatmulPrecision
 from onevision.graphs.names import FEATURES, PIXELS, PRECISION
 from onevision.graphs.nodes import float_value, write_graph
+from onevision.models.shapes import VisionConfig
+from onevision.precisions import VisionPrecision
+from onevision.progress import Advance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-    from typing import BinaryIO
-
-    import numpy.typing as npt
     import onnx
 
-    from onevision.graphs.kernels import MatmulPrecision
-    from onevision.models.shapes import VisionConfig
-    from onevision.precisions import VisionPrecision
-    from onevision.progress import Advance
-
-    Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
 
 Watch = Literal["ranges", "errors"]
 

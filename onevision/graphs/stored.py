@@ -7,9 +7,11 @@ In: ``vision.onnx`` and its data file in fp32 or fp16, as :mod:`onevision.graphs
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import QuantError
 from onevision.graphs.siglip import POSITIONS, SIZES, Siglip
@@ -17,9 +19,6 @@ from onevision.models.shapes import VisionConfig
 from onevision.typed import build
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy.typing as npt
     import onnx
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from onevision.bundle import BackboneInfo, VideoInfo, VisionInfo
+from onevision.bundle import BackboneInfo, NewlinePosition, Pooling, VideoInfo, VisionInfo, pooled_side
 
 CheckpointFormat = Literal["hf", "lmms-lab"]
 PublishedSize = Literal["0.5b", "7b", "72b"]
-Variant = Literal["ov", "si"]
+Variant = Literal["ov", "si", "chat", "video"]
 #: Names of the tensors in a checkpoint; hf-4.52 and hf-5 are those of later transformers.
 Naming = Literal["hf", "hf-4.52", "hf-5", "lmms-lab"]
 SynthSize = Literal["0.5b", "7b"]  # of synthetic checkpoints
@@ -21,6 +21,8 @@ SynthDtype = Literal["bf16", "f16", "f32"]
 
 #: Default number of video frames (lmms-eval ``max_frames_num``, and training ``frames_upbound``).
 DEFAULT_FRAMES = 32
+#: That of LLaVA-Video, whose model cards say "at most 64 frames".
+LLAVA_VIDEO_FRAMES = 64
 #: Pixels are scaled to [-1, 1] (reference: ``siglip_encoder.py``).
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -84,6 +86,9 @@ class ModelConfig:
     video_token_id: int | None
     dtype: str | None  # from the config; the tensors decide
     frames: int = DEFAULT_FRAMES  # sampled from a video by default
+    newline: NewlinePosition = "one_token"  # in a video
+    pooling: Pooling = "bilinear"  # of a video's frames
+    time_instruction: bool = False  # about a video's frames, in the prompt
 
 
 def vision_info(config: ModelConfig) -> VisionInfo:
@@ -119,8 +124,9 @@ def backbone_info(config: ModelConfig, bits_per_weight: float) -> BackboneInfo:
 
 
 def video_info(config: ModelConfig) -> VideoInfo:
-    """Default frames, and pooled features per side of a frame: half of the patches, rounded up."""
-    return VideoInfo(config.frames, -(-config.vision.side // 2))
+    """Default frames, and how they become tokens."""
+    side = pooled_side(config.vision.side, config.pooling)
+    return VideoInfo(config.frames, side, config.newline, config.pooling, config.time_instruction)
 
 
 def _siglip(image_size: int, patch_size: int, size: Literal["base", "large", "so400m"]) -> VisionConfig:
@@ -154,15 +160,18 @@ _BACKBONES: dict[PublishedSize, tuple[int, int, int, int, int, int]] = {
 }
 
 
-def published_config(size: PublishedSize, form: CheckpointFormat = "hf") -> ModelConfig:
+def published_config(
+    size: PublishedSize, form: CheckpointFormat = "hf", variant: Variant = "ov"
+) -> ModelConfig:
     """Shape of a published model.
 
     Args:
         size: Size of its backbone.
         form: ``hf``, whose embedding has 64 rows more and whose tokenizer has ``<image>`` and ``<video>``, or
             ``lmms-lab``.
+        variant: ``video`` is LLaVA-Video; the others have one shape.
     """
-    tower, is_hf = SIGLIP_TOWERS[SO400M], form == "hf"
+    tower, is_hf, is_video = SIGLIP_TOWERS[SO400M], form == "hf", variant == "video"
     hidden, intermediate, layers, heads, kv_heads, rows = _BACKBONES[size]
     sides = [tower.image_size * count for count in range(1, 7)]
     return ModelConfig(
@@ -187,11 +196,21 @@ def published_config(size: PublishedSize, form: CheckpointFormat = "hf") -> Mode
         image_token_id=151646 if is_hf else None,
         video_token_id=151647 if is_hf else None,
         dtype="float16" if is_hf else "bfloat16",
+        frames=LLAVA_VIDEO_FRAMES if is_video else DEFAULT_FRAMES,
+        newline="grid" if is_video else "one_token",
+        time_instruction=is_video,
     )
 
 
-def repositories(size: PublishedSize, variant: Variant) -> tuple[str, str]:
-    """Hub ids of a published model: llava-hf's, lmms-lab's."""
-    name = f"llava-onevision-qwen2-{size}-{variant}"
+def repositories(size: PublishedSize, variant: Variant) -> tuple[str, ...]:
+    """Hub ids of a published model, llava-hf's first; none if there is no such model.
+
+    ``chat`` is tuned for conversations, ``video`` is LLaVA-Video, which llava-hf has not.
+    """
+    if size == "0.5b" and variant in ("chat", "video"):
+        return ()
+    if variant == "video":
+        return (f"lmms-lab/LLaVA-Video-{size.upper()}-Qwen2",)
+    name = f"llava-onevision-qwen2-{size}-{'ov-chat' if variant == 'chat' else variant}"
     suffix = "-sft" if (size, variant) == ("72b", "ov") else ""
     return f"llava-hf/{name}-hf", f"lmms-lab/{name}{suffix}"

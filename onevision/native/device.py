@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import which
 from typing import Literal, get_args
 
-from onevision.errors import UsageError
+from onevision.errors import UsageError, suggest
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -30,7 +30,7 @@ def check_device(device: str, threads: int | None) -> None:
         UsageError: An unknown device, or threads out of range.
     """
     if device not in get_args(Device):
-        raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(get_args(Device))}")
+        raise UsageError(f"unknown device {device!r}", hint=suggest(device, get_args(Device)))
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
 

@@ -51,10 +51,9 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """A row of the budgets that ``onevision plan --json`` prints."""
-        names = ("tiles", "image_tokens", "prompt_tokens", "seconds")
-        budget = self.options.budget(self.ttft)
-        return {key: budget[key] for key in ("max_tiles", "detail", "frames", "predicted_ttft_ms")} | {
-            name: getattr(self.cost, name) for name in names
+        cost = self.cost.to_dict()
+        return {"budget": self.options.budget(self.ttft)} | {
+            name: cost[name] for name in ("usage", "timings_ms")
         }
 
 
@@ -224,4 +223,4 @@ def video_size(source: VideoSource) -> Media:
         frames, height, width = source.shape[:3]
         return Media("", "video", width, height, frames)
     probe = probe_video(source)
-    return Media(str(source), "video", probe.width, probe.height, probe.frames)
+    return Media(str(source), "video", probe.width, probe.height, probe.frames, probe.fps)

@@ -1,11 +1,12 @@
 """Cost of a prompt, before anything is run.
 
 In: the shape of a model, and the sizes of images and videos. Out: tiles, tokens, floating-point operations,
-memory, and rough times. Counts are exact: a run makes the same ones.
+memory, and rough times. Counts of tiles and visual tokens are exact: a run makes the same ones.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.models.shapes import ModelConfig, backbone_info, video_info, vision_info
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.prompt import time_instruction
+from onevision.runtime.video import sample_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +110,7 @@ class Media:
     width: int
     height: int
     frames: int | None = None
+    fps: float | None = None  # of a video file
 
     @property
     def megapixels(self) -> float:
@@ -126,6 +130,12 @@ class MediaCost:
     grid: tuple[int, int] | None
     tiles: int
     image_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """One of ``inputs`` in the object that ``onevision plan --json`` prints."""
+        data = asdict(self)
+        usage = {name: data.pop(name) for name in ("image_tokens", "tiles")}
+        return data | {"usage": usage}
 
 
 @dataclass(frozen=True)
@@ -155,8 +165,17 @@ class PromptCost:
     reused_frames: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Part of the object that ``onevision plan --json`` prints."""
-        return asdict(self)
+        """Part of the object that ``onevision plan --json`` prints, with the names of ``run --json``."""
+        usage = ("prompt_tokens", "image_tokens", "tiles", "reused_frames")
+        times = self.seconds and {stage: round(value * 1e3, 3) for stage, value in self.seconds.items()}
+        return {
+            "inputs": [item.to_dict() for item in self.inputs],
+            "usage": {name: getattr(self, name) for name in usage},
+            "context_length": self.context_length,
+            "kv_bytes": self.kv_bytes,
+            "flops": self.flops,
+            "timings_ms": times,
+        }
 
 
 def prompt_cost(
@@ -182,7 +201,7 @@ def prompt_cost(
     inputs = tuple(_media_cost(shape, item, several, options) for item in media)
     tiles = sum(item.tiles for item in inputs)
     image_tokens = sum(item.image_tokens for item in inputs)
-    tokens = image_tokens + text_tokens
+    tokens = image_tokens + text_tokens + sum(_times_tokens(shape, item, options) for item in media)
     flops = {"encode": shape.encode_flops(tiles - reused_frames), "prefill": shape.prefill_flops(tokens)}
     seconds = None
     if flops_per_second is not None:
@@ -204,11 +223,20 @@ def _media_cost(shape: Shape, item: Media, several: bool, options: AnswerOptions
     grid, frames = None, item.frames
     if item.kind == "video":
         tiles = frames = min(options.frames or shape.video.frames, item.frames or 1)
-        tokens = tiles * shape.video.pooled_side**2 + 1
+        tokens = shape.video.tokens(tiles)
     else:
         tiling = choose_tiling(shape.anyres, (item.height, item.width), options, several=several)
         grid, tiles, tokens = tiling.grid, tiling.tiles, tiling.tokens
     return MediaCost(item.path, item.kind, item.width, item.height, frames, grid, tiles, tokens)
+
+
+def _times_tokens(shape: Shape, item: Media, options: AnswerOptions) -> int:
+    """Tokens of the text about a video's frames, as Qwen2 splits it: words, digits, signs."""
+    if not shape.video.time_instruction or not item.frames or not item.fps:
+        return 0
+    positions = sample_positions(item.frames, options.frames or shape.video.frames)
+    text = f"\n{time_instruction(positions, item.frames, item.fps)}"
+    return len(re.findall(r"[ .]?[^\W\d]+|.", text, re.DOTALL))
 
 
 def machine_rate() -> float:

@@ -25,6 +25,7 @@ from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from onevision.bundle import Bundle
     from onevision.native.device import Device
@@ -53,13 +54,18 @@ class PromptPlan:
     budgets: tuple[Forecast, ...]
     backend: PrefillBackend | None
     warning: str | None = None
+    folder: Path | None = None  # of the bundle
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``onevision plan --json`` prints."""
-        return self.forecast.cost.to_dict() | {
-            "prefill": self.backend,
+        return {
+            "bundle": self.folder and str(self.folder),
+            "model": self.model,
+            **self.forecast.cost.to_dict(),
+            "device": {"prefill": self.backend},
             "budget": self.forecast.options.budget(self.forecast.ttft),
             "budgets": [row.to_dict() for row in self.budgets],
+            "warnings": [self.warning] if self.warning else [],
         }
 
 
@@ -107,7 +113,7 @@ def plan_bundle(
         budget = forecast.options
     forecast = forecaster.forecast(budget, reused_frames=_reused_frames(media, budget, shape))
     used = backend(forecast.cost.prompt_tokens)
-    return PromptPlan(manifest.name, forecast, forecaster.table(options), used, warning)
+    return PromptPlan(manifest.name, forecast, forecaster.table(options), used, warning, bundle.folder)
 
 
 def plan_published(

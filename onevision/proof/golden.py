@@ -11,18 +11,15 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
 
 #: Stands for a whole image or video in ``prompt_ids`` (LLaVA's IMAGE_TOKEN_INDEX).
 VISUAL_ID = -200

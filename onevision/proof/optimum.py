@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +18,13 @@ import numpy as np
 from onevision.errors import ExportError
 from onevision.files import disk_space, scratch_folder
 from onevision.graphs.names import FEATURES, PIXELS
-from onevision.graphs.siglip import PROJECTOR, TOWER
+from onevision.graphs.siglip import PROJECTOR, TOWER, Siglip
 from onevision.metrics import relative_error
 from onevision.proof.reference import siglip_config
 from onevision.runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import torch
-
-    from onevision.graphs.siglip import Siglip
 
 #: Largest relative error between image features of the two graphs in fp32.
 TOLERANCE = 1e-4

@@ -2,30 +2,30 @@
 
 In: an open checkpoint. Out: a :class:`~onevision.proof.golden.ReferenceCase` with the output of each stage.
 Nothing here comes from the runtime: prompts, tiles, token ids and packing are the reference's own, so
-that a mistake cannot hide by being made twice. Runs in transformers 4.57 and 5; where the two differ, a
-comment says so. Needs the extra ``proof``.
+that a mistake cannot hide by being made twice. For videos with newlines or pooling that transformers does not
+have, it ends at the image features, and the rest is LLaVA-NeXT's rule. Runs in transformers 4.57 and 5; where
+the two differ, a comment says so. Needs the extra ``proof``.
 """
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Callable, Sequence
+from math import isqrt, prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
+from onevision.bundle import NewlinePosition, Pooling, pooled_side
 from onevision.errors import ExportError
+from onevision.models.shapes import ModelConfig, VisionConfig
 from onevision.proof.golden import GREEDY_STEPS, KEPT_ROWS, VISUAL_ID, ReferenceCase, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
     import torch
     from tokenizers import Tokenizer
-
-    from onevision.models.shapes import ModelConfig, VisionConfig
 
 #: The training format, reference for `<image>` and for `<video>` alike (LLaVA-NeXT, conv "qwen_1_5").
 PROMPT = (
@@ -190,9 +190,12 @@ class Reference:
                     frames[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
                 )
                 clip = getattr(found, "pooler_output", found)[0]
-                frame_tokens = (-(-self.config.vision.side // 2)) ** 2
+                if self.config.pooling != "bilinear":
+                    clip = _pooled(features[-1], self.config.pooling).flatten(0, 1)
+                frame_tokens = pooled_side(self.config.vision.side, self.config.pooling) ** 2
                 # Some releases of transformers 5 have appended the newline already.
-                packed.append(torch.cat([clip[: len(frames) * frame_tokens], model.image_newline[None]]))
+                clip = clip[: len(frames) * frame_tokens].reshape(len(frames), frame_tokens, -1)
+                packed.append(_with_newlines(clip, model.image_newline, self.config.newline))
         finally:
             hook.remove()
         if not pixels:
@@ -224,6 +227,31 @@ class Reference:
         )
         tokens = out.sequences[0].numpy()
         return out.logits[0][0].float().numpy(), tokens[: -1 if tokens[-1] in self._ends else None]
+
+
+def _pooled(features: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Features [F, P, H] halved as LLaVA-NeXT does where transformers cannot: average or max, [F, p, H]."""
+    from torch.nn.functional import avg_pool2d, max_pool2d
+
+    side = isqrt(features.shape[1])
+    plane = features.reshape(len(features), side, side, -1).permute(0, 3, 1, 2)
+    pool = avg_pool2d if pooling == "average" else max_pool2d
+    return pool(plane, 2).flatten(2).transpose(1, 2)
+
+
+def _with_newlines(frames: torch.Tensor, newline: torch.Tensor, position: NewlinePosition) -> torch.Tensor:
+    """Visual tokens [n, H] of pooled frames [F, p, H]. transformers knows ``one_token`` alone."""
+    import torch
+
+    count, tokens, _ = frames.shape
+    side = isqrt(tokens)
+    if position == "grid":
+        rows = frames.reshape(count, side, side, -1)
+        return torch.cat((rows, newline.expand(count, side, 1, -1)), 2).flatten(0, 2)
+    if position == "frame":
+        return torch.cat((frames, newline.expand(count, 1, -1)), 1).flatten(0, 1)
+    end = newline[None] if position == "one_token" else newline[:0, None].expand(0, len(newline))
+    return torch.cat((frames.flatten(0, 1), end))
 
 
 def squashed(video: npt.NDArray[np.uint8], processor: Any, side: int) -> torch.Tensor:  # noqa: ANN401

@@ -130,7 +130,12 @@ def _stages(model: OneVision, case: ReferenceCase) -> Iterable[StageResult]:
         features = [pipeline.image_features(visual.tiles) for visual in prepared.visuals]
         yield _rows("image features", np.concatenate(features), case.features, limit)
         embeddings = [visual.pack(rows) for visual, rows in zip(prepared.visuals, features, strict=True)]
-        yield _rows("visual tokens", np.concatenate(embeddings), case.embeddings, limit)
+        stage = _rows("visual tokens", np.concatenate(embeddings), case.embeddings, limit)
+        video = model.bundle.manifest.video
+        if case.video is not None and (video.newline, video.pooling) != ("one_token", "bilinear"):
+            rule = f"LLaVA-NeXT's rule ({video.pooling}, {video.newline}), which transformers does not have"
+            stage = replace(stage, note=f"{stage.note}; {rule}")
+        yield stage
 
     if case.logits is None or case.tokens is None:
         yield StageResult(

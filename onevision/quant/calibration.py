@@ -6,24 +6,19 @@ files give the same tiles.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from onevision.bundle import VisionInfo
 from onevision.errors import ImageError, QuantError
 from onevision.runtime.anyres import AnyRes, normalize, split
 from onevision.runtime.images import read_image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.bundle import VisionInfo
 
 #: Default number of tiles: the pixels of 16 SigLIP tiles, and at most what the built-in set gives.
 PIXELS, TILES = 16 * 384**2, 128

@@ -11,39 +11,30 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from onevision.bundle import BACKBONE, CARD, GOLDEN, VISION, VISION_DATA, Bundle, files_of
-from onevision.errors import QuantError, UsageError
-from onevision.eval.questions import read_questions, tiny_suite
-from onevision.eval.suite import FAMILIES
+from onevision.errors import QuantError, UsageError, suggest
+from onevision.eval.questions import TinySuite, read_questions, tiny_suite
+from onevision.eval.suite import FAMILIES, Sample
 from onevision.export.seal import tool_versions
 from onevision.files import disk_space
 from onevision.graphs.siglip import write_siglip
 from onevision.graphs.stored import read_siglip
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, quantize_gguf, report
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, quantize_gguf, report
 from onevision.precisions import BackbonePrecision, EncoderPrecision, VisionPrecision
+from onevision.progress import Progress
 from onevision.proof.golden import load_golden
 from onevision.proof.verify import Report, verify
-from onevision.quant.calibration import calibration_tiles, files_in
-from onevision.quant.gates import Thresholds
-from onevision.quant.imatrix import collect_imatrix, read_imatrix
-from onevision.quant.measure import measure, record_reference
+from onevision.quant.calibration import CalibrationTiles, calibration_tiles, files_in
+from onevision.quant.gates import GateResult, Thresholds
+from onevision.quant.imatrix import Imatrix, collect_imatrix, read_imatrix
+from onevision.quant.measure import GateReference, measure, record_reference
 from onevision.quant.vision import quantize_vision
 from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
 
-if TYPE_CHECKING:
-    from onevision.eval.questions import TinySuite
-    from onevision.eval.suite import Sample
-    from onevision.native.quantize import BackboneReport
-    from onevision.progress import Progress
-    from onevision.quant.calibration import CalibrationTiles
-    from onevision.quant.gates import GateResult
-    from onevision.quant.imatrix import Imatrix
-    from onevision.quant.measure import GateReference
-
-    Questions = TinySuite | tuple[Sample, ...]
+Questions = TinySuite | tuple[Sample, ...]
 
 #: With an importance matrix and without, the better one first, see docs/quantization.md.
 IMATRIX_ORDER = (True, False)
@@ -67,7 +58,7 @@ class Candidate:
     def __post_init__(self) -> None:
         for name, known in ((self.vision, get_args(EncoderPrecision)), (self.backbone, RECIPES)):
             if name not in known:
-                raise UsageError(f"unknown precision {name!r}", hint=f"one of {', '.join(known)}")
+                raise UsageError(f"unknown precision {name!r}", hint=suggest(name, known))
 
     @property
     def name(self) -> str:

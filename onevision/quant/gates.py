@@ -6,24 +6,20 @@ reasons if they do not pass. Formulas only; :mod:`onevision.quant.measure` runs 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from operator import ge, le
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.eval.compare import compare
 from onevision.eval.intervals import sign_test
+from onevision.eval.records import Record
 from onevision.metrics import cosine, relative_error
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    import numpy.typing as npt
-
-    from onevision.eval.records import Record
-
-    Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # candidate's, reference's
+Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # candidate's, reference's
 
 _ROUNDING = 1e-9
 

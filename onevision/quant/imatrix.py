@@ -7,30 +7,24 @@ care. The file format is that of llama.cpp's ``llama-imatrix``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.bundle import BACKBONE
 from onevision.errors import GenerationError, InputError, UsageError
-from onevision.eval.suite import FAMILIES, iter_samples
+from onevision.eval.suite import FAMILIES, Sample, iter_samples
 from onevision.files import whole_file
 from onevision.native.ggml import matmul_callback
+from onevision.native.gguf import TensorInfo
 from onevision.native.quantize import FLOAT_BYTES
+from onevision.progress import Advance
 from onevision.quant.measure import prepare
 from onevision.runtime.backbone import CHUNK
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.eval.suite import Sample
-    from onevision.native.gguf import TensorInfo
-    from onevision.progress import Advance
-    from onevision.runtime.engine import OneVision
+from onevision.runtime.engine import OneVision
 
 #: Minimum number of positions in the built-in prompts: some 30 chunks, as is usual for an importance matrix.
 POSITIONS = 16_384

@@ -7,40 +7,36 @@ float32 logits, 0.6 MB per position for Qwen2.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from onevision.bundle import BACKBONE, VISION, VISION_DATA
+from onevision.bundle import BACKBONE, VISION, VISION_DATA, Manifest
 from onevision.errors import GenerationError, UsageError
 from onevision.eval.ask import EvalSettings, ask, of_bundle
+from onevision.eval.records import Record
+from onevision.eval.suite import Sample
 from onevision.files import disk_space
+from onevision.progress import Advance
 from onevision.quant.gates import (
+    FeatureQuality,
     GateResult,
+    Logits,
     Thresholds,
+    TokenQuality,
     compare_answers,
     compare_features,
     compare_logits,
     judge,
     worst_features,
 )
+from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.bundle import Manifest
-    from onevision.eval.records import Record
-    from onevision.eval.suite import Sample
-    from onevision.progress import Advance
-    from onevision.quant.gates import FeatureQuality, Logits, TokenQuality
-    from onevision.runtime.engine import OneVision
-    from onevision.runtime.prepare import PreparedPrompt
+from onevision.runtime.prepare import PreparedPrompt
 
 #: Maximum number of positions whose logits are kept, 1.2 GB for Qwen2; further samples are left out.
 MAX_POSITIONS = 2_000

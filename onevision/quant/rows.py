@@ -6,22 +6,19 @@ In: rows as they are measured. Out: ``sweep.jsonl``, CSV and PNG. A line that wa
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from math import inf
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from onevision.errors import ExportError, InputError, UsageError
 from onevision.eval.intervals import wilson
 from onevision.eval.jsonl import read_objects, to_line
 from onevision.files import whole_file
 from onevision.quant.candidates import Candidate
+from onevision.quant.gates import GateResult
 from onevision.typed import build
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.quant.gates import GateResult
 
 #: Costs beside the divergence: field of a row, label of its axis.
 AXES = {"bytes": "size, MB", "tile_ms": "time per tile, ms", "token_ms": "time per token, ms"}

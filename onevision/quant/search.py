@@ -6,41 +6,33 @@ the last one's in a temporary folder: what fails never gets the bundle's name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA, Bundle, open_bundle, write_bundle
 from onevision.errors import ExportError, QuantError
 from onevision.export.backbone import own_type
-from onevision.export.build import export
+from onevision.export.build import ExportOptions, export
 from onevision.export.checkpoint import Checkpoint
+from onevision.export.hub import FetchedCheckpoint
 from onevision.export.seal import seal
 from onevision.files import readable, scratch_folder
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, predicted_bits, report
-from onevision.progress import LogProgress
-from onevision.proof.verify import LOGITS_TOLERANCE
+from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, predicted_bits, report
+from onevision.precisions import BackboneChoice, BackbonePrecision, EncoderChoice, EncoderPrecision
+from onevision.progress import LogProgress, Progress
+from onevision.proof.verify import LOGITS_TOLERANCE, Report
 from onevision.quant.candidates import (
     Candidate,
     GateConfig,
     Quantizer,
+    Questions,
     check_source,
     precisions_of,
 )
-from onevision.quant.gates import Thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from onevision.export.build import ExportOptions
-    from onevision.export.hub import FetchedCheckpoint
-    from onevision.native.quantize import BackboneReport
-    from onevision.precisions import BackboneChoice, BackbonePrecision, EncoderChoice, EncoderPrecision
-    from onevision.progress import Progress
-    from onevision.proof.verify import Report
-    from onevision.quant.candidates import Questions
-    from onevision.quant.gates import GateResult
+from onevision.quant.gates import GateResult, Thresholds
 
 #: Candidates of ``auto``: types that a CPU multiplies fast, and q4_k_m, which is as small where rows divide
 #: into its blocks. Of two equally large ones the faster comes first.

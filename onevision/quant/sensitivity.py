@@ -7,16 +7,12 @@ that each undoes, and the shortest beginning of that list with which the image f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
 
+from onevision.graphs.kernels import MatmulPrecision
 from onevision.graphs.siglip import modules
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from onevision.graphs.kernels import MatmulPrecision
 
 _TINY = 1e-300  # instead of a division by zero
 #: Largest share of the error that may remain with a scale per token; otherwise fp32 is next.

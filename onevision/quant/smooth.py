@@ -15,19 +15,14 @@ measured together with the ranges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onevision.graphs.kernels import ACTIVATION_LEVELS, KEY_LEVELS, column_scales
-from onevision.graphs.siglip import EncoderPlan, matmuls, modules
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onevision.graphs.siglip import Array, Siglip
-    from onevision.progress import Advance
+from onevision.graphs.siglip import Array, EncoderPlan, Siglip, matmuls, modules
+from onevision.progress import Advance
 
 _STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # α
 #: Largest share of the error, in energy, that may remain after a separate multiplication: it costs one or two

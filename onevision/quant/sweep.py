@@ -10,31 +10,24 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onevision._version import __version__
+from onevision.bundle import Bundle
 from onevision.eval.questions import TinySuite
 from onevision.files import scratch_folder, whole_file
-from onevision.progress import LogProgress
+from onevision.precisions import BackbonePrecision, EncoderPrecision
+from onevision.progress import LogProgress, Progress
 from onevision.quant.calibration import files_in
-from onevision.quant.candidates import Candidate, Quantizer, check_source, precisions_of
-from onevision.quant.rows import append_row, open_rows, plot, row_of, write_csv
+from onevision.quant.candidates import Candidate, GateConfig, Quantizer, check_source, precisions_of
+from onevision.quant.rows import SweepRow, append_row, open_rows, plot, row_of, write_csv
 from onevision.runtime import anyres
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from onevision.bundle import Bundle
-    from onevision.precisions import BackbonePrecision, EncoderPrecision
-    from onevision.progress import Progress
-    from onevision.quant.candidates import GateConfig
-    from onevision.quant.rows import SweepRow
-    from onevision.runtime.engine import OneVision
+from onevision.runtime.engine import OneVision
 
 ROWS, TABLE, REPORT, PLOT = "sweep.jsonl", "sweep.csv", "sweep.json", "sweep.png"
 _SCRATCH = "trial"

@@ -6,27 +6,22 @@ single matmuls. The graph is a file in a scratch folder, as large as the encoder
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import QuantError
 from onevision.files import scratch_folder
 from onevision.graphs.names import FEATURES, PIXELS
-from onevision.graphs.siglip import EncoderPlan, write_siglip
+from onevision.graphs.siglip import EncoderPlan, Siglip, Watch, write_siglip
 from onevision.native.device import default_threads
+from onevision.progress import Advance
 from onevision.quant.smooth import Ranges
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.graphs.siglip import Siglip, Watch
-    from onevision.progress import Advance
-
-    Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
 
 
 def watch_ranges(

@@ -104,7 +104,8 @@ class Chat:
         """
         frames = self._options.frames or self._pipeline.bundle.manifest.video.frames
         video = read_video(source, frames=frames, prepare=self._pipeline.preparer.frame)
-        self._next.append(Given(VideoPart(video.tiles), _saved("video", source)))
+        part = VideoPart(video.tiles, self._pipeline.preparer.times(video))
+        self._next.append(Given(part, _saved("video", source)))
         return video.warnings
 
     def ask(self, prompt: str, on_progress: OnProgress | None = None) -> Answer:

@@ -38,9 +38,13 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video: a path, or frames as an array (N, H, W, 3) uint8."""
+    """A video: a path, or frames as an array (N, H, W, 3) uint8.
+
+    ``times`` is the text about its frames where they were read before, see :func:`prompt.time_instruction`.
+    """
 
     source: VideoSource
+    times: str = ""
 
 
 Part = str | ImagePart | VideoPart

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from onevision.errors import UsageError
+from onevision.errors import UsageError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -235,6 +235,9 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     """
     known = AnswerOptions.__dataclass_fields__
     if unknown := set(options) - set(known):
-        raise UsageError(f"unknown option {sorted(unknown)[0]!r}", hint=f"known: {', '.join(sorted(known))}")
+        name = sorted(unknown)[0]
+        raise UsageError(
+            f"unknown option {name!r}", hint=suggest(name, ("images", "video", "messages", *known))
+        )
     stop = options.get("stop")
     return AnswerOptions(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import tokenize
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onevision.bundle import pooled_side
 from onevision.errors import BundleError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from onevision.bundle import NewlinePosition, Pooling
     from onevision.runtime.anyres import AnyRes
 
 
@@ -84,22 +87,49 @@ def pack_square(features: NDArray[np.float32], newline: NDArray[np.float32]) -> 
     return np.concatenate([features[0], newline[None]])
 
 
-def pool_frames(features: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Halve the features [F, P, H] of video frames along both axes: [F, ceil(side/2)², H].
+def pool_frames(
+    features: NDArray[np.float32], side: int, pooling: Pooling = "bilinear"
+) -> NDArray[np.float32]:
+    """Halve the features [F, P, H] of video frames along both axes: [F, pooled², H].
 
-    As ``apply_pooling`` of transformers and ``get_2dPool`` (bilinear, stride 2) of LLaVA-NeXT.
+    As ``get_2dPool`` (stride 2) of LLaVA-NeXT; ``bilinear`` also as ``apply_pooling`` of transformers.
     """
     frames, _, hidden = features.shape
-    pooled = math.ceil(side / 2)
+    pooled = pooled_side(side, pooling)
+    if pooling != "bilinear":
+        plane = features.reshape(frames, side, side, hidden)
+        corners = (plane[:, y : 2 * pooled : 2, x : 2 * pooled : 2] for y in (0, 1) for x in (0, 1))
+        whole = reduce(np.add if pooling == "average" else np.maximum, corners)
+        if pooling == "average":
+            whole /= np.float32(4)
+        return whole.reshape(frames, pooled**2, hidden)
     out = np.empty((frames, pooled, pooled, hidden), np.float32)
     for frame, small in zip(features, out, strict=True):
         small[:] = resize_bilinear(frame.reshape(side, side, hidden), (pooled, pooled))
     return out.reshape(frames, pooled**2, hidden)
 
 
-def pack_video(features: NDArray[np.float32], side: int, newline: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Visual tokens [F·ceil(side/2)² + 1, H] of a video: all pooled frames, and one newline at the end."""
-    return np.concatenate([pool_frames(features, side).reshape(-1, features.shape[-1]), newline[None]])
+def pack_video(
+    features: NDArray[np.float32],
+    side: int,
+    newline: NDArray[np.float32],
+    position: NewlinePosition = "one_token",
+    pooling: Pooling = "bilinear",
+) -> NDArray[np.float32]:
+    """Visual tokens [n, H] of a video: its pooled frames, and newlines as ``position`` says.
+
+    n is :meth:`onevision.bundle.VideoInfo.tokens`. As ``prepare_inputs_labels_for_multimodal`` of LLaVA-NeXT.
+    """
+    pooled = pool_frames(features, side, pooling)
+    frames, count, hidden = pooled.shape
+    if position == "no_token":
+        return pooled.reshape(-1, hidden)
+    # Tokens between two newlines.
+    line = {"grid": math.isqrt(count), "frame": count, "one_token": frames * count}[position]
+    out = np.empty((frames * count // line, line + 1, hidden), np.float32)
+    out[:, :line] = pooled.reshape(-1, line, hidden)
+    out[:, line] = newline
+    return out.reshape(-1, hidden)
 
 
 def resize_bilinear(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from onevision.runtime.cache import key_of
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
-from onevision.runtime.prompt import Control, render
+from onevision.runtime.prompt import Control, render, time_instruction
 from onevision.runtime.video import read_video, share_frames
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onevision.runtime.options import AnswerOptions, Template
     from onevision.runtime.prompt import Segment
     from onevision.runtime.tokenizer import GgufTokenizer
+    from onevision.runtime.video import Video
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class VisualInput:
         tokens: Visual tokens after packing.
         pack: image features float32 [T, P, H] -> visual tokens float32 [tokens, H]
         layout: All that ``pack`` depends on besides the features.
+        times: Text after a video about its frames, for models that were trained with it.
         reused: Video frames that were replaced by an earlier, similar one.
         warnings: Damage of the file.
     """
@@ -51,6 +53,7 @@ class VisualInput:
     tokens: int
     pack: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
     layout: str
+    times: str = ""
     reused: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -193,14 +196,20 @@ class Preparer:
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         parts: list[tuple[int, ...] | VisualInput] = []
+        times = ""
         for segment in segments:
             if isinstance(segment, (str, Control)):
                 with timer("tokenize"):
-                    parts.append(self._tokens(segment))
+                    if times and isinstance(segment, Control):
+                        parts.append(self._tokens(times))
+                    parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
+                times = ""
             elif isinstance(segment.part, ImagePart):
                 parts.append(self._image(segment.part, images > 1, options, timer))
             else:
-                parts.append(self._video(segment.part, options, timer))
+                video = self._video(segment.part, options, timer)
+                parts.append(video)
+                times = f"\n{video.times}" if video.times else ""
         return PreparedPrompt(tuple(parts))
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
@@ -211,6 +220,12 @@ class Preparer:
     def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """A video frame as one tile, uint8 [S, S, 3]."""
         return anyres.squash(image, self.anyres.tile)
+
+    def times(self, video: Video) -> str:
+        """Text about a video's frames; empty if the model takes none, or the times are not known."""
+        if not self._manifest.video.time_instruction or not video.fps:
+            return ""
+        return time_instruction(video.positions, video.total, video.fps)
 
     def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
         prompt = self._manifest.prompt
@@ -266,9 +281,12 @@ class Preparer:
                 tiles, reused = share_frames(tiles, options.dedup)
         return VisualInput(
             tiles,
-            len(tiles) * defaults.pooled_side**2 + 1,
-            lambda features: pack.pack_video(features, spec.side, newline),
-            "video",
+            defaults.tokens(len(tiles)),
+            lambda features: pack.pack_video(
+                features, spec.side, newline, defaults.newline, defaults.pooling
+            ),
+            f"video {defaults.newline} {defaults.pooling}",
+            part.times or self.times(video),
             reused,
             video.warnings,
         )

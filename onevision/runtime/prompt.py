@@ -74,6 +74,22 @@ def render(
     return _merge(segments)
 
 
+def time_instruction(positions: Sequence[int], total: int, fps: float) -> str:
+    """What LLaVA-Video's prompts say about the frames of a video (``train.py``, ``add_time_instruction``).
+
+    Args:
+        positions: Places of the chosen frames among all, from 0.
+        total: Number of all frames.
+        fps: Frames per second, on average.
+    """
+    times = ",".join(f"{position / fps:.2f}s" for position in positions)
+    return (
+        f"The video lasts for {total / fps:.2f} seconds, and {len(positions)} frames are uniformly sampled "
+        f"from it. These frames are located at {times}."
+        "Please answer the following questions related to this video."
+    )
+
+
 def _in_order(content: Sequence[Part]) -> list[Segment]:
     """Parts as given. Neighboring images are joined by a space (lmms-eval), all else by a newline."""
     segments: list[Segment] = []

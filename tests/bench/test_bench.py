@@ -61,8 +61,10 @@ def test_a_bench_from_end_to_end(
     assert (tiles["text"], tiles["multi-4"], tiles["video-8"]) == (0, 4, 8)
     assert min(tiles["followup"], tiles[photo.name]) > 1
 
-    assert _run(["bench", "compare", str(out), str(out)]) == 0
-    assert "no difference" in capfd.readouterr().out
+    assert _run(["bench", "compare", str(out), str(out)]) == 2
+    assert "1 runs are too few to judge" in " ".join(capfd.readouterr().out.split())
+    assert _run([*map(str, words), "--output", str(out)]) == 2
+    assert capfd.readouterr().err == f"error: {out} exists\nhint: --force replaces it\n"
 
 
 def test_an_interrupted_bench_keeps_what_it_has(
@@ -87,14 +89,15 @@ def test_an_interrupted_bench_keeps_what_it_has(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "message"),
     [
-        (["--scenario", "none"], "unknown scenario"),
-        (["--json", "--csv"], "exclude each other"),
-        (["compare", "a.json", "b.json"], "cannot read a.json"),
-        (["compare", "a.json", "b.json", "--threshold", "much"], "--threshold"),
+        (["--scenario", "none"], 2, "unknown scenario 'none'\nhint: one of text, photo-384"),
+        (["--scenario", "photo-480"], 2, "hint: did you mean photo-480p?"),
+        (["--json", "--csv"], 2, "exclude each other"),
+        (["compare", "a.json", "b.json"], 1, "cannot read a.json"),
+        (["compare", "a.json", "b.json", "--threshold", "much"], 2, "--threshold"),
     ],
 )
-def test_mistakes(words: list[str], message: str, capfd: pytest.CaptureFixture[str]):
-    assert _run(["bench", *words]) == 2
+def test_mistakes(words: list[str], status: int, message: str, capfd: pytest.CaptureFixture[str]):
+    assert _run(["bench", *words]) == status
     assert message in capfd.readouterr().err

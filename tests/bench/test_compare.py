@@ -59,8 +59,10 @@ def test_what_is_too_small_to_matter_is_none():
     assert verdicts(result(0), result(1, tokenize=2.0))["tokenize"] == "no difference"
 
 
-def test_two_runs_prove_nothing():
-    assert verdicts(result(0, count=2), result(1, count=2, encode=1.5))["encode"] == "no difference"
+def test_two_runs_prove_nothing_and_that_is_said():
+    comparison = compare(result(0, count=2), result(1, count=9, encode=5.2))
+    assert {one.verdict for one in comparison.changes} == {"inconclusive"}
+    assert comparison.note.endswith("; 2 runs are too few to judge, measure 4 or more")
 
 
 def test_a_peer_that_became_slower_is_told_and_is_no_regression():

@@ -13,7 +13,7 @@ import pytest
 from onevision.bench import report
 from onevision.bench.result import read_result, write_result
 from onevision.bench.statistics import Summary
-from onevision.errors import ResultError, UsageError
+from onevision.errors import ResultError
 from tests.bench.made import made_measured, made_result, noisy_runs
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(ResultError, match="cannot read"):
         read_result(tmp_path / "none.json")
 
 

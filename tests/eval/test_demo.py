@@ -22,9 +22,8 @@ from onevision import OneVision
 from onevision.bundle import GOLDEN, MANIFEST
 from onevision.cli import _run
 from onevision.errors import UsageError
-from onevision.eval.demo import check
+from onevision.eval.demo import Asked, Demo, check, files_of, render
 from onevision.eval.demo.inputs import SCENES, make_inputs
-from onevision.eval.demo.page import Asked, Demo, files_of, render
 from onevision.eval.suite import build_scene, score
 from onevision.proof.golden import load_golden, save_golden
 from onevision.proof.verify import Report
@@ -47,7 +46,7 @@ def made(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ONEVISION_MODEL", raising=False)
         printed: list[dict[str, Any]] = []
-        patch.setattr("onevision.cli.demo.print_json", printed.append)
+        patch.setattr("onevision.cli.console.print_json", printed.append)
         assert _run(["demo", "-o", str(folder), "--json", "--threads", "1"]) == 0
     json.dumps(printed[0])
     return folder, printed[0]
@@ -153,7 +152,7 @@ def test_json(made: tuple[Path, dict[str, Any]], tiny_bundle: Path, inputs: tupl
         assert answer["right"] == score(sample, answer["text"])
         assert 0 < answer["timings_ms"]["ttft"] <= answer["timings_ms"]["total"]
     assert printed["right"] == sum(answer["right"] for answer in printed["answers"])
-    assert printed["total"] == 15
+    assert printed["n"] == 15
     tiles = [answer["usage"]["tiles"] for answer in printed["answers"][::3]]
     assert tiles[3:] == [2, 8], "a square each of two pictures, a tile each of eight frames"
     assert max(tiles[:3]) > 5, "small print takes a grid of tiles"

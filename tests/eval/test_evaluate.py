@@ -119,15 +119,20 @@ def test_table(cli, monkeypatch):
     status, out, err = cli("--limit", 26)
     assert (status, err) == (0, "")
     assert len(out.splitlines()) == 1 + 26 + 1 + 4 + 1 + 2
-    assert re.search(r"^colour +1 +0\.0% +0\.0 to 79\.3 +\d+\.\d% +[\d,]+ ms$", out, re.MULTILINE)
+    assert re.search(r"^colour +1 +0\.0% +0\.0–79\.3 +\d+\.\d% +[\d,]+ ms$", out, re.MULTILINE)
     assert re.search(r"^one image +15 +0\.0% ", out, re.MULTILINE)
     assert re.search(r"^on average \d\.\d\d tiles and \d+ visual tokens per question$", out, re.MULTILINE)
-    assert re.search(r"^overall +26 +0\.0% +0\.0 to 15\.6 ", out, re.MULTILINE)
+    assert re.search(r"^overall +26 +0\.0% +0\.0–15\.6 ", out, re.MULTILINE)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")
     narrow = re.sub(r"\x1b\[[0-9;]*m", "", cli("--limit", 26)[1])
     assert len(narrow.splitlines()) == len(out.splitlines())
     assert max(map(len, narrow.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", cli("--limit", 26)[1]).splitlines()
+    assert lines[1].split() == ["family", "questions", "accuracy", "interval", "chance", "token"]
+    assert len(lines) == len(out.splitlines()) + 1
+    assert max(map(len, lines)) <= 60
 
 
 def test_families_and_seed(cli):
@@ -184,12 +189,13 @@ def test_budgets(cli, mine, tmp_path):
     assert (less["max_tiles"], less["detail"], less["dedup"]) == (2, "auto", 255)
     assert (usual["max_tiles"], usual["detail"], usual["dedup"]) == (None, "auto", None)
     assert [answer["tiles"] for answer in lines(tmp_path / "a.jsonl")] == [2, 2, 1, 0]
-    assert usual["kinds"]["video"]["tiles"] == 12
-    assert usual["kinds"]["image"]["tiles"] > 2
-    assert less["image_tokens"] < usual["image_tokens"]
-    assert less["kinds"]["video"]["image_tokens"] == usual["kinds"]["video"]["image_tokens"]
+    assert usual["kinds"]["video"]["usage"]["tiles"] == 12
+    assert usual["kinds"]["image"]["usage"]["tiles"] > 2
+    assert less["usage"]["image_tokens"] < usual["usage"]["image_tokens"]
+    videos = [each["kinds"]["video"]["usage"]["image_tokens"] for each in (less, usual)]
+    assert videos[0] == videos[1]
     low = json.loads(cli(*run, "--detail", "low", "--family", "things")[1])
-    assert low["kinds"]["image"]["tiles"] == 1
+    assert low["kinds"]["image"]["usage"]["tiles"] == 1
 
 
 def test_a_damaged_picture(cli, tmp_path):
@@ -205,7 +211,7 @@ def test_a_damaged_picture(cli, tmp_path):
     )
     assert err.count("\n") == 1
     assert all("damaged" in answer["error"] for answer in lines(tmp_path / "o.jsonl"))
-    assert re.search(r"^overall +2 +0\.0% +0\.0 to 65\.8 *$", cli("--questions", ".")[1], re.MULTILINE)
+    assert re.search(r"^overall +2 +0\.0% +0\.0–65\.8$", cli("--questions", ".")[1], re.MULTILINE)
 
 
 # Going on.

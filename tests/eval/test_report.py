@@ -38,8 +38,7 @@ def test_scores():
     assert scores.errors == 0
     data = scores.to_dict()
     assert list(data) == [
-        "accuracy", "interval", "n", "chance", "ttft_ms", "tiles", "image_tokens", "kinds", "families",
-        "errors",
+        "accuracy", "interval", "n", "chance", "ttft_ms", "usage", "kinds", "families", "errors",
     ]  # fmt: skip
     assert data["families"]["shape"] == {
         "accuracy": 0.0,
@@ -47,8 +46,7 @@ def test_scores():
         "n": 1,
         "chance": 0.25,
         "ttft_ms": 10,
-        "tiles": 2,
-        "image_tokens": 25,
+        "usage": {"tiles": 2, "image_tokens": 25},
     }
 
 

@@ -148,7 +148,13 @@ def test_the_manifest_describes_the_checkpoint(tmp_path: Path):
         "context_length": 32768,
         "vocab_size": 800,
     }
-    assert vars(manifest.video) == {"frames": 32, "pooled_side": 3}
+    assert vars(manifest.video) == {
+        "frames": 32,
+        "pooled_side": 3,
+        "newline": "one_token",
+        "pooling": "bilinear",
+        "time_instruction": False,
+    }
     assert manifest.prompt.template == "training"
     assert manifest.quality["verify"]["passed"] is True
 

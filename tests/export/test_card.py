@@ -31,7 +31,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     gate = {**GATE, "passed": False, "tokens": {"mean_kl": None, "top1": 0.5}}
     del gate["features"], gate["answers"]
     assert quality_facts({"gate": gate})["quality"] == (
-        "FAILED against fp32 + f32: top-1 agreement 50.0% (at least 97%)"
+        "FAILED against fp32 + f32: ✗ top-1 agreement 50.0% (at least 97%)"
     )
 
 

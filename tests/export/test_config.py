@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from onevision.bundle import VideoInfo
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.config import read_config
+from onevision.models.shapes import published_config, video_info
 from tests.export.conftest import edit_json, tiny_config
 
 if TYPE_CHECKING:
@@ -144,6 +147,24 @@ def test_published_lmms_lab_7b(tmp_path: Path) -> None:
     assert (config.image_token_id, config.video_token_id) == (None, None)
     assert config.grid_pinpoints[:2] == ((384, 384), (768, 384)), "(w, h) in the file, (h, w) here"
     assert read(tmp_path, changed(LMMS_7B, "model_type", "llava_qwen")) == config
+
+
+def test_llava_video_7b(tmp_path: Path) -> None:
+    """Its own keys, as LLaVA-NeXT's ``train.py`` writes them."""
+    own = {"mm_newline_position": "grid", "mm_spatial_pool_stride": 2, "add_faster_video": False}
+    own |= {"add_time_instruction": True, "force_sample": True, "faster_token_stride": 10}
+    config = read(tmp_path, LMMS_7B | own)
+    assert video_info(config) == VideoInfo(64, 14, "grid", "bilinear", time_instruction=True)
+    assert video_info(config) == video_info(published_config("7b", "lmms-lab", "video"))
+    ov = replace(config, frames=32, newline="one_token", time_instruction=False)
+    assert ov == read(tmp_path, LMMS_7B), "all else is LLaVA-OneVision"
+
+
+@pytest.mark.parametrize(("mode", "side"), [("bilinear", 14), ("average", 13), ("max", 13)])
+@pytest.mark.parametrize("position", ["grid", "frame", "no_token", "one_token"])
+def test_video_of_lmms_lab(mode: str, side: int, position: str, tmp_path: Path) -> None:
+    config = read(tmp_path, LMMS_7B | {"mm_newline_position": position, "mm_spatial_pool_mode": mode})
+    assert video_info(config) == VideoInfo(32, side, position, mode)  # type: ignore[arg-type]
 
 
 def transformers_configs() -> dict[str, Any]:
@@ -315,9 +336,12 @@ UNSUPPORTED: list[tuple[dict[str, Any], str, object]] = [
     (LMMS_7B, "mm_patch_merge_type", "flat"),
     (LMMS_7B, "mm_patch_merge_type", "unpad"),
     (LMMS_7B, "mm_patch_merge_type", ...),
-    (LMMS_7B, "mm_spatial_pool_mode", "average"),
+    (LMMS_7B, "mm_spatial_pool_mode", "median"),
+    (LMMS_7B, "mm_spatial_pool_mode", ["average"]),
     (LMMS_7B, "mm_spatial_pool_stride", 4),
-    (LMMS_7B, "mm_newline_position", "grid"),
+    (LMMS_7B, "mm_newline_position", "row"),
+    (LMMS_7B, "mm_newline_position", 1),
+    (LMMS_7B, "add_faster_video", True),
     (LMMS_7B, "mm_resampler_type", "qformer"),
     (LMMS_7B, "mm_use_im_start_end", True),
     (LMMS_7B, "mm_hidden_size", 1024),
@@ -387,6 +411,7 @@ NONSENSE: list[tuple[dict[str, Any], str, object]] = [
     (LMMS_7B, "mm_vision_tower", ...),
     (LMMS_7B, "mm_vision_tower", 27),
     (LMMS_7B, "intermediate_size", -1),
+    (LMMS_7B, "add_time_instruction", "yes"),
 ]
 
 

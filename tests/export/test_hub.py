@@ -104,6 +104,16 @@ def test_published() -> None:
         ("llava-hf/llava-onevision-qwen2-72b-si-hf", "lmms-lab/llava-onevision-qwen2-72b-si"),
         ("llava-hf/llava-onevision-qwen2-72b-ov-hf", "lmms-lab/llava-onevision-qwen2-72b-ov-sft"),
     ]
+    assert [
+        repositories(size, variant) for size in ("0.5b", "7b", "72b") for variant in ("chat", "video")
+    ] == [
+        (),
+        (),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-chat-hf", "lmms-lab/llava-onevision-qwen2-7b-ov-chat"),
+        ("lmms-lab/LLaVA-Video-7B-Qwen2",),
+        ("llava-hf/llava-onevision-qwen2-72b-ov-chat-hf", "lmms-lab/llava-onevision-qwen2-72b-ov-chat"),
+        ("lmms-lab/LLaVA-Video-72B-Qwen2",),
+    ]
 
 
 def test_resolve_size() -> None:
@@ -142,7 +152,8 @@ def test_resolve_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ({"size": "3b"}, UsageError, "no size 3b"),
         ({"size": "tiny", "variant": "si"}, UsageError, "no size tiny, variant si"),
         ({"size": "tiny", "revision": "main"}, UsageError, "only the Hub has revisions"),
-        ({"size": "7b", "variant": "chat"}, UsageError, "variant chat"),
+        ({"size": "0.5b", "variant": "chat"}, UsageError, "variant chat"),
+        ({"size": "7b", "variant": "draft"}, UsageError, "variant draft"),
         ({"source": ".", "revision": "main"}, UsageError, "only the Hub has revisions"),
         ({"source": "./nowhere"}, SourceError, "no folder ./nowhere"),
         ({"source": "../nowhere"}, SourceError, "no folder"),

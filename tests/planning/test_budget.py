@@ -306,10 +306,11 @@ def test_the_plan_tells_what_the_run_does(
     ran, _ = command("run", "What?", "-i", photo, "-n", 1, *question)
     assert planned["budget"] == ran["budget"]
     for count in ("tiles", "image_tokens", "prompt_tokens"):
-        assert planned[count] == ran["usage"][count]
-    assert planned["prefill"] == "llama"
-    assert planned["tiles"] in {row["tiles"] for row in planned["budgets"]}
-    assert planned["budgets"][0]["tiles"] >= planned["budgets"][-1]["tiles"] == 1
+        assert planned["usage"][count] == ran["usage"][count]
+    assert planned["device"]["prefill"] == "llama"
+    assert planned["usage"]["tiles"] in {row["usage"]["tiles"] for row in planned["budgets"]}
+    tiles = [row["usage"]["tiles"] for row in planned["budgets"]]
+    assert tiles[0] >= tiles[-1] == 1
 
     told, err = command("plan", photo, "--ttft-target", "1ms")
     assert "warning: no budget gives a first token within 0.001 s" in err

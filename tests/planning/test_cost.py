@@ -142,7 +142,7 @@ def test_the_command_plans_what_the_run_uses(
         "usage"
     ]
     for count in ("tiles", "image_tokens", "prompt_tokens"):
-        assert planned[count] == usage[count], count
+        assert planned["usage"][count] == usage[count], count
 
 
 # Work, against torch's own count of what transformers' model does.

@@ -8,7 +8,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path  # noqa: TC003
+from pathlib import Path
 from random import Random
 
 import numpy as np

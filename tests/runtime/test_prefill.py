@@ -226,19 +226,25 @@ def test_a_graph_of_another_model_is_not_used(exact: Path, tmp_path: Path):
         write_graph(checkpoint, tmp_path / PREFILL, "fp32")
     for name in (PREFILL, PREFILL_DATA):
         replace_file(copy, name, (tmp_path / name).read_bytes())
-    with load(copy) as model:
+    with load(copy) as model, pytest.raises(GenerationError, match=r"cannot be used: .*cosine"):
+        model.generate(LONG, max_tokens=8)
+    with load(copy, "auto") as model:
         answer = model.generate(LONG, max_tokens=8)
         assert any("cosine" in warning for warning in answer.warnings)
     with load(exact, "llama") as model:
         assert model.generate(LONG, max_tokens=8).token_ids == answer.token_ids
 
 
-def test_an_unknown_layout_falls_back(exact: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_layout_falls_back_unless_the_graph_was_asked_for(
+    exact: Path, monkeypatch: pytest.MonkeyPatch
+):
     from onevision.runtime.backbone import Backbone
 
     save = Backbone.save
     monkeypatch.setattr(Backbone, "save", lambda self: save(self) + b"more")
-    with load(exact) as model:
+    with load(exact) as model, pytest.raises(GenerationError, match="the prefill graph cannot be used"):
+        model.generate(LONG, max_tokens=8)
+    with load(exact, "auto") as model:
         answer = model.generate(LONG, max_tokens=8)
         assert "prefill runs in llama.cpp" in answer.warnings[0]
         assert model.generate(LONG, max_tokens=8).token_ids == answer.token_ids

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from onevision.bundle import PREFILL
-from onevision.errors import UsageError
+from onevision.bundle import PREFILL, Bundle, Manifest
+from onevision.errors import UsageError, suggest
 from onevision.models import SHIPPED
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onevision.bundle import Bundle, Manifest
-    from onevision.native.device import Device
+from onevision.native.device import Device
 
 #: Our own bundle with llama.cpp's prefill instead of its prefill graph.
 LLAMA = "llama"
@@ -55,7 +50,7 @@ def choose_peers(values: Sequence[str]) -> tuple[str, ...]:
     """
     names = [name.strip() for value in values for name in value.split(",")]
     if unknown := [name for name in names if name not in PEERS and name not in GROUPS]:
-        raise UsageError(f"unknown peer {unknown[0]!r}", hint=f"one of {', '.join((*GROUPS, *PEERS))}")
+        raise UsageError(f"unknown peer {unknown[0]!r}", hint=suggest(unknown[0], (*GROUPS, *PEERS)))
     return tuple(dict.fromkeys(peer for name in names for peer in GROUPS.get(name, (name,))))
 
 

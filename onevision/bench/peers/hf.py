@@ -5,34 +5,26 @@ The prompt is ours as text, so that both read the same tokens. Hooks on the mode
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
+from onevision.bench.peers import TargetSetup
 from onevision.bench.result import Counts
-from onevision.bench.target import Target, TimedAnswer
-from onevision.bundle import NEWLINE
+from onevision.bench.scenarios import Scenario
+from onevision.bench.target import NewClock, Target, TimedAnswer
+from onevision.bundle import NEWLINE, Bundle
 from onevision.errors import CheckpointError, DeviceError, UsageError
-from onevision.runtime.clock import StageClock
+from onevision.models.shapes import ModelConfig
+from onevision.runtime.clock import Stage, StageClock
 from onevision.runtime.images import read_image
-from onevision.runtime.messages import ImagePart, VideoPart
-from onevision.runtime.prompt import Control, Visual, render
+from onevision.runtime.messages import ImagePart, Message, VideoPart
+from onevision.runtime.options import Template
+from onevision.runtime.prompt import Control, Segment, Visual, render
 from onevision.runtime.video import read_video
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from onevision.bench.peers import TargetSetup
-    from onevision.bench.scenarios import Scenario
-    from onevision.bench.target import NewClock
-    from onevision.bundle import Bundle
-    from onevision.models.shapes import ModelConfig
-    from onevision.runtime.clock import Stage
-    from onevision.runtime.messages import Message
-    from onevision.runtime.options import Template
-    from onevision.runtime.prompt import Segment
 
 _BYTES = {"bf16": 2, "fp32": 4}  # per weight
 _IMAGE, _VIDEO = "<image>", "<video>"

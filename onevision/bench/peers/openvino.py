@@ -6,34 +6,26 @@ its recipe for transformers: activations per tensor, weights per channel, Smooth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from onevision.bench.peers import TargetSetup
 from onevision.bench.result import Counts
-from onevision.bench.scenarios import photograph
-from onevision.bench.target import Target, TimedAnswer
-from onevision.bundle import BACKBONE, NEWLINE, VISION
+from onevision.bench.scenarios import Scenario, photograph
+from onevision.bench.target import NewClock, Target, TimedAnswer
+from onevision.bundle import BACKBONE, NEWLINE, VISION, Bundle
 from onevision.errors import BundleError, UsageError
 from onevision.graphs.names import PIXELS
 from onevision.runtime import anyres
 from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import ImagePart, Message
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.prepare import Preparer
+from onevision.runtime.prepare import PreparedPrompt, Preparer
 from onevision.runtime.tokenizer import open_tokenizer
 from onevision.runtime.vision import encode_once
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy.typing as npt
-
-    from onevision.bench.peers import TargetSetup
-    from onevision.bench.scenarios import Scenario
-    from onevision.bench.target import NewClock
-    from onevision.bundle import Bundle
-    from onevision.runtime.prepare import PreparedPrompt
 
 _CALIBRATION_IMAGES = 8
 

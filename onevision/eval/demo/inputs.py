@@ -6,22 +6,17 @@ In: a seed and numbers. Out: images and a video in a folder, and questions about
 # ruff: noqa: S311  # questions are drawn, not secrets
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from PIL import Image
 
-from onevision.eval.suite import Sample, build_scene
-from onevision.eval.suite.sample import Form, pose
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.eval.suite import Question, Scene
-    from onevision.eval.suite.sample import Posed
+from onevision.eval.suite import Question, Sample, Scene, build_scene
+from onevision.eval.suite.sample import Form, Posed, pose
 
 SEED = 5
 #: Kind of scene, its number in the test split, and a heading. The numbers were chosen for how the images
@@ -62,19 +57,7 @@ def _make(folder: Path, name: str, number: int, title: str) -> DemoInput:
     scene = build_scene(name, "test", SEED, number)
     random = Random(f"demo {SEED} {name} {number}")
     samples = [
-        Sample(
-            id=f"{name}-test-{SEED}-{number}-{posed.form}",
-            family=question.family,
-            kind=scene.kind,
-            form=posed.form,
-            prompt=posed.prompt,
-            images=scene.images,
-            video=scene.video,
-            answers=posed.answers,
-            chance=posed.chance,
-            split="test",
-            facts=scene.facts,
-        )
+        posed.sample(f"{name}-test-{SEED}-{number}-{posed.form}", question.family, scene, "test")
         for question, posed in _in_all_forms(scene.questions, random)
     ]
     return DemoInput(title, scene.caption, _write(scene, folder, name), tuple(samples))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
 from onevision.eval.suite.draw import Canvas, fitting, shade
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Scene, Split, ask
 from onevision.eval.suite.vocabulary import COLORS, draw_font, draw_numbers, draw_words, like, numbers, words
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 FIELDS = ("ROOM", "SEAT", "AGE", "BUS", "PAGE", "TOTAL", "DAY", "GATE")
 ROWS, COLUMNS = "ABC", "PQR"
@@ -34,20 +29,11 @@ def form(random: Random, split: Split) -> Scene:
             left, right, low = canvas.width * 0.06, canvas.width * 0.94, y + step / 2
             canvas.line((left, low), (right, low), ink, 0.7)
     questions = [
-        Question(
-            "field",
-            f"What is the number next to {name}?",
-            value,
-            options_of(value, like(value, random, split), random),
-            f"The number next to {name} is {value}.",
-            1 / len(numbers(split)),
-        )
+        ask(random, "field", value, like(value, random, split), len(numbers(split)), name=name)
         for name, value in zip(names, values, strict=True)
     ]
     caption = "The form says " + ", ".join(map(" ".join, zip(names, values, strict=True))) + "."
-    return Scene.of_image(
-        canvas.finish(), caption, questions, {"fields": dict(zip(names, values, strict=True))}
-    )
+    return Scene.of(canvas.finish(), caption, questions, {"fields": dict(zip(names, values, strict=True))})
 
 
 def bars(random: Random, split: Split) -> Scene:
@@ -67,29 +53,15 @@ def bars(random: Random, split: Split) -> Scene:
     by_color = dict(zip(colors, values, strict=True))
     order = sorted(colors, key=lambda color: int(by_color[color]))
     questions = [
-        Question(
-            "highest_bar",
-            f"Which colour is the {extreme} bar?",
-            color,
-            options_of(color, colors, random),
-            f"The {extreme} bar is {color}.",
-            1 / len(COLORS),
-        )
+        ask(random, "highest_bar", color, colors, len(COLORS), extreme=extreme)
         for extreme, color in (("highest", order[-1]), ("lowest", order[0]))
     ]
     questions += [
-        Question(
-            "bar_value",
-            f"What is the value of the {color} bar?",
-            by_color[color],
-            options_of(by_color[color], numbers(split), random),
-            f"The value of the {color} bar is {by_color[color]}.",
-            1 / len(numbers(split)),
-        )
+        ask(random, "bar_value", by_color[color], numbers(split), color=color)
         for color in random.sample(colors, 2)
     ]
     caption = "The bars are " + ", ".join(f"{color} {value}" for color, value in by_color.items()) + "."
-    return Scene.of_image(canvas.finish(), caption, questions, {"bars": by_color})
+    return Scene.of(canvas.finish(), caption, questions, {"bars": by_color})
 
 
 def table(random: Random, split: Split) -> Scene:
@@ -118,20 +90,13 @@ def table(random: Random, split: Split) -> Scene:
         x = left + wide * (column + 0.7)
         canvas.line((x, top), (x, canvas.height - top), ink, 0.8)
     questions = [
-        Question(
-            "cell",
-            f"Which number is in row {cell[0]}, column {cell[1]}?",
-            value,
-            options_of(value, numbers(split), random),
-            f"The number in row {cell[0]}, column {cell[1]} is {value}.",
-            1 / len(numbers(split)),
-        )
+        ask(random, "cell", value, numbers(split), row=cell[0], column=cell[1])
         for cell, value in random.sample(sorted(cells.items()), 3)
     ]
     lines = [
         f"Row {row}: " + " ".join(cells[row + column] for column in COLUMNS[:columns]) for row in ROWS[:rows]
     ]
-    return Scene.of_image(canvas.finish(), ". ".join(lines) + ".", questions, {"cells": cells})
+    return Scene.of(canvas.finish(), ". ".join(lines) + ".", questions, {"cells": cells})
 
 
 def screen(random: Random, split: Split) -> Scene:
@@ -157,22 +122,11 @@ def screen(random: Random, split: Split) -> Scene:
     questions = []
     for color, label in zip(colors, labels, strict=True):
         others = draw_words(random, split, 4)
-        questions.append(
-            Question(
-                "button",
-                f"What does the {color} button say?",
-                label,
-                options_of(label, others, random),
-                f"The {color} button says {label}.",
-                1 / len(words(split)),
-            )
-        )
+        questions.append(ask(random, "button", label, others, len(words(split)), color=color))
     caption = " ".join(
         f"The {color} button says {label}." for color, label in zip(colors, labels, strict=True)
     )
-    return Scene.of_image(
-        canvas.finish(), caption, questions, {"buttons": dict(zip(colors, labels, strict=True))}
-    )
+    return Scene.of(canvas.finish(), caption, questions, {"buttons": dict(zip(colors, labels, strict=True))})
 
 
 def _spread(random: Random, split: Split, count: int) -> list[str]:

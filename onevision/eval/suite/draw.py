@@ -9,17 +9,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from random import Random
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from onevision.eval.suite.vocabulary import COLORS
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from numpy.typing import NDArray
 
 Rgb = tuple[int, int, int]
 

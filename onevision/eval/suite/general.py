@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, ask
 from onevision.eval.suite.vocabulary import COLORS, SHAPES, a_thing, draw_things, plural, things
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 #: Places of a thing, as fractions of width and height.
 PLACES: dict[str, tuple[float, float]] = {
@@ -55,9 +51,7 @@ def objects(random: Random, split: Split) -> Scene:
     for fact in facts:
         questions += [_color(fact, random), _shape(fact, random), _position(fact, random)]
     caption = " ".join(f"There is {a_thing((f['colour'], f['shape']))}, {_at(f['place'])}." for f in facts)
-    return Scene.of_image(
-        canvas.finish(), caption, random.sample(questions, len(questions)), {"things": facts}
-    )
+    return Scene.of(canvas.finish(), caption, random.sample(questions, len(questions)), {"things": facts})
 
 
 def pair(random: Random, split: Split) -> Scene:
@@ -80,18 +74,13 @@ def pair(random: Random, split: Split) -> Scene:
         facts.append({"colour": color, "shape": shape, "centre": center, "size": own})
     one, other = facts
     phrase = f"The {one['shape']} is {relation} the {other['shape']}."
-    question = Question(
-        "relation",
-        f"Where is the {one['shape']}: left of, right of, above or below the {other['shape']}?",
-        relation,
-        options_of(relation, list(RELATIONS), random),
-        phrase,
-        1 / len(RELATIONS),
-        aliases=(f"{relation} the {other['shape']}", relation.removesuffix(" of")),
+    aliases = (f"{relation} the {other['shape']}", relation.removesuffix(" of"))
+    question = ask(
+        random, "relation", relation, RELATIONS, aliases=aliases, one=one["shape"], other=other["shape"]
     )
     questions = [question, *(_color(fact, random) for fact in facts), _shape(one, random)]
     caption = f"There is {a_thing(first)} and {a_thing(second)}. {phrase}"
-    return Scene.of_image(canvas.finish(), caption, questions, {"things": facts})
+    return Scene.of(canvas.finish(), caption, questions, {"things": facts})
 
 
 def crowd(random: Random, split: Split) -> Scene:
@@ -119,7 +108,7 @@ def crowd(random: Random, split: Split) -> Scene:
         _more(counts, random),
     ]
     caption = " ".join(_there_are(shape, counts[shape]) for shape in (first, second))
-    return Scene.of_image(canvas.finish(), caption, questions, {"things": facts, "counts": counts})
+    return Scene.of(canvas.finish(), caption, questions, {"things": facts, "counts": counts})
 
 
 def _at(place: str) -> str:
@@ -132,63 +121,34 @@ def _there_are(shape: str, count: int) -> str:
 
 def _color(fact: dict[str, Any], random: Random) -> Question:
     color, shape = fact["colour"], fact["shape"]
-    return Question(
-        "colour",
-        f"What colour is the {shape}?",
-        color,
-        options_of(color, list(COLORS), random),
-        f"The {shape} is {color}.",
-        1 / len(COLORS),
-    )
+    return ask(random, "colour", color, COLORS, shape=shape)
 
 
 def _shape(fact: dict[str, Any], random: Random) -> Question:
     color, shape = fact["colour"], fact["shape"]
-    return Question(
-        "shape",
-        f"What shape is the {color} thing?",
-        shape,
-        options_of(shape, SHAPES, random),
-        f"The {color} thing is a {shape}.",
-        1 / len(SHAPES),
-        aliases=(f"{color} {shape}",),
-    )
+    return ask(random, "shape", shape, SHAPES, aliases=(f"{color} {shape}",), color=color)
 
 
 def _position(fact: dict[str, Any], random: Random) -> Question:
     shape, place = fact["shape"], fact["place"]
-    return Question(
-        "position",
-        f"Where in the picture is the {shape}?",
-        place,
-        options_of(place, list(PLACES), random),
-        f"The {shape} is {_at(place)}.",
-        1 / len(PLACES),
-        aliases=(_at(place), "center", "in the center") if place == "centre" else (_at(place),),
-    )
+    aliases = (_at(place), "center", "in the center") if place == "centre" else (_at(place),)
+    return ask(random, "position", place, PLACES, aliases=aliases, shape=shape, at=_at(place))
 
 
 def _count(shape: str, count: int, random: Random) -> Question:
-    return Question(
-        "count",
-        f"How many {plural(shape)} are in the picture?",
-        str(count),
-        options_of(str(count), COUNTS, random),
-        _there_are(shape, count),
-        1 / len(COUNTS),
-    )
+    return ask(random, "count", str(count), COUNTS, things=plural(shape), there_are=_there_are(shape, count))
 
 
 def _more(counts: dict[str, int], random: Random) -> Question:
     first, second = random.sample(sorted(counts), 2)
     more = plural(first if counts[first] > counts[second] else second)
     fewer = plural(second if counts[first] > counts[second] else first)
-    return Question(
+    return ask(
+        random,
         "compare_counts",
-        f"Are there more {plural(first)} or more {plural(second)}?",
         more,
-        options_of(more, (more, fewer), random),
-        f"There are more {more}.",
-        1 / 2,
+        (more, fewer),
         aliases=(f"more {more}",),
+        first=plural(first),
+        second=plural(second),
     )

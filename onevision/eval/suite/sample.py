@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from random import Random
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
 
@@ -32,6 +31,51 @@ INSTRUCTIONS: dict[Form, str] = {
     "letter": "Answer with the option's letter from the given choices directly.",
     "sentence": "Answer the question with a full sentence.",
 }
+
+
+#: Question and full sentence of the answer, by family.
+TEXTS: dict[str, tuple[str, str]] = {
+    "colour": ("What colour is the {shape}?", "The {shape} is {answer}."),
+    "shape": ("What shape is the {color} thing?", "The {color} thing is a {answer}."),
+    "position": ("Where in the picture is the {shape}?", "The {shape} is {at}."),
+    "relation": (
+        "Where is the {one}: left of, right of, above or below the {other}?",
+        "The {one} is {answer} the {other}.",
+    ),
+    "count": ("How many {things} are in the picture?", "{there_are}"),
+    "compare_counts": ("Are there more {first} or more {second}?", "There are more {answer}."),
+    "word": ("Which word is written in the picture?", "The word is {answer}."),
+    "number": ("Which number is written in the picture?", "The number is {answer}."),
+    "small_print": (
+        "Which number is in the small {color} frame?", "The number in the {color} frame is {answer}.",
+    ),
+    "field": ("What is the number next to {name}?", "The number next to {name} is {answer}."),
+    "highest_bar": ("Which colour is the {extreme} bar?", "The {extreme} bar is {answer}."),
+    "bar_value": ("What is the value of the {color} bar?", "The value of the {color} bar is {answer}."),
+    "cell": (
+        "Which number is in row {row}, column {column}?",
+        "The number in row {row}, column {column} is {answer}.",
+    ),
+    "button": ("What does the {color} button say?", "The {color} button says {answer}."),
+    "sum": ("What is the sum in the picture?", "{a} + {b} is {answer}."),
+    "text_sum": ("What is {a} + {b}?", "{a} + {b} is {answer}."),
+    "text_list": ("Which is the {nth} word: {words}?", "The word is {answer}."),
+    "text_fact": ("{told} What colour is the {shape}?", "The {shape} is {answer}."),
+    "same": ("Do the things in the two pictures have the same {aspect}?", "{said}"),
+    "difference": (
+        "What differs between the two pictures: the colour, the shape, the size or the number of things?",
+        "The {answer} differs.",
+    ),
+    "which_has": ("Which picture has {things}?", "It is the {answer} picture."),
+    "which_more": ("Which picture has more {things}?", "It is the {answer} picture."),
+    "direction": ("In which direction does the {shape} move?", "The {shape} moves {answer}."),
+    "order": ("Which colour appears {when}?", "The {answer} thing appears {when}."),
+    "flashes": ("How many times does the {shape} light up?", "The {shape} lights up {times}."),
+    "change": (
+        "What changes in the video: the colour, the shape, the size or the position?",
+        "The {answer} changes.",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,29 +103,18 @@ class Scene:
     facts: Mapping[str, Any] = field(repr=False)  # what was drawn, as plain data
 
     @classmethod
-    def of_image(
-        cls, image: NDArray[np.uint8], caption: str, questions: list[Question], facts: Mapping[str, Any]
-    ) -> Scene:
-        """A scene of one image."""
-        return cls("image", (image,), None, caption, tuple(questions), facts)
-
-    @classmethod
-    def of_images(
+    def of(
         cls,
-        images: list[NDArray[np.uint8]],
+        seen: NDArray[np.uint8] | list[NDArray[np.uint8]],
         caption: str,
         questions: list[Question],
         facts: Mapping[str, Any],
     ) -> Scene:
-        """A scene of several images."""
-        return cls("images", tuple(images), None, caption, tuple(questions), facts)
-
-    @classmethod
-    def of_video(
-        cls, frames: NDArray[np.uint8], caption: str, questions: list[Question], facts: Mapping[str, Any]
-    ) -> Scene:
-        """A scene of frames in time."""
-        return cls("video", (), frames, caption, tuple(questions), facts)
+        """A scene of an image [h, w, 3], of a list of images, or of frames in time [N, h, w, 3]."""
+        if isinstance(seen, list):
+            return cls("images", tuple(seen), None, caption, tuple(questions), facts)
+        images, film = ((), seen) if seen.ndim == 4 else ((seen,), None)
+        return cls("image" if images else "video", images, film, caption, tuple(questions), facts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +143,13 @@ class Posed:
     answers: tuple[str, ...]
     chance: float
 
+    def sample(self, name: str, family: str, scene: Scene, split: Split) -> Sample:
+        """The sample of that name."""
+        return Sample(
+            name, family, scene.kind, self.form, self.prompt, scene.images, scene.video, self.answers,
+            self.chance, split, scene.facts,
+        )  # fmt: skip
+
 
 def pose(question: Question, random: Random) -> Posed:
     """Draw a form and put a question into it. Options are shuffled, so that letters are balanced."""
@@ -126,11 +166,33 @@ def pose(question: Question, random: Random) -> Posed:
     return Posed(form, prompt, (question.answer, *question.aliases), question.chance)
 
 
-def options_of(answer: str, pool: tuple[str, ...] | list[str], random: Random) -> tuple[str, ...]:
-    """The answer and up to three others from the pool, in random order."""
-    others = [other for other in pool if other != answer]
+def ask(
+    random: Random,
+    family: str,
+    answer: str,
+    pool: Iterable[str],
+    among: int | None = None,
+    *,
+    aliases: tuple[str, ...] = (),
+    **words: object,
+) -> Question:
+    """A question; its options are the answer and up to three others from the pool, in random order.
+
+    Args:
+        random: Source of all variation.
+        family: Key of :data:`TEXTS`.
+        answer: The right answer.
+        pool: Answers to choose options from.
+        among: Number of possible answers, for the chance of a guess; None: all of the pool.
+        aliases: Other ways to say the answer.
+        words: Fields of the texts besides ``answer``.
+    """
+    known = list(pool)
+    others = [other for other in known if other != answer]
     chosen = [answer, *random.sample(others, min(3, len(others)))]
-    return tuple(random.sample(chosen, len(chosen)))
+    options = tuple(random.sample(chosen, len(chosen)))
+    text, sentence = (template.format(answer=answer, **words) for template in TEXTS[family])
+    return Question(family, text, answer, options, sentence, 1 / (among or len(known)), aliases)
 
 
 def score(sample: Sample, text: str) -> bool:

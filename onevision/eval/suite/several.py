@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Question, Scene, Split, ask
 from onevision.eval.suite.vocabulary import SHAPES, Thing, a_thing, draw_things, plural, things
-
-if TYPE_CHECKING:
-    from random import Random
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from onevision.eval.suite.sample import Split
 
 ORDINALS = ("first", "second", "third", "fourth")
 DIFFERENCES = ("colour", "shape", "size", "number")
@@ -38,16 +34,16 @@ def same(random: Random, split: Split) -> Scene:
         answer = "yes" if is_same else "no"
         said = f"have the same {aspect}." if is_same else f"do not have the same {aspect}."
         questions.append(
-            Question(
+            ask(
+                random,
                 "same",
-                f"Do the things in the two pictures have the same {aspect}?",
                 answer,
-                options_of(answer, ("yes", "no"), random),
-                f"{answer.capitalize()}, they {said}",
-                1 / 2,
+                ("yes", "no"),
+                aspect=aspect,
+                said=f"{answer.capitalize()}, they {said}",
             )
         )
-    return Scene.of_images(images, _caption([first, second]), questions, {"things": [first, second]})
+    return Scene.of(images, _caption([first, second]), questions, {"things": [first, second]})
 
 
 def difference(random: Random, split: Split) -> Scene:
@@ -74,18 +70,12 @@ def difference(random: Random, split: Split) -> Scene:
         if thing is not None:
             _put(canvas, thing, places[1], size, random)
         images.append(canvas.finish())
-    question = Question(
-        "difference",
-        "What differs between the two pictures: the colour, the shape, the size or the number of things?",
-        kind,
-        options_of(kind, DIFFERENCES, random),
-        f"The {kind} differs.",
-        1 / len(DIFFERENCES),
-        aliases=("number of things",) if kind == "number" else (),
+    question = ask(
+        random, "difference", kind, DIFFERENCES, aliases=("number of things",) if kind == "number" else ()
     )
     before, later = ([kept, thing] if thing else [kept] for thing, _ in shown)
     facts: dict[str, Any] = {"before": before, "after": later, "sizes": [size for _, size in shown]}
-    return Scene.of_images(images, f"The {kind} differs.", [question], facts)
+    return Scene.of(images, f"The {kind} differs.", [question], facts)
 
 
 def which_has(random: Random, split: Split) -> Scene:
@@ -94,10 +84,9 @@ def which_has(random: Random, split: Split) -> Scene:
     drawn = draw_things(random, split, count)
     images = [_single(thing, random) for thing in drawn]
     questions = [
-        _which(f"Which picture has {a_thing(drawn[at])}?", "which_has", at, count, random)
-        for at in random.sample(range(count), 2)
+        _which("which_has", a_thing(drawn[at]), at, count, random) for at in random.sample(range(count), 2)
     ]
-    return Scene.of_images(images, _caption(drawn), questions, {"things": drawn})
+    return Scene.of(images, _caption(drawn), questions, {"things": drawn})
 
 
 def more(random: Random, split: Split) -> Scene:
@@ -112,21 +101,20 @@ def more(random: Random, split: Split) -> Scene:
             _put(canvas, (random.choice(colors), shape), place, 0.34, random)
         images.append(canvas.finish())
     at = counts.index(max(counts))
-    question = _which(f"Which picture has more {plural(shape)}?", "which_more", at, 2, random)
+    question = _which("which_more", plural(shape), at, 2, random)
     caption = f"There are {counts[0]} in the first picture and {counts[1]} in the second."
-    return Scene.of_images(images, caption, [question], {"counts": counts})
+    return Scene.of(images, caption, [question], {"counts": counts})
 
 
-def _which(text: str, family: str, at: int, count: int, random: Random) -> Question:
+def _which(family: str, things: str, at: int, count: int, random: Random) -> Question:
     answer = ORDINALS[at]
-    return Question(
+    return ask(
+        random,
         family,
-        text,
         answer,
-        options_of(answer, ORDINALS[:count], random),
-        f"It is the {answer} picture.",
-        1 / count,
+        ORDINALS[:count],
         aliases=(f"{answer} picture", f"{answer} one"),
+        things=things,
     )
 
 

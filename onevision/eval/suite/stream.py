@@ -3,32 +3,27 @@
 # ruff: noqa: S311  # samples are drawn, not secrets
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING
 
-from onevision.errors import UsageError
-from onevision.eval.suite import documents, general, language, maths, ocr, several, video
-from onevision.eval.suite.sample import Sample, pose
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from onevision.eval.suite.sample import Scene, Split
+from onevision.errors import UsageError, suggest
+from onevision.eval.suite import documents, general, reading, several, video
+from onevision.eval.suite.sample import Sample, Scene, Split, pose
 
 #: Builders of scenes by name, with the families of questions about them.
 BUILDERS: dict[str, tuple[Callable[[Random, Split], Scene], tuple[str, ...]]] = {
     "objects": (general.objects, ("colour", "shape", "position")),
     "pair": (general.pair, ("relation",)),
     "crowd": (general.crowd, ("count", "compare_counts")),
-    "sign": (ocr.sign, ("word", "number")),
-    "small_print": (ocr.small_print, ("small_print",)),
+    "sign": (reading.sign, ("word", "number")),
+    "small_print": (reading.small_print, ("small_print",)),
     "form": (documents.form, ("field",)),
     "bars": (documents.bars, ("highest_bar", "bar_value")),
     "table": (documents.table, ("cell",)),
     "screen": (documents.screen, ("button",)),
-    "sum": (maths.sum_in_image, ("sum",)),
-    "text": (language.text, ("text_sum", "text_list", "text_fact")),
+    "sum": (reading.sum_in_image, ("sum",)),
+    "text": (reading.text, ("text_sum", "text_list", "text_fact")),
     "same": (several.same, ("same",)),
     "difference": (several.difference, ("difference",)),
     "which_has": (several.which_has, ("which_has",)),
@@ -65,7 +60,7 @@ def iter_samples(split: Split, seed: int, families: Sequence[str] | None = None)
     chosen = tuple(families or FAMILIES)
     if unknown := [family for family in chosen if family not in FAMILIES]:
         raise UsageError(
-            f"the tiny suite has no family {', '.join(unknown)}", hint=f"it has {', '.join(FAMILIES)}"
+            f"the tiny suite has no family {', '.join(unknown)}", hint=suggest(unknown[0], FAMILIES)
         )
     for number in count():
         yield build_sample(chosen[number % len(chosen)], split, seed, number)
@@ -77,16 +72,4 @@ def build_sample(family: str, split: Split, seed: int, number: int) -> Sample:
     scene = BUILDERS[FAMILIES[family]][0](Random(name), split)
     random = Random(f"{name} question")
     posed = pose(random.choice([asked for asked in scene.questions if asked.family == family]), random)
-    return Sample(
-        id=f"{family}-{split}-{seed}-{number}",
-        family=family,
-        kind=scene.kind,
-        form=posed.form,
-        prompt=posed.prompt,
-        images=scene.images,
-        video=scene.video,
-        answers=posed.answers,
-        chance=posed.chance,
-        split=split,
-        facts=scene.facts,
-    )
+    return posed.sample(f"{family}-{split}-{seed}-{number}", family, scene, split)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
 import numpy as np
 
 from onevision.eval.suite.draw import Canvas, shade, tilt
-from onevision.eval.suite.sample import Question, Scene, options_of
+from onevision.eval.suite.sample import Scene, Split, ask
 from onevision.eval.suite.vocabulary import COLORS, Thing, a_thing, draw_speed, draw_things, things
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
 
 FRAMES = 8
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -39,18 +34,10 @@ def moving(random: Random, split: Split) -> Scene:
         frame = canvas.copy()
         frame.shape(shape, rgb, (x * side, y * side), size * side, angle)
         frames.append(frame)
-    question = Question(
-        "direction",
-        f"In which direction does the {shape} move?",
-        direction,
-        options_of(direction, list(DIRECTIONS), random),
-        f"The {shape} moves {direction}.",
-        1 / len(DIRECTIONS),
-        aliases=(f"to the {direction}",),
-    )
+    question = ask(random, "direction", direction, DIRECTIONS, aliases=(f"to the {direction}",), shape=shape)
     facts = {"thing": (color, shape), "direction": direction, "speed": speed}
     caption = f"There is {a_thing((color, shape))} that moves {direction}."
-    return Scene.of_video(_film(frames), caption, [question], facts)
+    return Scene.of(_film(frames), caption, [question], facts)
 
 
 def order(random: Random, split: Split) -> Scene:
@@ -69,18 +56,11 @@ def order(random: Random, split: Split) -> Scene:
         frames.append(canvas.copy())
     colors = [color for color, _ in drawn]
     questions = [
-        Question(
-            "order",
-            f"Which colour appears {when}?",
-            color,
-            options_of(color, colors, random),
-            f"The {color} thing appears {when}.",
-            1 / len(COLORS),
-        )
+        ask(random, "order", color, colors, len(COLORS), when=when)
         for when, color in zip(("first", "second", "last"), colors, strict=True)
     ]
     caption = "First " + ", then ".join(map(a_thing, drawn)) + " appears."
-    return Scene.of_video(_film(frames), caption, questions, {"things": drawn, "starts": starts})
+    return Scene.of(_film(frames), caption, questions, {"things": drawn, "starts": starts})
 
 
 def flashing(random: Random, split: Split) -> Scene:
@@ -98,16 +78,9 @@ def flashing(random: Random, split: Split) -> Scene:
         frame.shape(shape, rgb if at in lit else off, place, size, angle)
         frames.append(frame)
     times = "once" if count == "1" else f"{count} times"
-    question = Question(
-        "flashes",
-        f"How many times does the {shape} light up?",
-        count,
-        options_of(count, FLASHES, random),
-        f"The {shape} lights up {times}.",
-        1 / len(FLASHES),
-    )
+    question = ask(random, "flashes", count, FLASHES, shape=shape, times=times)
     caption = f"There is {a_thing((color, shape))} that lights up {times}."
-    return Scene.of_video(_film(frames), caption, [question], {"lit": lit})
+    return Scene.of(_film(frames), caption, [question], {"lit": lit})
 
 
 def changing(random: Random, split: Split) -> Scene:
@@ -130,16 +103,9 @@ def changing(random: Random, split: Split) -> Scene:
         frame = canvas.copy()
         frame.shape((before, after)[now][1], rgbs[now], (x * side, y * side), sizes[now] * side)
         frames.append(frame)
-    question = Question(
-        "change",
-        "What changes in the video: the colour, the shape, the size or the position?",
-        kind,
-        options_of(kind, CHANGES, random),
-        f"The {kind} changes.",
-        1 / len(CHANGES),
-    )
+    question = ask(random, "change", kind, CHANGES)
     facts = {"before": before, "after": after, "sizes": sizes, "places": places}
-    return Scene.of_video(_film(frames), f"The {kind} changes.", [question], facts)
+    return Scene.of(_film(frames), f"The {kind} changes.", [question], facts)
 
 
 def _stage(random: Random) -> tuple[Canvas, int]:

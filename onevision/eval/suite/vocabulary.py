@@ -8,12 +8,9 @@ new.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
 
-if TYPE_CHECKING:
-    from random import Random
-
-    from onevision.eval.suite.sample import Split
+from onevision.eval.suite.sample import Split
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 30, 35),

@@ -11,9 +11,11 @@ import hashlib
 from itertools import groupby
 from math import prod, sqrt
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import UsageError
 from onevision.export.synth.files import DTYPES, config_files
@@ -21,13 +23,7 @@ from onevision.export.synth.spec import SynthSpec
 from onevision.export.synth.vocabulary import write_json
 from onevision.export.tensors import expected_tensors, optional_tensors, stored_name
 from onevision.files import disk_space, is_vacant, whole_folder
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.progress import Advance
+from onevision.progress import Advance
 
 __all__ = ["SynthSpec", "synthesise", "tensors_of", "weights_of"]
 

@@ -6,15 +6,12 @@ file.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
+from onevision.export.synth.spec import SynthSpec
 from onevision.export.tokenizer import END_OF_TEXT, IM_END
-from onevision.models.shapes import MEAN, SIGLIP_TOWERS, SO400M, STD
-
-if TYPE_CHECKING:
-    from onevision.export.synth.spec import SynthSpec
-    from onevision.models.shapes import VisionConfig
+from onevision.models.shapes import MEAN, SIGLIP_TOWERS, SO400M, STD, VisionConfig
 
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 

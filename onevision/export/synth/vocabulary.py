@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from itertools import chain, islice, pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.tokenizer import (
@@ -23,10 +24,6 @@ from onevision.export.tokenizer import (
     PRE_TOKENIZER,
     byte_alphabet,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 #: Tokens of Qwen2's vocabulary: 256 bytes and 151,387 merges. The special tokens follow.
 QWEN2_TOKENS = 151_643

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
-from onevision.errors import GenerationError, UsageError
+from onevision.errors import GenerationError, UsageError, suggest
 from onevision.runtime.options import Prefill
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 
@@ -74,7 +74,7 @@ class PrefillRunner:
         self, bundle: Bundle, backbone: Backbone, choice: Prefill, *, threads: int | None = None
     ) -> None:
         if choice not in get_args(Prefill):
-            raise UsageError(f"unknown prefill {choice!r}", hint=f"one of {', '.join(get_args(Prefill))}")
+            raise UsageError(f"unknown prefill {choice!r}", hint=suggest(choice, get_args(Prefill)))
         has_graph = PREFILL in bundle.manifest.files
         if choice == "onnx" and not has_graph:
             raise UsageError(
@@ -121,6 +121,10 @@ class PrefillRunner:
             self._loaded = graph, embedding, self._check(graph, embedding)
         except LayoutError as error:
             graph.close()
+            if (choice or self._choice) == "onnx":
+                raise GenerationError(
+                    f"the prefill graph cannot be used: {error}", hint="--prefill auto or llama"
+                ) from error
             self._usable = False
             self.warnings = (f"prefill runs in llama.cpp, not in the prefill graph: {error}",)
 
