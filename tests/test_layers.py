@@ -32,6 +32,7 @@ LAYERS = (
     ("graphs",),
     ("native",),
     (
+        "arrays",
         "errors",
         "files",
         "progress",

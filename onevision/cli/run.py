@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import closing
@@ -29,6 +28,7 @@ from onevision.cli.options import (
 )
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.options import AnswerOptions, make_options
+from onevision.typed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,10 +145,10 @@ def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptio
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return read_json(path)
     except OSError as error:
         raise PromptError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PromptError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -22,6 +22,7 @@ from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart, parse_messages
 from onevision.runtime.options import make_options
 from onevision.runtime.video import read_video
+from onevision.typed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -170,14 +171,14 @@ class Chat:
             InputError: Not such a file, or an image that cannot be used.
         """
         try:
-            messages = json.loads(Path(path).read_text(encoding="utf-8"))
+            messages = read_json(Path(path))
         except OSError as error:
             raise PromptError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:
             raise PromptError(f"{path} is not valid JSON: {error}") from error
-        # An empty last question stands for the one to come: messages end with the user's.
+        # A last question stands for the one to come: messages end with the user's.
         parsed = parse_messages(
-            [*messages, Message("user", ("",))] if isinstance(messages, list) else messages
+            [*messages, Message("user", ("?",))] if isinstance(messages, list) else messages
         )[:-1]
         saved = Chat(self._pipeline, self._run)
         saved._options = self._options

@@ -240,4 +240,5 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
             f"unknown option {name!r}", hint=suggest(name, ("images", "video", "messages", *known))
         )
     stop = options.get("stop")
-    return AnswerOptions(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
+    stop = () if stop is None else stop if isinstance(stop, (list, tuple)) else (stop,)
+    return AnswerOptions(**{**options, "stop": tuple(stop)})
