@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from onevision.runtime.cache import Cache
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import AnswerOptions, Prefill
+    from onevision.runtime.options import AnswerOptions, Prefill, TemplateChoice
 
     PathLike = str | os.PathLike[str]
 
@@ -119,6 +119,7 @@ def export(
     variant: Variant | None = None,
     revision: str | None = None,
     adapter: PathLike | None = None,
+    template: TemplateChoice = "auto",
     vision: EncoderChoice = "fp32",
     backbone: BackboneChoice = "q8_0",
     exporter: Exporter = "onevision",
@@ -141,6 +142,7 @@ def export(
             ``chat`` and ``video`` (LLaVA-Video).
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter that is merged into the weights.
+        template: Prompt format; ``auto`` is that of the checkpoint's chat template.
         vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
         backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
         exporter: Writer of the vision encoder's graph; ``optimum`` traces transformers, in fp32 only.
@@ -207,6 +209,7 @@ def export(
         "prefill": prefill,
         "exporter": exporter,
         "size": size,
+        "template": template,
         "threads": threads,
         "force": force,
     }

@@ -90,12 +90,14 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """Prompt format. ``template`` is a name of :data:`onevision.runtime.prompt.TEMPLATES`."""
+    """Prompt format. ``template`` is a name of :data:`onevision.runtime.options.TEMPLATES`."""
 
     template: str
     system: str
     image_token: str
     video_token: str
+    chat_template: str | None = None  # Jinja, of the format ``own``
+    added_tokens: tuple[str, ...] = ()  # of a fine-tune: may be typed, and are shown
 
 
 #: Where newlines stand among a video's tokens (LLaVA-NeXT's ``mm_newline_position``): after each row of a
@@ -121,6 +123,11 @@ class VideoInfo:
         side = self.pooled_side
         newlines = {"grid": frames * side, "frame": frames, "no_token": 0, "one_token": 1}
         return frames * side**2 + newlines[self.newline]
+
+    def frames_within(self, tokens: int) -> int:
+        """Largest number of frames that so many visual tokens hold; 0 if they hold none."""
+        each = self.tokens(2) - self.tokens(1)
+        return max(0, 1 + (tokens - self.tokens(1)) // each)
 
 
 def pooled_side(side: int, pooling: Pooling) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from onevision.errors import UsageError
@@ -16,6 +17,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("av",),
     "bench": ("matplotlib", "onnx"),
 }
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a distribution; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def missing(extra: str) -> list[str]:

@@ -11,14 +11,11 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onevision.errors import ExportError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def cache_folder() -> Path:

@@ -96,6 +96,14 @@ VIDEOS = (
         make=lambda place: encode_sound(place.cwd / "s.m4a"),
     ),
     Bad("cut off early", "run Hi -v c.mp4 -m {bundle}", "c.mp4", make=cut("clip", "c.mp4", 0.1)),
+    Bad(
+        "no frames in it",
+        "run Hi -v n.y4m -m {bundle}",
+        "no frame of n.y4m can be decoded",
+        make=file("n.y4m", "YUV4MPEG2 W16 H16 F10:1\n"),
+    ),
+    Bad("from after its end", "run Hi -v {clip} --from 1:00 -m {bundle}", "wanted from 60 s on"),
+    Bad("a part after its end", "plan {clip} --from 0:09:00 --to 600", "wanted from 540 s on"),
     Bad("an address", "run Hi -v rtsp://example.org/cam -m {bundle}", "is an address, not a file"),
     Bad("no tiles wanted", "run Hi -i {photo} --max-tiles 0 -m {bundle}", "max-tiles is 0", 2),
     Bad(
@@ -111,6 +119,32 @@ VIDEOS = (
         "a time of no unit", "run Hi -i {photo} --ttft-target 5min -m {bundle}", "--ttft-target is '5min'", 2
     ),
     Bad("a speed not measured", "run Hi -i {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
+    Bad(
+        "no frames a second",
+        "run Hi -v {clip} --fps 0 -m {bundle}",
+        "--fps is 0.0, it must be more than 0",
+        2,
+    ),
+    Bad("fewer than none", "run Hi -v {clip} --fps -1 -m {bundle}", "--fps is -1.0", 2),
+    Bad("fps is no number", "run Hi -v {clip} --fps nan -m {bundle}", "--fps is nan", 2),
+    Bad("fps without end", "run Hi -v {clip} --fps inf -m {bundle}", "--fps is inf", 2),
+    Bad("fps in words", "run Hi -v {clip} --fps many -m {bundle}", "--fps is 'many', it must be a number", 2),
+    Bad(
+        "from in words",
+        "run Hi -v {clip} --from start -m {bundle}",
+        "--from is 'start', it must be a time",
+        2,
+    ),
+    Bad("from before the start", "run Hi -v {clip} --from -1 -m {bundle}", "--from is '-1'", 2),
+    Bad("75 seconds in a minute", "run Hi -v {clip} --to 1:75 -m {bundle}", "--to is '1:75'", 2),
+    Bad("to is no number", "run Hi -v {clip} --to nan -m {bundle}", "--to is 'nan'", 2),
+    Bad(
+        "from after to",
+        "run Hi -v {clip} --from 3 --to 0:02 -m {bundle}",
+        "--from is 3 s, after --to, 2 s",
+        2,
+    ),
+    Bad("no such spread", "run Hi -v {clip} --by index -m {bundle}", "--by is 'index'", 2),
     Bad("no frames wanted", "run Hi -v {clip} --frames 0 -m {bundle}", "frames is 0", 2),
 )
 
@@ -260,6 +294,12 @@ MANIFEST = "onevision.json"
 
 
 BUNDLES = (
+    Bad(
+        "more frames than its context holds",
+        "run Hi -v {clip} --frames 24 -m bad",
+        "24 frames of .* are too many: the model's context holds 1",
+        make=manifest(backbone__context_length=99),
+    ),
     Bad("missing", "run Hi -m no", "no bundle at no: there is no such folder"),
     Bad("a file", "run Hi -m {photo}", "is a file, not a bundle folder"),
     Bad("a checkpoint", "run Hi -m {checkpoint}", "is not a bundle"),

@@ -21,9 +21,9 @@ from onevision.bench.method import Method, Trial, make_trials, run_rounds
 from onevision.bench.peers import TargetSetup, find_checkpoint
 from onevision.bench.process import open_process
 from onevision.bench.result import SCHEMA_VERSION, Load, ModelFacts, Result
+from onevision.bench.roofline import work
 from onevision.bench.scenarios import Scenario
 from onevision.bench.target import OURS, BundleTarget, Target
-from onevision.bench.work import work
 from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
 from onevision.errors import OneVisionError
 from onevision.native.device import Device, default_threads

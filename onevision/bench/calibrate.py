@@ -19,12 +19,12 @@ from onevision.bench.scenarios import QUESTION, photograph, write_video
 from onevision.bundle import Bundle
 from onevision.native.device import Device
 from onevision.planning.speed import PrefillSpeed, SpeedProfile, profile_path, write_profile
+from onevision.runtime.container import decode_all, probe_video
 from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.pipeline import Pipeline
 from onevision.runtime.prefill.policy import LEAST, PrefillBackend
-from onevision.runtime.video import probe_video, read_video
 
 _SIZE = (640, 480)
 #: Tokens of the prompts; the last is about a photograph's, and times for 7,000 are extrapolated.
@@ -89,9 +89,9 @@ def _video(pipeline: Pipeline) -> float | None:
             path = write_video(Path(folder) / "clip.mp4")
         except ImportError:
             return None
-        probe = probe_video(path)
         started = time.perf_counter()
-        read_video(path, frames=1, prepare=pipeline.preparer.frame)
+        probe = probe_video(path)
+        decode_all(path, (0,), pipeline.preparer.frame, "AUTO")
         return (time.perf_counter() - started) / (probe.width * probe.height * probe.frames / 1e6)
 
 

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onevision.bench.peers import PEERS
-from onevision.bench.result import Measured, Result
-from onevision.bench.statistics import bootstrap_ratio, median, samples
+from onevision.bench.result import Measured, Result, bootstrap_ratio, median, samples
 from onevision.bench.target import OURS
 from onevision.errors import UsageError
 

@@ -18,9 +18,8 @@ import numpy as np
 
 from onevision.bench.compare import compare
 from onevision.bench.report import changes, duration, heading, limits, percent, spread, tables, warnings
-from onevision.bench.result import Measured, Result
+from onevision.bench.result import Measured, Result, samples, typical
 from onevision.bench.scenarios import LONG_SUFFIX
-from onevision.bench.statistics import samples, typical
 from onevision.errors import UsageError
 from onevision.files import readable, whole_file
 from onevision.html import render

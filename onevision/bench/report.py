@@ -10,10 +10,20 @@ from typing import Any, cast
 
 from onevision.bench.compare import PEAK, BenchComparison, StageRatio, not_compared, ratios
 from onevision.bench.peers import LLAMA
-from onevision.bench.result import Measured, Result, Work
-from onevision.bench.statistics import Summary, details, drifted, median, samples, typical, unaccounted
+from onevision.bench.result import (
+    Measured,
+    Result,
+    Summary,
+    Work,
+    details,
+    drifted,
+    median,
+    samples,
+    typical,
+    unaccounted,
+)
+from onevision.bench.roofline import utilization
 from onevision.bench.target import OURS
-from onevision.bench.work import utilization
 from onevision.runtime.clock import STAGES
 
 #: llama-bench's names of statistics.

@@ -93,8 +93,8 @@ def choose(names: Sequence[str], files: Sequence[Path], *, quick: bool) -> tuple
 
 def _of_file(path: Path) -> Scenario:
     """A scenario of the user's image or video."""
+    from onevision.runtime.container import probe_video
     from onevision.runtime.images import read_image
-    from onevision.runtime.video import probe_video
 
     try:
         read_image(path)

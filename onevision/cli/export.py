@@ -27,6 +27,7 @@ from onevision.errors import UsageError
 from onevision.extras import require
 from onevision.models.shapes import Naming, PublishedSize, SynthDtype, SynthSize, Variant
 from onevision.precisions import Exporter, PrefillPrecision
+from onevision.runtime.options import TemplateChoice
 
 if TYPE_CHECKING:
     from onevision.export.synth import SynthSpec
@@ -88,6 +89,15 @@ def export(
             metavar="FOLDER", help="LoRA adapter (PEFT) to merge into the weights.", rich_help_panel=INPUT
         ),
     ] = None,
+    template: Annotated[
+        TemplateChoice,
+        typer.Option(
+            metavar=choices(TemplateChoice),
+            help="Prompt format: auto is that of the checkpoint's own chat template, training that of "
+            "LLaVA-OneVision's training, hf the Hub's.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -140,6 +150,7 @@ def export(
         variant=variant,
         revision=revision,
         adapter=adapter,
+        template=template,
         vision=vision,
         backbone=backbone,
         exporter=exporter,

@@ -220,7 +220,7 @@ def answer_options(
         if not item.metadata or item.name in without or (names and item.name not in names):
             continue
         kind, default = hints[item.name], defaults.get(item.name, item.default)
-        if item.name == "ttft_target":
+        if item.name in ("ttft_target", "from_time", "to_time"):
             kind = str | None
         elif item.name == "stop":
             kind, default = list[str] | None, None
@@ -245,5 +245,8 @@ def _options(values: dict[str, Any]) -> AnswerOptions:
 
 def _in_flags(text: str) -> str:
     """A text that names fields of :class:`AnswerOptions`, with their flags instead."""
-    names = "|".join(item.name for item in fields(AnswerOptions))
-    return re.sub(rf"\b({names})\b", lambda match: f"--{match[1].replace('_', '-')}", text)
+    flags = {
+        item.name: (f"--{item.name.replace('_', '-')}", *item.metadata.get("flags", ()))[-1]
+        for item in fields(AnswerOptions)
+    }
+    return re.sub(rf"\b({'|'.join(flags)})\b", lambda match: flags[match[1]], text)

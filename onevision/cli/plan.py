@@ -36,7 +36,18 @@ def register(app: typer.Typer) -> None:
     add_command(app, plan, *EXAMPLES)
 
 
-@answer_options("frames", "max_tiles", "detail", "dedup", "ttft_target", "exif")
+@answer_options(
+    "frames",
+    "fps",
+    "from_time",
+    "to_time",
+    "frames_by",
+    "max_tiles",
+    "detail",
+    "dedup",
+    "ttft_target",
+    "exif",
+)
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Images and videos.")] = None,
     image_size: Annotated[

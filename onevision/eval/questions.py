@@ -35,6 +35,9 @@ SAMPLES_EACH = 100
 #: Family of a question that names none.
 DEFAULT_FAMILY = "all"
 
+#: What LLaVA's data sets put before a question; images and videos come first here, too.
+_PLACEHOLDERS = re.compile(r"\A(?:\s*(<image>|<video>)\s*)+")
+
 _KEYS = ("prompt", "image", "images", "video", "answer", "answers", "form", "family", "id")
 
 
@@ -176,12 +179,17 @@ def _sample(data: dict[str, Any], number: int, folder: Path) -> Sample:
     video = _file(_text(given["video"], "video"), folder, VideoError) if "video" in given else None
     if images and video:
         raise InputError("a question has images or a video, not both")
+    prompt = _text(given["prompt"], "prompt")
+    if place := _PLACEHOLDERS.match(prompt):
+        if not images and not video:
+            raise InputError(f"the prompt has {place[1]}, and there is no image or video")
+        prompt = _text(prompt[place.end() :], "prompt")
     return Sample(
         id=_text(given.get("id", number), "id"),
         family=_text(given.get("family", DEFAULT_FAMILY), "family"),
         kind="video" if video else ("text", "image", "images")[min(len(images), 2)],
         form=form,
-        prompt=_text(given["prompt"], "prompt"),
+        prompt=prompt,
         images=images,
         video=video,
         answers=_answers(given, form),

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.section import Section, read_json
 from onevision.export.tensors import canonical_name
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

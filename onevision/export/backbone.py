@@ -7,37 +7,35 @@ time, twice while its type changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import ExportError
+from onevision.export.checkpoint import Checkpoint
 from onevision.export.tokenizer import CHAT_TEMPLATE, Tokenizer, read_tokenizer
 from onevision.files import disk_space, scratch_folder, whole_file
+from onevision.models.shapes import ModelConfig, TextConfig
 from onevision.native.gguf import TensorInfo
 from onevision.native.quantize import (
     FILE_TYPES,
     FLOAT_BYTES,
     QUANTIZED_BYTES,
     RECIPES,
+    BackboneReport,
     quantize_gguf,
     report_of,
 )
+from onevision.precisions import BackbonePrecision
+from onevision.progress import Advance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import gguf
-    import numpy.typing as npt
-
-    from onevision.export.checkpoint import Checkpoint
-    from onevision.models.shapes import ModelConfig, TextConfig
-    from onevision.native.quantize import BackboneReport
-    from onevision.precisions import BackbonePrecision
-    from onevision.progress import Advance
 
 FloatType = Literal["f32", "f16", "bf16"]
 #: Types that are written without llama.cpp.

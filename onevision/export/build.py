@@ -38,6 +38,7 @@ from onevision.export.backbone import export_backbone
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.seal import seal, tool_versions, writer_versions
+from onevision.export.template import choose_template
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.tokenizer import read_tokenizer
 from onevision.export.vision import export_vision
@@ -45,6 +46,7 @@ from onevision.extras import missing
 from onevision.graphs.qwen2 import write_prefill
 from onevision.models.shapes import backbone_info, video_info, vision_info
 from onevision.proof.verify import Report
+from onevision.runtime.options import TemplateChoice
 from onevision.runtime.prompt import DEFAULT_SYSTEM
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class ExportOptions:
     prefill: PrefillPrecision | None = None  # None: no prefill graph
     size: str | None = None  # for the manifest
     variant: str | None = None  # for the manifest
+    template: TemplateChoice = "auto"  # prompt format
     name: str | None = None  # None: the repository's or folder's
     threads: int | None = None
     force: bool = False  # replace an existing bundle
@@ -103,7 +106,16 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         Checkpoint.open(source.folder, adapter=source.adapter) as checkpoint,
         write_bundle(target, force=options.force) as folder,
     ):
-        read_tokenizer(checkpoint.folder, checkpoint.config)  # before minutes of work
+        # Both before minutes of work.
+        tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
+        template, chat_template = choose_template(
+            checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
+        )
+        if options.template == "auto" and template != "training":
+            progress.note(
+                f"prompt format {template}, as the checkpoint's own chat template has it; "
+                "--template training is that of LLaVA-OneVision's training"
+            )
         name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
         backbone = _write_models(checkpoint, folder, options, name, progress)
         versions = writer_versions() | _write_golden(checkpoint, folder / GOLDEN, options, progress)
@@ -125,7 +137,9 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
             created_by=versions,
             vision=vision_info(checkpoint.config),
             backbone=backbone_info(checkpoint.config, backbone.bits_per_weight),
-            prompt=PromptInfo("training", DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN),
+            prompt=PromptInfo(
+                template, DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN, chat_template, tokenizer.added
+            ),
             video=video_info(checkpoint.config),
             files=files_of(folder.iterdir(), _precisions(options)),
         )

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onevision.bundle import CARD, GOLDEN, MANIFEST, Bundle, files_of, write_bundle
+from onevision.bundle import CARD, GOLDEN, MANIFEST, Bundle, Manifest, files_of, write_bundle
 from onevision.errors import CheckpointError
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.seal import seal, tool_versions
 from onevision.export.tokenizer import read_tokenizer
 from onevision.extras import require
-from onevision.proof.golden import save_golden
+from onevision.models.shapes import ModelConfig
+from onevision.progress import Progress
+from onevision.proof.golden import ReferenceCase, save_golden
 from onevision.proof.reference import Reference, fits_in_memory, golden_cases
+from onevision.proof.verify import Report
 from onevision.runtime.images import read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.bundle import Manifest
-    from onevision.models.shapes import ModelConfig
-    from onevision.progress import Progress
-    from onevision.proof.golden import ReferenceCase
-    from onevision.proof.verify import Report
     from onevision.runtime.images import ImageSource
 
 #: Question of ``verify --reference --image``.

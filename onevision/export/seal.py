@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from onevision._version import __version__
-from onevision.bundle import CARD, MANIFEST, Bundle, files_of
+from onevision.bundle import CARD, MANIFEST, Bundle, Manifest, files_of
 from onevision.export.card import model_card
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from onevision.bundle import Manifest
-    from onevision.proof.verify import Report
+from onevision.proof.verify import Report
 
 
 def seal(folder: Path, manifest: Manifest, report: Report, **measured: Mapping[str, Any]) -> Bundle:

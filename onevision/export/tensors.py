@@ -7,10 +7,7 @@ transformers 5, files of lmms-lab, and the names in memory of transformers 4.52 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from onevision.models.shapes import ModelConfig, Naming, TextConfig, VisionConfig
+from onevision.models.shapes import ModelConfig, Naming, TextConfig, VisionConfig
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"

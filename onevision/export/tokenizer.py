@@ -11,6 +11,7 @@ the library alone. No merge of Qwen2's vocabulary spans such a place, so the ids
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
+
+#: Tokens that no user may type and no answer shows, beside those that end an answer.
+RESERVED = (
+    END_OF_TEXT, IM_START, IM_END, IMAGE_TOKEN, VIDEO_TOKEN,
+    "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
 
 #: Qwen2's pre-tokenizer (transformers, ``tokenization_qwen2.PRETOKENIZE_REGEX``).
 PRE_TOKENIZER = (
@@ -50,8 +57,8 @@ class TokenType(IntEnum):
     """GGUF's token types (``tokenizer.ggml.token_type``)."""
 
     NORMAL = 1
-    CONTROL = 3  # never matched in a user's text
-    USER_DEFINED = 4  # matched before the text is split
+    CONTROL = 3  # never matched in a user's text, and not shown
+    USER_DEFINED = 4  # matched before the text is split, and shown
     UNUSED = 5  # a row of the embedding without a token
 
 
@@ -79,6 +86,12 @@ class Tokenizer:
         unused = [index for index, kind in enumerate(self.types) if kind is TokenType.UNUSED]
         return tuple(index for index in (self.image_id, self.video_id, *unused) if index is not None)
 
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Tokens of a fine-tune, which may be typed and are shown."""
+        pairs = zip(self.tokens, self.types, strict=True)
+        return tuple(text for text, kind in pairs if kind is TokenType.USER_DEFINED)
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -86,7 +99,7 @@ class _Source:
 
     vocabulary: dict[str, int]
     merges: tuple[str, ...]
-    added: dict[int, tuple[str, bool]]  # text, special
+    added: dict[int, str]
     file: Path
 
 
@@ -112,9 +125,10 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     """
     source = _read_source(folder)
     rows = config.text.vocab_size
-    tokens, types = _lay_out(source, rows)
+    ends = {index for index in (config.text.bos_id, *config.text.eos_ids) if index is not None}
+    tokens, types = _lay_out(source, rows, ends)
     _check_merges(source)
-    added = {text: index for index, (text, _) in source.added.items()}
+    added = {text: index for index, text in source.added.items()}
     missing = [text for text in (END_OF_TEXT, IM_START, IM_END) if text not in added]
     if missing:
         raise UnsupportedCheckpointError(f"{source.file} has no token {' and no '.join(missing)}")
@@ -159,7 +173,7 @@ def _read_source(folder: Path) -> _Source:
     )
 
 
-def _from_tokenizer_json(path: Path, extra: dict[int, tuple[str, bool]]) -> _Source:
+def _from_tokenizer_json(path: Path, extra: dict[int, str]) -> _Source:
     root = Section(read_json(path), f"{path.name}: ")
     model = root.section("model")
     _check_kind(root, model)
@@ -167,7 +181,7 @@ def _from_tokenizer_json(path: Path, extra: dict[int, tuple[str, bool]]) -> _Sou
     entries: Any = root.get("added_tokens", [])
     try:
         pairs = tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
-        added = {int(entry["id"]): (str(entry["content"]), bool(entry["special"])) for entry in entries}
+        added = {int(entry["id"]): str(entry["content"]) for entry in entries}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has bad merges or added_tokens", hint=DAMAGED_HINT) from error
     if len(added) != len(entries):
@@ -204,43 +218,44 @@ def _check_kind(root: Section, model: Section) -> None:
     to_bytes.expect("add_prefix_space", False, absent=True)
 
 
-def _added_beside(folder: Path, settings: Section) -> dict[int, tuple[str, bool]]:
-    """Added tokens by id, of ``added_tokens.json`` and of ``tokenizer_config.json``, which knows the kind."""
+def _added_beside(folder: Path, settings: Section) -> dict[int, str]:
+    """Added tokens by id, of ``added_tokens.json`` and of ``tokenizer_config.json``."""
     path = folder / "added_tokens.json"
     plain = _ids(read_json(path), path) if path.is_file() else {}
-    added = {index: (text, True) for text, index in plain.items()}
+    added = {index: text for text, index in plain.items()}
     decoder: Any = settings.get("added_tokens_decoder", {})
     try:
-        known = {
-            int(index): (str(entry["content"]), bool(entry.get("special", False)))
-            for index, entry in decoder.items()
-        }
+        known = {int(index): str(entry["content"]) for index, entry in decoder.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"{settings.where}added_tokens_decoder is damaged"
         raise CheckpointError(message, hint=DAMAGED_HINT) from error
     return _joined(added, known, folder / "tokenizer_config.json")
 
 
-def _joined(
-    first: dict[int, tuple[str, bool]], second: dict[int, tuple[str, bool]], path: Path
-) -> dict[int, tuple[str, bool]]:
-    """Added tokens of two files; ``second``, read from ``path``, has the better word on their kind."""
+def _joined(first: dict[int, str], second: dict[int, str], path: Path) -> dict[int, str]:
+    """Added tokens of two files; ``second`` is read from ``path``."""
     for index in first.keys() & second.keys():
-        if first[index][0] != second[index][0]:
+        if first[index] != second[index]:
             raise CheckpointError(
-                f"{path} calls token {index} {second[index][0]!r}, a file beside it {first[index][0]!r}",
+                f"{path} calls token {index} {second[index]!r}, a file beside it {first[index]!r}",
                 hint=DAMAGED_HINT,
             )
     return first | second
 
 
-def _lay_out(source: _Source, rows: int) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
-    """Tokens and types by row; rows without a token are marked unused, so that they are never sampled."""
+def _lay_out(
+    source: _Source, rows: int, ends: Collection[int]
+) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
+    """Tokens and types by row; rows without a token are marked unused, so that they are never sampled.
+
+    Added tokens may be typed, special ones too (a fine-tune's ``<bbox>``), but for those that are reserved.
+    """
     placed: dict[int, tuple[str, TokenType]] = {}
-    for index, (text, special) in source.added.items():
-        placed[index] = (text, TokenType.CONTROL if special else TokenType.USER_DEFINED)
+    for index, text in source.added.items():
+        is_control = text in RESERVED or index in ends
+        placed[index] = (text, TokenType.CONTROL if is_control else TokenType.USER_DEFINED)
     for text, index in source.vocabulary.items():
-        if index in source.added and source.added[index][0] == text:
+        if source.added.get(index) == text:
             continue
         if index in placed:
             raise CheckpointError(

@@ -5,18 +5,14 @@ In: an open checkpoint. Out: ``vision.onnx`` and ``vision.onnx.data``, see :mod:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision.errors import UsageError
+from onevision.export.checkpoint import Checkpoint
 from onevision.extras import require
 from onevision.graphs.siglip import Siglip, write_siglip
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from onevision.export.checkpoint import Checkpoint
-    from onevision.precisions import Exporter, VisionPrecision
-    from onevision.progress import Advance
+from onevision.precisions import Exporter, VisionPrecision
+from onevision.progress import Advance
 
 
 def export_vision(

@@ -16,8 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from onevision.graphs.kernels import Kernels, Linear, MatmulPrecision
-from onevision.graphs.names import EMBEDDINGS, PAST, PRESENT, SEQUENCE_LENGTHS, TOTAL_LENGTH
-from onevision.graphs.nodes import CONTRIB, float_value, write_graph
+from onevision.graphs.nodes import (
+    CONTRIB,
+    EMBEDDINGS,
+    PAST,
+    PRESENT,
+    SEQUENCE_LENGTHS,
+    TOTAL_LENGTH,
+    float_value,
+    write_graph,
+)
 from onevision.models.shapes import TextConfig
 from onevision.precisions import PrefillPrecision
 from onevision.progress import Advance

@@ -28,8 +28,7 @@ import numpy.typing as npt
 
 from onevision.errors import ExportError
 from onevision.graphs.kernels import Attention, Kernels, Linear, MatmulPrecision
-from onevision.graphs.names import FEATURES, PIXELS, PRECISION
-from onevision.graphs.nodes import float_value, write_graph
+from onevision.graphs.nodes import FEATURES, PIXELS, PRECISION, float_value, write_graph
 from onevision.models.shapes import VisionConfig
 from onevision.precisions import VisionPrecision
 from onevision.progress import Advance

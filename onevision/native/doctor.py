@@ -8,13 +8,12 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
 from onevision._version import __version__
-from onevision.extras import EXTRAS, missing
+from onevision.extras import EXTRAS, installed_version, missing
 from onevision.native.device import (
     affinity,
     cpu_flags,
@@ -82,7 +81,7 @@ def examine() -> Health:
         "memory_bytes": {"total": memory.total, "available": memory.available},
         "onnxruntime": _onnxruntime(),
         "llama_cpp": _llama_cpp(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: installed_version(name) for name in _PACKAGES},
     }
     return Health(facts, tuple(_advice(facts)))
 
@@ -139,7 +138,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             advice.append(
                 f"{package} cannot be loaded ({library['error']}): pip install --force-reinstall {package}"
             )
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+    if installed_version("onnxruntime") and installed_version("onnxruntime-gpu"):
         advice.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall both, "
             "then install one"
@@ -166,10 +165,3 @@ def _advice(facts: dict[str, Any]) -> list[str]:
         has, lacks = ("ONNX Runtime", "llama.cpp") if gpu else ("llama.cpp", "ONNX Runtime")
         advice.append(f"{has} can use a GPU and {lacks} cannot: half of the work stays on the CPU")
     return advice
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import GenerationError
 from onevision.native.llama import silence_llama
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy.typing as npt
 
 #: Version of llama-cpp-python whose memory layouts were checked.
 CHECKED = "0.3.36"

@@ -7,19 +7,15 @@ asked for are read.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import BundleError
 from onevision.native.ggml import GgufInitParams, dequantizer, library
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
 
 _HINT = "copy or export the bundle again"
 _UINT32, _FLOAT32 = 4, 6  # gguf_type

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from onevision.errors import BundleError, DeviceError
-from onevision.native.device import has_nvidia_gpu
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from onevision.native.device import Device
+from onevision.native.device import Device, has_nvidia_gpu
 
 EXPORT_HINT = "copy or export the bundle again"
 CUDA_HINT = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"

@@ -10,25 +10,21 @@ import ctypes
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import ExportError
 from onevision.files import whole_file
-from onevision.native.gguf import GgufFile
+from onevision.native.gguf import GgufFile, TensorInfo
 from onevision.native.llama import call_apart, last_llama_error, llama_log
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from onevision.native.gguf import TensorInfo
-    from onevision.precisions import BackbonePrecision
-    from onevision.progress import Advance
+from onevision.precisions import BackbonePrecision
+from onevision.progress import Advance
 
 #: llama.cpp's mixes of types: their ``llama_ftype``, which is also written to a file's metadata.
 FILE_TYPES: dict[str, int] = {

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import UsageError
-from onevision.planning.cost import Media, PromptCost, Shape, prompt_cost
+from onevision.planning.cost import Media, PromptCost, Shape, frames_taken, prompt_cost
 from onevision.planning.speed import needed_profile
 from onevision.runtime import generate
 from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.clock import StageClock
+from onevision.runtime.container import probe_video
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import AnswerOptions
-from onevision.runtime.video import probe_video
+from onevision.runtime.video import Video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -93,8 +94,9 @@ class Forecaster:
         )
         if not profile or not seconds:
             return Forecast(options, cost, None)
-        reading = profile.image * sum(item.megapixels for item in self._images)
-        reading += (profile.video or 0.0) * sum(item.megapixels for item in self._videos)
+        reading = profile.image * sum(item.megapixels() for item in self._images)
+        for item in self._videos:
+            reading += (profile.video or 0.0) * item.megapixels(frames_taken(self._shape, item, options))
         ttft = profile.fixed + reading + sum(seconds.values())
         return Forecast(options, replace(cost, seconds=seconds), ttft)
 
@@ -121,12 +123,13 @@ class Forecaster:
         """None for the budget itself, then smaller numbers of frames."""
         if not self._videos:
             return [None]
-        longest = max(item.frames or 1 for item in self._videos)
-        return [None, *range(min(options.frames or self._shape.video.frames, longest) - 1, 0, -1)]
+        most = max(len(frames_taken(self._shape, item, options)) for item in self._videos)
+        return [None, *range(most - 1, 0, -1)]
 
     def table(self, options: AnswerOptions) -> tuple[Forecast, ...]:
         """Budgets worth knowing for a single image or video, the largest first; ``frames`` is the most."""
-        usual = AnswerOptions(frames=options.frames)
+        chosen = ("frames", "fps", "from_time", "to_time", "frames_by")
+        usual = AnswerOptions(**{name: getattr(options, name) for name in chosen})
         if len(self._images) == 1 and not self._videos:
             rows, high = self.levels(usual), self.forecast(replace(usual, detail="high"))
             return rows if high.cost == rows[0].cost else (high, *rows)
@@ -219,8 +222,10 @@ def video_size(source: VideoSource) -> Media:
     Raises:
         VideoError: It cannot be used.
     """
+    if isinstance(source, Video):
+        source = source.tiles
     if isinstance(source, np.ndarray):
         frames, height, width = source.shape[:3]
         return Media("", "video", width, height, frames)
     probe = probe_video(source)
-    return Media(str(source), "video", probe.width, probe.height, probe.frames, probe.fps)
+    return Media(str(source), "video", probe.width, probe.height, probe.frames, probe)

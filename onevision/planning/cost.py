@@ -18,12 +18,13 @@ from onevision.models.shapes import ModelConfig, backbone_info, video_info, visi
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prompt import time_instruction
-from onevision.runtime.video import sample_positions
+from onevision.runtime.video import FrameChoice, choose_frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onevision.bundle import Manifest
+    from onevision.runtime.container import VideoProbe
 
 #: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
 KV_BYTES = 2
@@ -103,19 +104,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Media:
-    """An image or video of known size, in pixels. ``frames`` are those in the file; None for an image."""
+    """An image or video of known size, in pixels. ``frames`` are those in the file; None for an image.
+
+    ``probe`` is that of a video file.
+    """
 
     path: str
     kind: Literal["image", "video"]
     width: int
     height: int
     frames: int | None = None
-    fps: float | None = None  # of a video file
+    probe: VideoProbe | None = None
 
-    @property
-    def megapixels(self) -> float:
-        """Millions of pixels, of all frames."""
-        return self.width * self.height * (self.frames or 1) / 1e6
+    def megapixels(self, taken: Sequence[int] = ()) -> float:
+        """Millions of pixels, of all frames that are decoded for those that are taken."""
+        decoded = self.probe.work(taken) if self.probe else self.frames or 1
+        return self.width * self.height * decoded / 1e6
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ def prompt_cost(
 def _media_cost(shape: Shape, item: Media, several: bool, options: AnswerOptions) -> MediaCost:
     grid, frames = None, item.frames
     if item.kind == "video":
-        tiles = frames = min(options.frames or shape.video.frames, item.frames or 1)
+        tiles = frames = len(frames_taken(shape, item, options))
         tokens = shape.video.tokens(tiles)
     else:
         tiling = choose_tiling(shape.anyres, (item.height, item.width), options, several=several)
@@ -230,12 +234,23 @@ def _media_cost(shape: Shape, item: Media, several: bool, options: AnswerOptions
     return MediaCost(item.path, item.kind, item.width, item.height, frames, grid, tiles, tokens)
 
 
+def frames_taken(shape: Shape, item: Media, options: AnswerOptions) -> tuple[int, ...]:
+    """Numbers of the frames that are taken from a video.
+
+    Raises:
+        VideoError: Options name times that the video does not have.
+    """
+    times = item.probe.times if item.probe else None
+    choice = FrameChoice.of(options, shape.video.frames)
+    return choose_frames(item.frames or 1, times, choice, item.path or "the video")[0]
+
+
 def _times_tokens(shape: Shape, item: Media, options: AnswerOptions) -> int:
     """Tokens of the text about a video's frames, as Qwen2 splits it: words, digits, signs."""
-    if not shape.video.time_instruction or not item.frames or not item.fps:
+    if not shape.video.time_instruction or not item.probe or not item.probe.fps:
         return 0
-    positions = sample_positions(item.frames, options.frames or shape.video.frames)
-    text = f"\n{time_instruction(positions, item.frames, item.fps)}"
+    taken = frames_taken(shape, item, options)
+    text = f"\n{time_instruction(taken, item.probe.frames, item.probe.fps)}"
     return len(re.findall(r"[ .]?[^\W\d]+|.", text, re.DOTALL))
 
 

@@ -21,7 +21,7 @@ from onevision.runtime.messages import ImagePart, Message
 from onevision.runtime.prefill.policy import PrefillBackend, choose_backend
 from onevision.runtime.prepare import Preparer
 from onevision.runtime.tokenizer import open_tokenizer
-from onevision.runtime.video import read_video, share_frames
+from onevision.runtime.video import FrameChoice, read_video, share_frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +152,7 @@ def _reused_frames(media: Sequence[Media], options: AnswerOptions, shape: Shape)
     if options.dedup is None:
         return 0
     prepare = partial(squash, tile=shape.vision.image_size)
-    frames = options.frames or shape.video.frames
+    frames = FrameChoice.of(options, shape.video.frames)
     paths = [item.path for item in media if item.kind == "video"]
     videos = (read_video(path, frames=frames, prepare=prepare) for path in paths)
     return sum(share_frames(video.tiles, options.dedup)[1] for video in videos)

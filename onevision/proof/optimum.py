@@ -17,7 +17,7 @@ import numpy as np
 
 from onevision.errors import ExportError
 from onevision.files import disk_space, scratch_folder
-from onevision.graphs.names import FEATURES, PIXELS
+from onevision.graphs.nodes import FEATURES, PIXELS
 from onevision.graphs.siglip import PROJECTOR, TOWER, Siglip
 from onevision.metrics import relative_error
 from onevision.proof.reference import siglip_config

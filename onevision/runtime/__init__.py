@@ -5,7 +5,8 @@ The stages, in the order of the data:
 * :mod:`~onevision.runtime.messages`: messages of a client, in the forms of OpenAI, Ollama and transformers
 * :mod:`~onevision.runtime.images`, :mod:`~onevision.runtime.video`: files to upright RGB images and frames
 * :mod:`~onevision.runtime.anyres`: an image to tiles uint8 [T, S, S, 3] and pixel values float32 [T, 3, S, S]
-* :mod:`~onevision.runtime.prompt`, :mod:`~onevision.runtime.tokenizer`: text to segments, to token ids
+* :mod:`~onevision.runtime.prompt`, :mod:`~onevision.runtime.template`: messages to segments
+* :mod:`~onevision.runtime.tokenizer`: segments to token ids
 * :mod:`~onevision.runtime.prepare`: these joined: a prompt of known length
 * :mod:`~onevision.runtime.vision`: pixel values to image features float32 [T, P, H], in ONNX Runtime
 * :mod:`~onevision.runtime.pack`: image features to visual tokens float32 [n, H]

@@ -14,21 +14,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from onevision.bundle import VisionInfo
 from onevision.errors import BundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from onevision.bundle import VisionInfo
-    from onevision.runtime.options import AnswerOptions
+from onevision.runtime.options import AnswerOptions
 
 RESAMPLE_ABOVE = 1.1  # a grid is shrunk to max_tiles only when its side is more than this factor too long
 BAND_PIXELS = 1 << 22  # pixels of a padded square that are in memory at once

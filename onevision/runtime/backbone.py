@@ -201,12 +201,13 @@ class Backbone:
         pointer = api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.size,)).copy()
 
-    def save(self) -> bytes:
-        """State of the sequence: its keys and values, in llama.cpp's own layout."""
+    def save(self, before: int = 0) -> memoryview:
+        """State of the sequence: its keys and values, in llama.cpp's own layout, after some free bytes."""
         size = api.llama_state_seq_get_size(self._context, 0)
-        buffer = (ctypes.c_uint8 * size)()
-        written = api.llama_state_seq_get_data(self._context, buffer, size, 0)
-        return bytes(memoryview(buffer)[:written])
+        buffer = np.empty(before + size, np.uint8)
+        start = buffer[before:].ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = api.llama_state_seq_get_data(self._context, start, size, 0)
+        return buffer[: before + written].data
 
     def restore(self, state: npt.NDArray[np.uint8], positions: int) -> None:
         """Replace the sequence by a saved state. There are no logits yet.

@@ -1,7 +1,8 @@
-"""Cache of image features by tile, and of the keys and values of prompts up to their last image.
+"""Cache of image features by tile, frames of videos, and keys and values of prompts up to their last image.
 
 In: a key that names all that an entry depends on, and bytes. Out: the same bytes, or None. Entries are kept
-in memory and, with a folder, on disk; of too many, the least recently used are removed.
+in memory and, with a folder, on disk; of too many, the least recently used are removed. Files are written in
+the background, from :meth:`Cache.write` on: no first token waits for a disk.
 
 A file is a header (magic, sha256 of the rest) and the bytes. It is written under another name and renamed, so
 that another process sees all of it or nothing; a damaged file is removed. A failing disk is no error: the
@@ -15,13 +16,17 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onevision._version import __version__
 from onevision.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    Buffer = bytes | memoryview
 
 MEMORY_BYTES = 256 << 20
 DISK_BYTES = 4 << 30
@@ -29,7 +34,21 @@ DISK_BYTES = 4 << 30
 _MAGIC = b"ovcache1"
 _HEADER = len(_MAGIC) + 32
 _SUFFIX, _PART = ".ovc", ".part"
+_UNWRITTEN = 256 << 20  # bytes that may wait to be written; more are written at once
 _RECOUNT = 64  # writes after which the folder is counted again: other processes write there too
+
+
+#: What entries are, by the beginning of their keys.
+KINDS = {
+    "features": "image features",
+    "frames": "video frames",
+    "prefix": "keys and values of prompts",
+}
+
+
+def entry_key(kind: str, *facts: object) -> str:
+    """Key of an entry of one of :data:`KINDS`. Entries of another version of onevision are not read."""
+    return f"{kind}-{key_of(__version__, *facts)}"
 
 
 def key_of(*facts: object) -> str:
@@ -54,6 +73,9 @@ class Cache:
         memory_bytes: Maximum bytes in memory. A larger entry is not kept there.
         disk_bytes: Maximum bytes in the folder.
 
+    Attributes:
+        problem: Why the last write to the disk failed.
+
     Raises:
         UsageError: The folder cannot be made.
     """
@@ -66,11 +88,14 @@ class Cache:
         disk_bytes: int = DISK_BYTES,
     ) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._memory: OrderedDict[str, bytes] = OrderedDict()
+        self._memory: OrderedDict[str, Buffer] = OrderedDict()
         self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
         self._held = 0
+        self._unwritten: dict[str, Buffer] = {}
+        self._writer = ThreadPoolExecutor(1, "onevision-cache")  # the interpreter's end waits for it
+        self._writing: Future[None] | None = None
         self._writes, self._on_disk = 0, 0  # bytes in the folder; other processes' as last counted
-        self.problem: str | None = None  # why the last write to the disk failed
+        self.problem: str | None = None
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -80,38 +105,66 @@ class Cache:
                     hint="name a writable folder",
                 ) from error
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> Buffer | None:
         """The bytes of a key, or None."""
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
+        if key in self._unwritten:
+            return self._unwritten[key]
         if self._folder is None or (data := _read(self._folder / f"{key}{_SUFFIX}")) is None:
             return None
         self._keep(key, data)
         return data
 
-    def put(self, key: str, data: bytes) -> None:
-        """Keep bytes under a key. A failure to write them is noted in ``problem`` and nowhere else."""
+    def put(self, key: str, data: Buffer) -> None:
+        """Keep bytes under a key; nothing may change them any more. :meth:`write` writes them."""
         self._keep(key, data)
         if self._folder is None or len(data) + _HEADER > self._disk_bytes:
             return
-        try:
-            _write(self._folder / f"{key}{_SUFFIX}", data)
-            self._on_disk += len(data) + _HEADER
-            if self._writes % _RECOUNT == 0 or self._on_disk > self._disk_bytes:
-                self._evict(self._folder)
-            self._writes += 1
-        except OSError as error:
-            self.problem = f"the cache {self._folder} was not written: {error.strerror or error}"
+        self._unwritten[key] = data
+        if sum(map(len, self._unwritten.values())) > _UNWRITTEN:
+            self.flush()
+
+    def write(self) -> None:
+        """Begin to write what was put, in the background, unless an earlier write is still at it."""
+        if self._folder is not None and self._unwritten and (self._writing is None or self._writing.done()):
+            entries, self._unwritten = self._unwritten, {}
+            self._writing = self._writer.submit(self._write, self._folder, entries)
+
+    def flush(self, seconds: float | None = None) -> None:
+        """Write what was put. A failure is noted in ``problem`` and nowhere else.
+
+        Args:
+            seconds: Longest time to wait for a write; it goes on in the background.
+        """
+        with contextlib.suppress(TimeoutError):
+            while self._writing or self._unwritten:
+                if self._writing:
+                    self._writing.result(seconds)
+                    self._writing = None
+                self.write()
 
     def remove(self, key: str) -> None:
         """Remove an entry that is of no use."""
         self._held -= len(self._memory.pop(key, b""))
+        self._unwritten.pop(key, None)
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 (self._folder / f"{key}{_SUFFIX}").unlink()
 
-    def _keep(self, key: str, data: bytes) -> None:
+    def _write(self, folder: Path, entries: dict[str, Buffer]) -> None:
+        try:
+            for key, data in entries.items():
+                _write(folder / f"{key}{_SUFFIX}", data)
+                self._on_disk += len(data) + _HEADER
+                if self._writes % _RECOUNT == 0 or self._on_disk > self._disk_bytes:
+                    self._evict(folder)
+                self._writes += 1
+        except OSError as error:
+            self.problem = f"the cache {folder} was not written: {error.strerror or error}"
+
+    def _keep(self, key: str, data: Buffer) -> None:
         if len(data) > self._memory_bytes:
             return
         self._held += len(data) - len(self._memory.pop(key, b""))
@@ -132,13 +185,13 @@ class Cache:
         self._on_disk = total
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path) -> Buffer | None:
     """Contents of an entry; a damaged one is removed."""
     try:
         whole = path.read_bytes()
     except OSError:
         return None
-    data = whole[_HEADER:]
+    data = memoryview(whole)[_HEADER:]
     if whole[:_HEADER] != _MAGIC + hashlib.sha256(data).digest():
         with contextlib.suppress(OSError):
             path.unlink()
@@ -148,7 +201,7 @@ def _read(path: Path) -> bytes | None:
     return data
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: Buffer) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=_PART, dir=path.parent)
     part = Path(name)
     try:

@@ -21,7 +21,6 @@ from onevision.runtime.generate import complete
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart, parse_messages
 from onevision.runtime.options import make_options
-from onevision.runtime.video import read_video
 from onevision.typed import read_json
 
 if TYPE_CHECKING:
@@ -103,10 +102,8 @@ class Chat:
         Raises:
             VideoError: It cannot be used.
         """
-        frames = self._options.frames or self._pipeline.bundle.manifest.video.frames
-        video = read_video(source, frames=frames, prepare=self._pipeline.preparer.frame)
-        part = VideoPart(video.tiles, self._pipeline.preparer.times(video))
-        self._next.append(Given(part, _saved("video", source)))
+        video = self._pipeline.preparer.read_video(source, self._options)
+        self._next.append(Given(VideoPart(video), _saved("video", source)))
         return video.warnings
 
     def ask(self, prompt: str, on_progress: OnProgress | None = None) -> Answer:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from onevision.runtime.pipeline import Pipeline
     from onevision.runtime.prepare import PreparedPrompt
 
+#: Seconds that the end of an answer waits for its cache to be written, so that its warnings can say if not.
+_PATIENCE = 1.0
+
 
 def answer(
     pipeline: Pipeline,
@@ -93,6 +96,8 @@ def complete(
                 piece = text.add(backbone.tokenizer.piece(token))
             if piece:
                 yield piece
+            if len(tokens) == 1:
+                pipeline.keep(prepared, known)
             if text.stopped:
                 finish = "stop"
                 break
@@ -105,8 +110,7 @@ def complete(
     if end := text.finish():
         yield end
     timings = Timings(load=pipeline.load_ms, ttft=ttft, total=clock.elapsed(), **clock.stages)
-    if not known:
-        reuse.save(prepared)  # after the answer: a slow disk delays no token
+    pipeline.flush(_PATIENCE)
     return Answer(
         text.text,
         tuple(tokens),

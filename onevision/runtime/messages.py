@@ -37,13 +37,9 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video: a path, or frames as an array (N, H, W, 3) uint8.
-
-    ``times`` is the text about its frames where they were read before, see :func:`prompt.time_instruction`.
-    """
+    """A video: a path, frames as an array (N, H, W, 3) uint8, or a video that was read already."""
 
     source: VideoSource
-    times: str = ""
 
 
 Part = str | ImagePart | VideoPart
@@ -70,6 +66,10 @@ _REQUEST_OPTIONS = {
     "seed": "seed",
     "stop": "stop",
     "frames": "frames",
+    "fps": "fps",
+    "from_time": "from_time",
+    "to_time": "to_time",
+    "frames_by": "frames_by",
     "max_tiles": "max_tiles",
     "detail": "detail",
 }

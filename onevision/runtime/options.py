@@ -7,6 +7,7 @@ A field's metadata hold its valid values and what the command line shows: a new 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
 #: small image first, to the pixels of the most tiles whose tokens the model takes.
 Detail = Literal["low", "auto", "high"]
 
-#: Prompt formats, see :func:`onevision.runtime.prompt.render`.
-Template = Literal["training", "hf"]
+#: How frames of a video are spread: evenly by their number, as the reference does, or by time.
+FramesBy = Literal["number", "time"]
+
+#: Prompt formats, see :func:`onevision.runtime.prompt.render`; ``own`` is the checkpoint's own chat template.
+Template = Literal["training", "hf", "own"]
 TEMPLATES: tuple[Template, ...] = get_args(Template)
+#: Prompt format of an export; ``auto`` is that of the checkpoint's chat template.
+TemplateChoice = Literal["auto", "training", "hf"]
 
 #: Prefill backends. ``auto`` takes the bundle's graph for a long prompt, where the backbone runs on the CPU.
 Prefill = Literal["auto", "onnx", "llama"]
@@ -142,6 +148,39 @@ class AnswerOptions:
         "1 or more",
         panel="Budget",
     )
+    fps: float | None = _option(
+        None,
+        "Frames taken from each second of a video, at most --frames of them.",
+        _number(0, 1000, above=True),
+        "more than 0 and at most 1000",
+        metavar="X",
+        panel="Budget",
+    )
+    from_time: float | None = _option(
+        None,
+        "Take frames of a video from TIME on: seconds, mm:ss or hh:mm:ss.",
+        _number(0, 1e6),
+        "a time of 0 s or more",
+        metavar="TIME",
+        flags=("--from",),
+        panel="Budget",
+    )
+    to_time: float | None = _option(
+        None,
+        "Take frames of a video up to TIME.",
+        _number(0, 1e6),
+        "a time of 0 s or more",
+        metavar="TIME",
+        flags=("--to",),
+        panel="Budget",
+    )
+    frames_by: FramesBy = _option(
+        "number",
+        "Spread frames evenly by number, as in training, or by time, which differs where the rate is uneven.",
+        metavar=None,
+        flags=("--by",),
+        panel="Budget",
+    )
     max_tiles: int | None = _option(
         None,
         "Cut a single image into at most N tiles, base view included: fewer are faster and show less. "
@@ -178,7 +217,10 @@ class AnswerOptions:
     )
     exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None, panel="Input")
     template: Template | None = _option(
-        None, "Prompt format; hf is the Hub's.  [default: the bundle's]", metavar=None, panel="Input"
+        None,
+        "Prompt format: that of training, the Hub's (hf), or the checkpoint's own.  [default: the bundle's]",
+        metavar=None,
+        panel="Input",
     )
     system: str | None = _option(
         None, "System prompt.  [default: the bundle's]", metavar="TEXT", panel="Input"
@@ -191,6 +233,7 @@ class AnswerOptions:
             raise UsageError(f"{name} is {value!r}, it must be {wanted}")
         for name, value, known in (
             ("detail", self.detail, get_args(Detail)),
+            ("frames_by", self.frames_by, get_args(FramesBy)),
             ("template", self.template, (None, *TEMPLATES)),
         ):
             if value not in known:
@@ -201,6 +244,8 @@ class AnswerOptions:
                 f"detail {self.detail} and max_tiles {self.max_tiles} exclude each other",
                 hint="low is the same as max_tiles 1; leave one of them out",
             )
+        if self.from_time is not None and self.to_time is not None and self.from_time > self.to_time:
+            raise UsageError(f"from_time is {self.from_time:g} s, after to_time, {self.to_time:g} s")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError("a stop string is empty, or not a string")
 
@@ -228,7 +273,7 @@ class AnswerOptions:
 
 
 def make_options(options: Mapping[str, Any]) -> AnswerOptions:
-    """Options from keyword arguments. ``stop`` may be one string.
+    """Options from keyword arguments. ``stop`` may be one string; times of a video may be ``mm:ss``.
 
     Raises:
         UsageError: An unknown name, or a value that is not valid.
@@ -240,5 +285,24 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
             f"unknown option {name!r}", hint=suggest(name, ("images", "video", "messages", *known))
         )
     stop = options.get("stop")
-    stop = () if stop is None else stop if isinstance(stop, (list, tuple)) else (stop,)
-    return AnswerOptions(**{**options, "stop": tuple(stop)})
+    times = {
+        name: _seconds(name, options[name])
+        for name in ("from_time", "to_time")
+        if isinstance(options.get(name), str)
+    }
+    stops = () if stop is None else stop if isinstance(stop, (list, tuple)) else (stop,)
+    return AnswerOptions(**{**options, **times, "stop": tuple(stops)})
+
+
+def _seconds(name: str, text: str) -> float:
+    """Seconds of ``ss``, ``mm:ss`` or ``hh:mm:ss``.
+
+    Raises:
+        UsageError: Another form.
+    """
+    if not re.fullmatch(r"((\d+:)?[0-5]?\d:[0-5]?\d|\d+)(\.\d*)?", text.strip(), re.ASCII):
+        raise UsageError(f"{name} is {text!r}, it must be a time: 90, 1:30 or 0:01:30")
+    total = 0.0
+    for part in text.split(":"):
+        total = total * 60 + float(part)
+    return total

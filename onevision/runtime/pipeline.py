@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA
+from onevision.extras import installed_version
 from onevision.native.device import check_device
 from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
@@ -96,10 +97,10 @@ class Pipeline:
                 cache_type="f32" if precision == "f32" else "f16",
                 flash_attention=precision not in _FLOATS,
             )
-            self.preparer = Preparer(bundle.manifest, self.backbone.tokenizer, newline)
+            self.preparer = Preparer(bundle.manifest, self.backbone.tokenizer, newline, self._cache)
             self.prefill_runner = PrefillRunner(bundle, self.backbone, prefill, threads=threads)
         files = {name: info.sha256 for name, info in sorted(bundle.manifest.files.items())}
-        facts = (files, precision, prefill, bundle.manifest.vision)
+        facts = (files, precision, prefill, bundle.manifest.vision, *_ort_versions())
         self.reuse = PrefixReuse(self.backbone, self._cache, facts)
         self.banned_tokens = self._never_sampled()
 
@@ -176,7 +177,7 @@ class Pipeline:
                 return encoder.encode(pixels, on_batch)
 
         files = tuple(manifest.files[name].sha256 for name in (VISION, VISION_DATA))
-        facts = files, vision, self.vision_device
+        facts = files, vision, self.vision_device, *_ort_versions()
         shape = (self.preparer.anyres.side**2, manifest.backbone.hidden)
         return encode_once(tiles, encode, self._features, facts, shape, on_tile)
 
@@ -239,6 +240,23 @@ class Pipeline:
                 self.prefill_runner.run(parts, room, on_tokens, choice)
         self.reuse.hold(prepared)
 
+    def keep(self, prepared: PreparedPrompt, known: int) -> None:
+        """Put the keys and values of a prompt in the cache, and begin to write what is new there.
+
+        Args:
+            prepared: The prompt, which the backbone's sequence begins with.
+            known: Tokens of it that were known before; what is known is kept already.
+        """
+        if not known:
+            self.reuse.save(prepared)
+        if self._cache:
+            self._cache.write()
+
+    def flush(self, seconds: float | None = None) -> None:
+        """Wait for the cache to be written, at most so many seconds."""
+        if self._cache:
+            self._cache.flush(seconds)
+
     def sampler(self, options: AnswerOptions) -> Sampler:
         """A sampler that never chooses an unused row or a placeholder token."""
         return Sampler(options, self.backbone.tokenizer.size, self.banned_tokens)
@@ -251,8 +269,14 @@ class Pipeline:
 
     def close(self) -> None:
         """Free all native memory; calling it again does nothing."""
+        self.flush()
         self.prefill_runner.close()
         self.backbone.close()
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
+
+
+def _ort_versions() -> tuple[str | None, ...]:
+    """Versions of ONNX Runtime's distributions: another one may compute other last bits."""
+    return installed_version("onnxruntime"), installed_version("onnxruntime-gpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,21 +18,23 @@ from onevision.runtime.cache import key_of
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
 from onevision.runtime.options import TEMPLATES
-from onevision.runtime.prompt import Control, render, time_instruction
-from onevision.runtime.video import read_video, share_frames
+from onevision.runtime.prompt import Control, time_instruction
+from onevision.runtime.template import lay_out
+from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
     from onevision.bundle import Manifest
+    from onevision.runtime.cache import Cache
     from onevision.runtime.clock import StageTimer
     from onevision.runtime.messages import Message, VideoPart
-    from onevision.runtime.options import AnswerOptions, Template
+    from onevision.runtime.options import AnswerOptions
     from onevision.runtime.prompt import Segment
     from onevision.runtime.tokenizer import GgufTokenizer
-    from onevision.runtime.video import Video
+    from onevision.runtime.video import VideoSource
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class PreparedPrompt:
     """A prompt of known length: token ids, and visual inputs in their places."""
 
     parts: tuple[tuple[int, ...] | VisualInput, ...]
+    notes: tuple[str, ...] = ()  # warnings about its text
 
     @property
     def visuals(self) -> tuple[VisualInput, ...]:
@@ -102,8 +105,8 @@ class PreparedPrompt:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Damage of the files of images and videos."""
-        return tuple(warning for visual in self.visuals for warning in visual.warnings)
+        """About its text, and damage of the files of images and videos."""
+        return (*self.notes, *(warning for visual in self.visuals for warning in visual.warnings))
 
     def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
         """Counts of an answer to it."""
@@ -157,13 +160,18 @@ class Preparer:
         manifest: Of the bundle.
         tokenizer: Of the backbone.
         newline: float32 [H], see :mod:`onevision.runtime.pack`.
+        cache: Keeps the frames of video files.
 
     Raises:
         BundleError: An unknown aspect ratio, grid or prompt format.
     """
 
     def __init__(
-        self, manifest: Manifest, tokenizer: GgufTokenizer, newline: npt.NDArray[np.float32]
+        self,
+        manifest: Manifest,
+        tokenizer: GgufTokenizer,
+        newline: npt.NDArray[np.float32],
+        cache: Cache | None = None,
     ) -> None:
         self.anyres = AnyRes.of(manifest.vision)
         if manifest.prompt.template not in TEMPLATES:
@@ -174,6 +182,7 @@ class Preparer:
         self._manifest = manifest
         self._tokenizer = tokenizer
         self._newline = newline
+        self._cache = cache
 
     def prepare(
         self,
@@ -196,6 +205,8 @@ class Preparer:
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         parts: list[tuple[int, ...] | VisualInput] = []
+        with timer("tokenize"):
+            left = self._manifest.backbone.context_length - self._text_tokens(segments)
         times = ""
         for segment in segments:
             if isinstance(segment, (str, Control)):
@@ -204,18 +215,56 @@ class Preparer:
                         parts.append(self._tokens(times))
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
-            elif isinstance(segment.part, ImagePart):
-                parts.append(self._image(segment.part, images > 1, options, timer))
+                continue
+            if isinstance(segment.part, ImagePart):
+                visual = self._image(segment.part, images > 1, options, timer)
             else:
-                video = self._video(segment.part, options, timer)
-                parts.append(video)
-                times = f"\n{video.times}" if video.times else ""
-        return PreparedPrompt(tuple(parts))
+                visual = self._video(segment.part, options, left - 1, timer)  # a token for the answer
+                times = f"\n{visual.times}" if visual.times else ""
+            left -= visual.tokens
+            parts.append(visual)
+        return PreparedPrompt(tuple(parts), tuple(self._typed_placeholders(messages)))
+
+    def _typed_placeholders(self, messages: Sequence[Message]) -> Iterator[str]:
+        """A warning for each placeholder that the last message holds as text."""
+        texts = [part for part in messages[-1].content if isinstance(part, str)]
+        for token in (self._manifest.prompt.image_token, self._manifest.prompt.video_token):
+            if any(token in text for text in texts):
+                kind = token.strip("<>")
+                yield f"{token} in the question is read as text: {kind}s are given beside it, and come first"
 
     def text_tokens(self, messages: Sequence[Message], options: AnswerOptions) -> int:
         """Length of the prompt without its images and videos."""
-        segments = self._segments(messages, options)
+        return self._text_tokens(self._segments(messages, options))
+
+    def _text_tokens(self, segments: Sequence[Segment]) -> int:
         return sum(len(self._tokens(each)) for each in segments if isinstance(each, (str, Control)))
+
+    def read_video(self, source: VideoSource, options: AnswerOptions, most: int | None = None) -> Video:
+        """The frames of a video that options choose, from the cache where they are known.
+
+        Args:
+            source: See :func:`onevision.runtime.video.read_video`.
+            options: Number, rate and times of the frames.
+            most: Number of frames that there is room for; None: as many as the context holds.
+
+        Raises:
+            InputError: See :func:`onevision.runtime.video.read_video`.
+        """
+        video = self._manifest.video
+        if most is None:
+            most = video.frames_within(self._manifest.backbone.context_length)
+        choice = FrameChoice.of(options, video.frames, most)
+        if self._cache is None or isinstance(source, (np.ndarray, Video)):
+            return read_video(source, frames=choice, prepare=self.frame)
+        key = video_key(source, choice, self.anyres.tile)
+        if data := self._cache.get(key):
+            known = Video.from_bytes(data, str(source))
+            choice.check(len(known.tiles), source)
+            return known
+        read = read_video(source, frames=choice, prepare=self.frame)
+        self._cache.put(key, read.to_bytes(str(source)))
+        return read
 
     def frame(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """A video frame as one tile, uint8 [S, S, 3]."""
@@ -228,9 +277,7 @@ class Preparer:
         return time_instruction(video.positions, video.total, video.fps)
 
     def _segments(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Segment]:
-        prompt = self._manifest.prompt
-        template = options.template or cast("Template", prompt.template)
-        return render(messages, template, prompt.system if options.system is None else options.system)
+        return lay_out(messages, self._manifest.prompt, options.template, options.system)
 
     def _tokens(self, segment: str | Control) -> tuple[int, ...]:
         if isinstance(segment, str):
@@ -270,11 +317,11 @@ class Preparer:
             f"image {tiles.size} {spec}",
         )
 
-    def _video(self, part: VideoPart, options: AnswerOptions, timer: StageTimer) -> VisualInput:
+    def _video(self, part: VideoPart, options: AnswerOptions, left: int, timer: StageTimer) -> VisualInput:
         newline, spec, defaults = self._newline, self.anyres, self._manifest.video
         # Frames are cut as they are decoded, so that only tiles are kept: both count as reading.
         with timer("read"):
-            video = read_video(part.source, frames=options.frames or defaults.frames, prepare=self.frame)
+            video = self.read_video(part.source, options, defaults.frames_within(left))
         tiles, reused = video.tiles, 0
         if options.dedup is not None:
             with timer("preprocess"):
@@ -286,7 +333,7 @@ class Preparer:
                 features, spec.side, newline, defaults.newline, defaults.pooling
             ),
             f"video {defaults.newline} {defaults.pooling}",
-            part.times or self.times(video),
+            self.times(video),
             reused,
             video.warnings,
         )

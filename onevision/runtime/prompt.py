@@ -67,11 +67,11 @@ def render(
     for message in messages:
         segments.append(Control(IM_START))
         if template == "training":
-            segments += [f"{message.role}\n", *_in_order(message.content), Control(IM_END), "\n"]
+            segments += [f"{message.role}\n", *in_order(message.content), Control(IM_END), "\n"]
         else:
             segments += [f"{message.role} ", *_visuals_first(message.content), Control(IM_END)]
     segments += [Control(IM_START), "assistant\n"]
-    return _merge(segments)
+    return merge(segments)
 
 
 def time_instruction(positions: Sequence[int], total: int, fps: float) -> str:
@@ -90,7 +90,7 @@ def time_instruction(positions: Sequence[int], total: int, fps: float) -> str:
     )
 
 
-def _in_order(content: Sequence[Part]) -> list[Segment]:
+def in_order(content: Sequence[Part]) -> list[Segment]:
     """Parts as given. Neighboring images are joined by a space (lmms-eval), all else by a newline."""
     segments: list[Segment] = []
     for index, part in enumerate(content):
@@ -108,7 +108,7 @@ def _visuals_first(content: Sequence[Part]) -> list[Segment]:
     return images + videos + ["\n" + part for part in content if isinstance(part, str)]
 
 
-def _merge(segments: Sequence[Segment]) -> list[Segment]:
+def merge(segments: Sequence[Segment]) -> list[Segment]:
     """Join neighboring texts, drop empty ones, and apply NFC as Qwen2's tokenizer does."""
     merged: list[Segment] = []
     for segment in segments:

@@ -1,63 +1,83 @@
 """A video to the frames that the model looks at.
 
 In: a file, or an array of frames uint8 [N, H, W, 3]. Out: T prepared frames uint8 [T, S, S, 3], evenly spread
-from the first to the last. All frames are decoded once, in the order in which they are shown, and only the
-chosen ones are kept.
+over the video by number, as in the reference, or by time. The same frames are chosen however they are
+decoded, see :mod:`onevision.runtime.container`.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from bisect import bisect_right
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from onevision.errors import UsageError, VideoError
-from onevision.runtime.images import MAX_PIXELS, existing_file, identify, read_image
+from onevision.errors import PromptError, UsageError, VideoError
+from onevision.extras import installed_version
+from onevision.runtime.cache import entry_key
+from onevision.runtime.container import decode_all, decode_near, frame_times, nothing_decodes, probe_video
+from onevision.runtime.images import existing_file, read_image
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-    from types import ModuleType
-    from typing import Any, TypeAlias
+    from collections.abc import Sequence
 
-    from av import Packet, VideoFrame
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
-    Prepare: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
-    VideoSource: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8]
+    from onevision.runtime.container import Prepare, Source
+    from onevision.runtime.options import AnswerOptions, FramesBy
 
-# Containers that may be opened, and where they may read from: playlists could name files and hosts of their
-# own, and FFmpeg draws any text file as a film of its letters. The last four are sound files, to be named so.
-_DEMUXERS = (
-    "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,gif,apng,h264,hevc,m4v,ivf,obu,mxf,nut,dv,rm,"
-    "yuv4mpegpipe,mp3,wav,flac,aac"
-)
-_OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
-_ANIMATIONS = ("a GIF image", "a PNG image")  # the two that FFmpeg reads as animations
+    VideoSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Video"
 
-_TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
-}
+_UNEVEN = 0.05  # of the video: how far a frame may lie from where its number says, at a steady rate
+_EXACT = 1e-6  # seconds: less than any container's unit
 
 
 @dataclass(frozen=True)
-class VideoProbe:
-    """A video's size, frames and damage, from its packets and its first frame."""
+class FrameChoice:
+    """Which frames to take.
 
-    width: int  # as shown, after rotation, in pixels
-    height: int
-    frames: int  # packets in the file, not what its header claims
-    fps: float | None  # on average
-    duration: float | None  # seconds, as the container says
-    warnings: tuple[str, ...]
+    Attributes:
+        frames: T, how many; at most so many with ``fps``. A shorter video gives all it has.
+        fps: Frames per second of video instead.
+        start: Seconds from the first frame on.
+        end: Seconds; the frame that is shown then is the last.
+        by: How they are spread.
+        most: Number that the model's context holds; more are refused before they are decoded.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+    by: FramesBy = "number"
+    most: int | None = None
+
+    @classmethod
+    def of(cls, options: AnswerOptions, usual: int, most: int | None = None) -> FrameChoice:
+        """The choice that options make; ``usual`` frames where they name neither a number nor a rate."""
+        frames = options.frames if options.frames or options.fps else usual
+        return cls(frames, options.fps, options.from_time, options.to_time, options.frames_by, most)
+
+    def check(self, frames: int, name: object) -> None:
+        """Check that the context holds so many frames.
+
+        Raises:
+            PromptError: It does not.
+        """
+        if self.most is not None and frames > self.most:
+            raise PromptError(
+                f"{frames:,} frames of {name} are too many: the model's context holds {self.most:,}",
+                hint=f"--frames {self.most}" if self.most else "use fewer images, or a shorter text",
+            )
+
+    @property
+    def timed(self) -> bool:
+        """Whether it needs to be known when frames are shown."""
+        return self.by == "time" or (self.fps, self.start, self.end) != (None, None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +86,28 @@ class Video:
 
     tiles: NDArray[np.uint8]  # [T, S, S, 3], as ``prepare`` returns them
     positions: tuple[int, ...]  # their places among all frames, from 0
+    times: tuple[float, ...] | None  # when they are shown, in seconds after the first frame
     total: int  # N, frames that can be decoded
     fps: float | None
     duration: float | None  # seconds
     warnings: tuple[str, ...]
+
+    def to_bytes(self, name: str) -> bytes:
+        """Entry of a cache: length of the facts, the facts as JSON without the file's name, pixels."""
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        warnings = [warning.replace(name, "\0") for warning in self.warnings]
+        head = json.dumps({**facts, "tiles": self.tiles.shape, "warnings": warnings}).encode()
+        return b"".join((len(head).to_bytes(4, "little"), head, np.ascontiguousarray(self.tiles).data))
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, name: str) -> Video:
+        """The video of :meth:`to_bytes`, of a file of this name."""
+        start = 4 + int.from_bytes(data[:4], "little")
+        facts = json.loads(bytes(data[4:start]))
+        warnings = [warning.replace("\0", name) for warning in facts["warnings"]]
+        tiles = np.frombuffer(data, np.uint8, offset=start).reshape(facts["tiles"])
+        lists = {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
+        return cls(**{**facts, **lists, "tiles": tiles, "warnings": tuple(warnings)})
 
 
 def sample_positions(total: int, frames: int) -> tuple[int, ...]:
@@ -81,180 +119,147 @@ def sample_positions(total: int, frames: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.linspace(0, total - 1, min(frames, total), dtype=int))
 
 
-def read_video(source: VideoSource, *, frames: int, prepare: Prepare) -> Video:
+def choose_frames(
+    total: int, times: Sequence[float] | None, choice: FrameChoice, name: object
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Numbers of the frames to take, each once and in order, and warnings.
+
+    Args:
+        total: N, frames of the video.
+        times: When each is shown, in seconds after the first; None: unknown.
+        choice: Which to take.
+        name: Of the video, for messages.
+
+    Raises:
+        VideoError: Times are needed and unknown, or the video ends before ``start``.
+        PromptError: More than ``choice.most``.
+    """
+    warnings: tuple[str, ...] = ()
+    if choice.timed:
+        if times is None:
+            raise VideoError(
+                f"it is not known when the frames of {name} are shown",
+                hint="leave --fps, --from, --to and --by out",
+            )
+        numbers = _between(times, choice, name)
+        if choice.fps is not None and len(times) - 1 < 0.999 * times[-1] * choice.fps:
+            warnings += (f"{name} has fewer than {choice.fps:g} frames a second: none is taken twice",)
+    else:
+        numbers = sample_positions(total, choice.frames or total)
+    steady = choice.by == "number" and choice.fps is None
+    if steady and times and numbers and _uneven(times[numbers[0] : numbers[-1] + 1]):
+        warnings += (
+            f"the frame rate of {name} is uneven, so that frames spread by number are not spread in time: "
+            "--by time does that",
+        )
+    choice.check(len(numbers), name)
+    return numbers, warnings
+
+
+def _between(times: Sequence[float], choice: FrameChoice, name: object) -> tuple[int, ...]:
+    """Numbers of the frames from ``start`` to ``end``, by number or by time."""
+    start, latest = choice.start or 0.0, times[-1]
+    if start > latest + _EXACT:
+        raise VideoError(
+            f"frames of {name} are wanted from {start:g} s on, and the last one is at {latest:.2f} s",
+            hint="begin earlier: --from",
+        )
+    end = max(start, latest if choice.end is None else min(latest, choice.end))
+    first, last = (bisect_right(times, moment + _EXACT) - 1 for moment in (start, end))
+    within = last - first + 1
+    if choice.by == "number" and choice.fps is None:
+        return tuple(first + number for number in sample_positions(within, choice.frames or within))
+    if choice.fps is None:
+        moments = np.linspace(start, end, choice.frames or within)
+    else:
+        if choice.end is None and len(times) > 1:  # the last frame is shown about as long as the one before
+            end += 0.99 * (latest - times[-2])
+        moments = start + np.arange(int((end - start) * choice.fps + 1 + _EXACT)) / choice.fps
+    shown = np.unique(np.searchsorted(times, moments + _EXACT, "right") - 1)
+    return tuple(int(shown[at]) for at in sample_positions(len(shown), choice.frames or len(shown)))
+
+
+def _uneven(times: Sequence[float]) -> bool:
+    """Whether frames lie far from where their numbers say, at a steady rate."""
+    span = times[-1] - times[0]
+    if span <= 0:
+        return False
+    off = (np.array(times) - times[0]) / span - np.linspace(0, 1, len(times))
+    return float(np.abs(off).max()) > _UNEVEN
+
+
+def read_video(source: VideoSource, *, frames: int | FrameChoice, prepare: Prepare) -> Video:
     """Choose frames of a video and prepare each, in the order in which they are shown.
 
     Args:
-        source: A file that FFmpeg can read, or an array uint8 [N, H, W, 3].
-        frames: T, how many to choose; a shorter video gives all it has.
+        source: A file that FFmpeg can read, an array uint8 [N, H, W, 3], or a video that was read already,
+            which is returned.
+        frames: Which, or how many: T, evenly spread by number.
         prepare: Makes uint8 [S, S, 3] of an upright RGB image.
 
     Returns:
         The frames. ``warnings`` says if the file is damaged; what can be decoded of it is used.
 
     Raises:
-        VideoError: Not a video, no frame that decodes, or PyAV is not installed.
-        UsageError: ``frames`` is less than 1.
+        VideoError: Not a video, no frame that decodes, PyAV is not installed, or see :func:`choose_frames`.
+        UsageError: The number of frames is less than 1.
+        PromptError: More frames than the context holds.
     """
-    if frames < 1:
-        raise UsageError(f"the number of frames must be at least 1, not {frames}")
+    choice = frames if isinstance(frames, FrameChoice) else FrameChoice(frames)
+    if choice.frames is not None and choice.frames < 1:
+        raise UsageError(f"the number of frames must be at least 1, not {choice.frames}")
+    if isinstance(source, Video):
+        return source
     if isinstance(source, np.ndarray):
-        return _from_array(source, frames, prepare)
+        return _from_array(source, choice, prepare)
     info = probe_video(source)
-    warnings = info.warnings
-    total = info.frames
-    # A second and a third pass are for damaged files alone. They go without frame threads, which drop the
-    # frames in flight at an error.
-    for threads in ("AUTO", "SLICE", "SLICE"):
-        tiles, decoded = _decode(source, sample_positions(total, frames), prepare, threads)
-        if decoded == total:
-            break
-        total = decoded
+    warnings, times, total = info.warnings, info.times, info.frames
+    numbers, notes = choose_frames(total, times, choice, source)
+    tiles = decode_near(info, source, numbers, prepare)
+    if tiles is None:
+        # A second and a third pass are for damaged files alone. They go without frame threads, which drop the
+        # frames in flight at an error.
+        for threads in ("AUTO", "SLICE", "SLICE"):
+            tiles, stamps = decode_all(source, numbers, prepare, threads)
+            if len(stamps) == total:
+                break
+            total, times = len(stamps), frame_times(stamps, info.unit, info.fps)
+            numbers, notes = choose_frames(total, times, choice, source) if total else ((), ())
     if not tiles:
-        raise _nothing_decodes(source)
+        raise nothing_decodes(source)
     if total < info.frames:
         warnings += (f"{source}: {info.frames - total} of {info.frames} frames cannot be decoded",)
-    return Video(np.stack(list(tiles.values())), tuple(tiles), total, info.fps, info.duration, warnings)
+    shown = None if times is None else tuple(times[number] for number in tiles)
+    pixels = np.stack(list(tiles.values()))
+    if not info.warnings:  # what is missing makes the rate of a damaged file uneven
+        warnings += notes
+    return Video(pixels, tuple(tiles), shown, total, info.fps, info.duration, warnings)
 
 
-def probe_video(source: str | os.PathLike[str]) -> VideoProbe:
-    """Read through the packets of a video and decode its first frame.
-
-    Raises:
-        VideoError: Not a video, no frame that decodes, or PyAV is not installed.
-    """
-    first: VideoFrame | None = None
-    frames, end, cut = 0, 0.0, False
-    with _open(source) as (av, container, stream):
-        try:
-            for packet in container.demux():
-                time = packet.dts if packet.pts is None else packet.pts
-                if time is not None:
-                    end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
-                if packet.stream is not stream:
-                    continue
-                if packet.size:
-                    frames += not packet.is_discard
-                    cut = packet.is_corrupt
-                if first is None:
-                    first = next(iter(_decode_packet(av, stream, packet)), None)
-        except av.error.FFmpegError:
-            cut = True
-        if first is None:
-            raise _nothing_decodes(source)
-        image = _to_image(first)
-        fps = float(stream.average_rate) if stream.average_rate else None
-        duration = container.duration / av.time_base if container.duration else None
-    warnings: tuple[str, ...] = ()
-    # The count of frames in a header is no proof: it includes those that an edit list hides.
-    if cut or (duration and end < 0.99 * duration - 0.25):
-        warnings = (f"{source} is cut off: it has {frames} frames and ends after {end:.1f} s",)
-    return VideoProbe(image.width, image.height, frames, fps, duration, warnings)
-
-
-@contextmanager
-def _open(source: str | os.PathLike[str]) -> Iterator[tuple[ModuleType, InputContainer, VideoStream]]:
-    """PyAV, the container and its first video stream that is not a cover image."""
-    try:
-        import av
-        import av.error
-        import av.stream
-    except ImportError as error:
-        raise VideoError("reading videos needs PyAV", hint="pip install 'onevision[video]'") from error
-    path = existing_file(source, VideoError)
-    try:
-        with path.open("rb") as file:
-            kind = identify(file.read(512))
-    except OSError as error:
-        raise VideoError(f"{path} cannot be opened: {error.strerror}") from error
-    if kind is not None and kind.endswith("image") and kind not in _ANIMATIONS:
-        raise _not_a_video(path, kind)
-    try:
-        container = av.open(str(path.absolute()), options=_OPTIONS, metadata_errors="ignore")
-    except av.error.FFmpegError as error:
-        raise _not_a_video(path, kind) from error
-    with container:
-        cover = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-        if not streams:
-            what = "has sound and no video" if container.streams.audio else "has no video in it"
-            raise VideoError(f"{path} {what}", hint="give a video file")
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise VideoError(f"{path} is in an unknown codec", hint="convert it to MP4 with H.264")
-        if stream.width * stream.height > MAX_PIXELS:
-            raise VideoError(
-                f"{path} is too large: {stream.width}x{stream.height} pixels", hint="make it smaller first"
-            )
-        yield av, container, stream
-
-
-def _not_a_video(path: Path, kind: str | None) -> VideoError:
-    if kind is None:
-        return VideoError(
-            f"{path} is not a video that can be read", hint="MP4, MOV, MKV, WebM, AVI, MPEG and GIF are read"
-        )
-    if kind.endswith("image"):
-        return VideoError(f"{path} is {kind}, not a video", hint="pass it with --image")
-    if kind.endswith("video"):
-        return VideoError(f"{path} starts as {kind} and is damaged", hint="record or download it again")
-    return VideoError(f"{path} is {kind}, not a video", hint="give a video file")
-
-
-def _nothing_decodes(source: str | os.PathLike[str]) -> VideoError:
-    return VideoError(f"no frame of {source} can be decoded", hint="convert it to MP4 with H.264")
-
-
-def _decode(
-    source: str | os.PathLike[str], positions: tuple[int, ...], prepare: Prepare, threads: str
-) -> tuple[dict[int, NDArray[np.uint8]], int]:
-    """The prepared frames at ``positions``, as far as they are there, and the count of all."""
-    tiles = {}
-    chosen = set(positions)
-    count = 0
-    with _open(source) as (av, container, stream):
-        stream.thread_type = threads
-        for position, frame in enumerate(_frames(av, container, stream)):
-            count = position + 1
-            if position in chosen:
-                tiles[position] = prepare(_to_image(frame))
-    return tiles, count
-
-
-def _frames(av: ModuleType, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """All frames that decode, in the order in which they are shown."""
-    try:
-        for packet in container.demux(stream):
-            yield from _decode_packet(av, stream, packet)
-    except av.error.FFmpegError:  # the container is damaged here; the decoder may still hold frames
-        yield from _decode_packet(av, stream, None)
-
-
-def _decode_packet(av: ModuleType, stream: VideoStream, packet: Packet[Any] | None) -> list[VideoFrame]:
-    try:
-        return stream.decode(packet)
-    except av.error.FFmpegError:
-        return []
-
-
-def _to_image(frame: VideoFrame) -> Image.Image:
-    """An upright RGB image. The frame's rotation is counter-clockwise, as Pillow's turns are."""
-    alpha = any(component.is_alpha for component in frame.format.components)
-    image = Image.fromarray(frame.to_ndarray(format="rgba" if alpha else "rgb24"))
-    image = read_image(image) if alpha else image
-    turn = _TURNS.get(round(frame.rotation / 90) * 90 % 360)
-    return image if turn is None else image.transpose(turn)
-
-
-def _from_array(array: NDArray[np.uint8], frames: int, prepare: Prepare) -> Video:
+def _from_array(array: NDArray[np.uint8], choice: FrameChoice, prepare: Prepare) -> Video:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise VideoError(
             f"an array of shape {array.shape} and type {array.dtype} is not a video",
             hint="give uint8 of shape (frames, height, width, 3), in the order red, green, blue",
         )
-    positions = sample_positions(len(array), frames)
+    positions, warnings = choose_frames(len(array), None, choice, "the array")
     tiles = np.stack([prepare(read_image(array[position])) for position in positions])
-    return Video(tiles, positions, len(array), None, None, ())
+    return Video(tiles, positions, None, len(array), None, None, warnings)
+
+
+def video_key(source: Source, choice: FrameChoice, side: int) -> str:
+    """Key of the chosen frames of a file, by its content, for a cache.
+
+    Raises:
+        VideoError: The file cannot be read.
+    """
+    path = existing_file(source, VideoError)
+    try:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VideoError(f"{path} cannot be opened: {error.strerror}") from error
+    return entry_key("frames", content, replace(choice, most=None), side, installed_version("av"))
 
 
 def share_frames(frames: NDArray[np.uint8], threshold: float) -> tuple[NDArray[np.uint8], int]:

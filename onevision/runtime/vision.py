@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onevision.errors import BundleError, GenerationError, InputError
-from onevision.graphs.names import FEATURES, PIXELS, PRECISION
+from onevision.graphs.nodes import FEATURES, PIXELS, PRECISION
 from onevision.native.device import Device, check_device, default_threads
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
-from onevision.runtime.cache import key_of
+from onevision.runtime.cache import entry_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ class VisionEncoder:
 
     Attributes:
     from onevision.errors import BundleError, GenerationError, InputError
-    from onevision.graphs.names import FEATURES, PIXELS, PRECISION
+    from onevision.graphs.nodes import FEATURES, PIXELS, PRECISION
     from onevision.native.device import Device, check_device, default_threads
         image_size: S, pixels per side of a tile.
         patches: P, features per tile.
@@ -170,7 +170,7 @@ def encode_once(
     Returns:
         float32 [T, P, H], in the order of the tiles.
     """
-    keys = [key_of("features", facts, np.ascontiguousarray(tile).data) for tile in tiles]
+    keys = [entry_key("features", facts, np.ascontiguousarray(tile).data) for tile in tiles]
     places: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
         places.setdefault(key, []).append(place)

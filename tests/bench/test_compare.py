@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onevision.bench.compare import compare
-from onevision.bench.statistics import bootstrap_ratio
+from onevision.bench.result import bootstrap_ratio
 from onevision.errors import UsageError
 from tests.bench.made import made_measured, made_result, noisy_runs
 

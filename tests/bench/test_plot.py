@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from onevision.bench.plot import CHARTS, OTHER, STAGE_COLORS, by_engine, label_results
-from onevision.bench.result import Run, write_result
-from onevision.bench.statistics import typical
+from onevision.bench.result import Run, typical, write_result
 from onevision.cli import _run
 from onevision.errors import UsageError
 from onevision.runtime.clock import STAGES

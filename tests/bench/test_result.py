@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from onevision.bench import report
-from onevision.bench.result import read_result, write_result
-from onevision.bench.statistics import Summary
+from onevision.bench.result import Summary, read_result, write_result
 from onevision.errors import ResultError
 from tests.bench.made import made_measured, made_result, noisy_runs
 

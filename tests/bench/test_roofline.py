@@ -19,9 +19,9 @@ from onevision.bench.roofline import (
     matmul_size,
     measure,
     rates_of,
+    work,
     working_set,
 )
-from onevision.bench.work import work
 from onevision.bundle import PREFILL, PREFILL_DATA, VISION, VISION_DATA, open_bundle
 from onevision.errors import DeviceError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onevision.errors import UsageError
+from onevision.errors import InputError, UsageError
 from onevision.eval.questions import read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES, iter_samples
 
@@ -123,3 +123,33 @@ def test_some_of_them(folder: Path):
     assert [sample.id for sample in read_questions(place, ["b"], limit=2)] == ["2", "4"]
     with pytest.raises(UsageError, match="no family 'c'"):
         read_questions(place, ["c"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("<image>\nWhat is it?", "What is it?"),
+        (" <image> <image>\n\nWhat?", "What?"),
+        ("<video>What?", "What?"),
+        ("What is <image>?", "What is <image>?"),
+    ],
+)
+def test_a_leading_placeholder_is_left_out(folder: Path, prompt: str, asked: str):
+    path = write(folder, {"prompt": prompt, "image": "a.png", "answer": "x"})
+    (sample,) = list(read_questions(path))
+    assert sample.prompt == asked
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            {"prompt": "<image>\nWhat?", "answer": "x"},
+            "the prompt has <image>, and there is no image or video",
+        ),
+        ({"prompt": "<image>\n", "image": "a.png", "answer": "x"}, "prompt is empty"),
+    ],
+)
+def test_a_placeholder_without_its_image_or_question_is_refused(folder: Path, line: dict, said: str):
+    with pytest.raises(InputError, match=said):
+        list(read_questions(write(folder, line)))

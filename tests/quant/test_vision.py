@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onevision.errors import ExportError, QuantError, UsageError
+from onevision.errors import ExportError, QuantError
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.vision import export_vision, siglip_of
@@ -27,10 +27,9 @@ from onevision.graphs.stored import read_siglip
 from onevision.proof.reference import synthetic_image
 from onevision.quant import vision
 from onevision.quant.gates import Thresholds, compare_features
-from onevision.quant.sensitivity import Upgrade, fewest, upgrades
+from onevision.quant.sensitivity import Upgrade, fewest, upgrades, watch_errors, watch_ranges
 from onevision.quant.smooth import Ranges, smooth
 from onevision.quant.vision import VisionQuant, quantize_vision
-from onevision.quant.watch import watch_errors, watch_ranges
 from onevision.runtime.vision import VisionEncoder
 from tests.export.conftest import edit_tensors
 
@@ -80,6 +79,10 @@ def quantize(source: Path, target: Path, **options: Any) -> VisionQuant:
     pixels = options.pop("pixels", None)
     pixels = tiles(read_siglip(source).shape.image_size) if pixels is None else pixels
     return quantize_vision(source, target, pixels, options.pop("progress", Noted()), threads=1, **options)
+
+
+def data_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
 
 
 def plain(path: Path, target: Path) -> Path:
@@ -366,9 +369,7 @@ def test_report_says_what_the_runtime_measures(toy: Path, quantized: VisionQuant
     assert len(quantized.tiles) == 6
     errors = [relative_error(ours, theirs) for ours, theirs in zip(features, exact, strict=True)]
     assert [tile.relative_error for tile in quantized.tiles] == pytest.approx(errors, rel=1e-3)
-    assert quantized.bytes == quantized.path.stat().st_size + quantized.data_path.stat().st_size
-    assert quantized.source_bytes == sum(file.stat().st_size for file in toy.parent.iterdir())
-    assert (quantized.kept, quantized.forced) == ((), ())
+    assert quantized.kept == ()
 
 
 def test_input_and_output_are_as_before(toy: Path, quantized: VisionQuant) -> None:
@@ -403,13 +404,13 @@ def test_a_quarter_of_the_size(tmp_path: Path) -> None:
     assert report.features.cosine >= 0.999
     embeddings = 4 * 192 * (3 * 14 * 14 + 25)
     rest = (tmp_path / "vision.onnx.data").stat().st_size - embeddings
-    assert report.data_path.stat().st_size - embeddings < 0.27 * rest
+    assert data_of(report.path).stat().st_size - embeddings < 0.27 * rest
 
 
 def test_same_bytes_each_time(toy: Path, quantized: VisionQuant, tmp_path: Path) -> None:
     again = quantize(toy, tmp_path / "vision.onnx")
     assert again.path.read_bytes() == quantized.path.read_bytes()
-    assert again.data_path.read_bytes() == quantized.data_path.read_bytes()
+    assert data_of(again.path).read_bytes() == data_of(quantized.path).read_bytes()
     assert str(tmp_path).encode() not in again.path.read_bytes()
 
 
@@ -432,33 +433,6 @@ def test_progress_is_reported(toy: Path, tmp_path: Path) -> None:
     assert progress.names == ["ranges of activations", "smoothing scales", "vision encoder in int8"]
     assert progress.fractions.count(1) >= 2
     assert progress.notes == []
-
-
-def test_kept_where_the_caller_says(toy: Path, tmp_path: Path) -> None:
-    import onnx
-
-    report = quantize(toy, tmp_path / "vision.onnx", keep=["layers.1", "projector.linear_2", "layers.0.fc1"])
-    parts = ("qkv", "attention", "out_proj", "fc1", "fc2")
-    assert report.forced == ("layers.0.fc1", *(f"layers.1.{part}" for part in parts), "projector.linear_2")
-    nodes = onnx.load(report.path, load_external_data=False).graph.node
-    assert [node.op_type for node in nodes].count("MultiHeadAttention") == 1
-    weights = {name for node in nodes if node.op_type == "MatMul" for name in node.input[1:]}
-    assert weights == {
-        f"{TOWER}encoder.layers.0.mlp.fc1.weight",
-        f"{PROJECTOR}linear_2.weight",
-        *(f"{TOWER}encoder.layers.1.self_attn.{name}_proj.weight" for name in ("q", "k", "v", "out")),
-        *(f"{TOWER}encoder.layers.1.mlp.{name}.weight" for name in ("fc1", "fc2")),
-    }
-
-
-@pytest.mark.parametrize("name", ["layers.2", "layers", "fc1", "projector.linear", ""])
-def test_nothing_of_that_name_to_keep(name: str, toy: Path, tmp_path: Path) -> None:
-    if name == "layers":
-        assert len(quantize(toy, tmp_path / "vision.onnx", keep=[name]).forced) == 10
-        return
-    with pytest.raises(UsageError, match="no matmul") as caught:
-        quantize(toy, tmp_path / "vision.onnx", keep=[name])
-    assert "layers.1" in str(caught.value.hint)
 
 
 def test_neither_torch_nor_transformers_is_needed(toy: Path, tmp_path: Path) -> None:
@@ -788,6 +762,6 @@ def test_interrupted(toy: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vision, "_compare", interrupt)
+    monkeypatch.setattr(vision, "compare_features", interrupt)
     with pytest.raises(KeyboardInterrupt):
         quantize(toy, target)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,14 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from onevision import OneVision
-from onevision.errors import UsageError
+from onevision.errors import PromptError, UsageError
 from onevision.runtime import cache as caching
+from onevision.runtime import generate as generating
 from onevision.runtime import pipeline
+from onevision.runtime import prepare as preparing
 from onevision.runtime.cache import Cache, key_of
-from onevision.runtime.video import share_frames
+from onevision.runtime.options import AnswerOptions
+from onevision.runtime.video import read_video, share_frames
 from onevision.runtime.vision import encode_once
 from tests.runtime.media import photograph
 
@@ -68,26 +70,48 @@ def test_a_second_question_reads_only_itself(toy_bundle: Path, picture: Path, ex
     assert second.timings.encode == 0
 
 
-def test_a_slow_cache_delays_no_token(toy_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch):
-    """Keys and values are written after the last one; the times of an answer do not have it in them."""
-    cache, put = Cache(), Cache.put
-    written: list[int] = []
+def test_a_slow_disk_delays_no_token(
+    toy_bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Writing begins after the first piece, and goes on while the others come and after the answer."""
+    answered, write = threading.Event(), caching._write
+    begun: list[int] = []
 
-    def slow(self: Cache, key: str, data: bytes) -> None:
-        if len(data) > 100_000:  # not the features of a tile
-            written.append(pieces)
-            time.sleep(0.5)
-        put(self, key, data)
+    def slow(path: Path, data: Any) -> None:
+        begun.append(pieces)
+        assert answered.wait(60), "the answer waits for the disk"
+        write(path, data)
 
-    monkeypatch.setattr(Cache, "put", slow)
-    with OneVision.load(toy_bundle, **SETTINGS, cache=cache) as model:
-        started = time.perf_counter()
+    monkeypatch.setattr(caching, "_write", slow)
+    monkeypatch.setattr(generating, "_PATIENCE", 0.01)
+    with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
         stream, pieces = model.stream(QUESTIONS[0], images=[picture], max_tokens=4), 0
         for pieces, _ in enumerate(stream, start=1):  # noqa: B007 - for `slow`
-            assert not written
-        took = (time.perf_counter() - started) * 1e3
-    assert written == [pieces]
-    assert stream.answer.timings.ttft <= stream.answer.timings.total <= took - 500
+            pass
+        assert stream.answer.warnings == ()
+        assert not files(tmp_path)
+        again = model.generate(QUESTIONS[0], images=[picture], max_tokens=4)
+        assert again.usage.cached_tokens > 0, "from memory"
+        answered.set()
+    assert begun[0] >= 1
+    assert {path.stem.partition("-")[0] for path in files(tmp_path)} == {"features", "prefix"}
+    with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
+        assert model.generate(QUESTIONS[1], images=[picture], max_tokens=4).usage.cached_tokens > 0
+
+
+def test_what_waits_to_be_written_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(caching, "_UNWRITTEN", 250)
+    cache = Cache(tmp_path, memory_bytes=0)
+    for name in "ab":
+        cache.put(name, name.encode() * 100)
+    assert not files(tmp_path)
+    assert cache.get("a") == b"a" * 100
+    cache.put("c", b"c" * 100)
+    assert [path.stem for path in files(tmp_path)] == ["a", "b", "c"]
+    cache.put("d", b"d" * 100)
+    cache.remove("d")
+    cache.flush()
+    assert cache.get("d") is None
 
 
 def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path, expected):
@@ -99,6 +123,33 @@ def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path
                 "a known picture needs no encoder"
             )
     assert got.usage.cached_tokens > 0
+
+
+def test_a_second_question_about_a_video_neither_decodes_nor_encodes(
+    toy_bundle: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with OneVision.load(toy_bundle, **SETTINGS) as model:
+        expected = [model.generate(q, video=clip, frames=3, max_tokens=8).token_ids for q in QUESTIONS]
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clip.read_bytes())
+    decoded = []
+
+    def read(source: Any, **settings: Any) -> Any:
+        decoded.append(str(source))
+        return read_video(source, **settings)
+
+    monkeypatch.setattr(preparing, "read_video", read)
+    for path, question, answer in zip((clip, copy), QUESTIONS, expected, strict=True):
+        with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path / "cache") as model:
+            got = model.generate(question, video=path, frames=3, max_tokens=8)
+            assert got.token_ids == answer
+            assert (model.pipeline._encoder is None) == (path == copy)
+    assert decoded == [str(clip)], "known by its content"
+    with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path / "cache") as model:
+        model.generate(QUESTIONS[0], video=clip, frames=3, from_time=0.5, max_tokens=1)
+        assert decoded == [str(clip)] * 2, "another choice of frames"
+        with pytest.raises(PromptError, match="3 frames"):
+            model.pipeline.preparer.read_video(clip, AnswerOptions(frames=3), most=2)
 
 
 def test_a_changed_picture_under_the_same_name_is_another(toy_bundle: Path, tmp_path: Path):
@@ -182,10 +233,12 @@ def test_what_was_used_longest_ago_goes(tmp_path: Path):
     cache = Cache(tmp_path, memory_bytes=250, disk_bytes=450)
     for at, name in enumerate("abc"):
         cache.put(name, name.encode() * 100)
+        cache.flush()
         os.utime(tmp_path / f"{name}.ovc", (at, at))
     assert list(cache._memory) == ["b", "c"]
     assert cache.get("a") == b"a" * 100  # from the disk; now the newest
     cache.put("d", b"d" * 100)
+    cache.flush()
     assert [path.stem for path in files(tmp_path)] == ["a", "c", "d"]
     cache.put("large", b"x" * 1000)
     assert cache.get("large") is None
@@ -304,6 +357,7 @@ for turn in range(int(sys.argv[2])):
     data = cache.get(name)
     assert data is None or data == name.encode() * 500_000, name
     cache.put(name, name.encode() * 500_000)
+    cache.flush()
 assert cache.problem is None or "No such file" in cache.problem, cache.problem
 """
 
@@ -372,7 +426,9 @@ if sys.argv[3] == "-1":
     caching.Path.replace = die
 else:
     caching.os.fdopen = lambda handle, mode: io.BufferedWriter(Dying(handle, mode))
-caching.Cache(sys.argv[1]).put(sys.argv[2], b"x" * 500_000)
+cache = caching.Cache(sys.argv[1])
+cache.put(sys.argv[2], b"x" * 500_000)
+cache.flush()
 """
 _WHOLE = 500_040  # bytes of that entry's file
 
@@ -380,7 +436,9 @@ _WHOLE = 500_040  # bytes of that entry's file
 @pytest.mark.parametrize("room", [0, 10, 40, 250_000, _WHOLE, -1])
 @pytest.mark.parametrize("name", ["new", "old"])
 def test_a_writer_that_is_killed_while_it_writes(tmp_path: Path, name: str, room: int):
-    Cache(tmp_path).put("old", b"y" * 100)
+    before = Cache(tmp_path)
+    before.put("old", b"y" * 100)
+    before.flush()
     with python(KILLED, tmp_path, name, room) as process:
         _, errors = process.communicate()
         assert process.returncode == (-signal.SIGKILL if os.name == "posix" else signal.SIGTERM), errors
@@ -392,5 +450,6 @@ def test_a_writer_that_is_killed_while_it_writes(tmp_path: Path, name: str, room
     # What it left counts, and goes when it is the oldest.
     os.utime(part, (0, 0))
     cache.put("more", b"z" * 400_000)
+    cache.flush()
     assert part.exists() == (room not in {-1, _WHOLE, 250_000})
     assert [path.stem for path in files(tmp_path)] == ["more", "old"]

@@ -20,6 +20,10 @@ GOOD = {
     "seed": (None, 0, 7, 2**32 - 1),
     "max_tokens": (1, 512, 10**9),
     "frames": (None, 1, 32),
+    "fps": (None, 0.1, 1, 24),
+    "from_time": (None, 0, 1.5),
+    "to_time": (None, 0, 90),
+    "frames_by": ("number", "time"),
     "max_tiles": (None, 1, 37),
     "detail": ("low", "auto", "high"),
     "dedup": (None, 0, 1.5, 255),
@@ -39,6 +43,10 @@ BAD = {
     "seed": (-1, 2**32, 1.5, "7"),
     "max_tokens": (0, -1, 1.5, "5", None, math.inf, True),
     "frames": (0, -1, 2.5, "8"),
+    "fps": (0, -1, math.nan, math.inf, 1001, "1", True),
+    "from_time": (-1, math.nan, math.inf, "", "x", "-1", "1:2:3:4", "1:75", "1m", "1:", True),
+    "to_time": (-0.5, math.nan, "ten", "75:75", "0:90:00"),
+    "frames_by": ("index", "", None),
     "max_tiles": (0, -1, 2.5, "8", True),
     "detail": ("medium", "", None),
     "dedup": (-0.1, 255.1, math.nan, "1"),
@@ -97,3 +105,18 @@ def test_unknown_options_are_named_with_the_known_ones(name: str):
         make_options({"seed": 1, name: 1})
     assert "temperature" in str(caught.value.hint)
     assert "max_tokens" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("1:30", 90), ("01:30.25", 90.25), ("1:01:30", 3690), ("100:00:00", 360_000)],
+)
+def test_times_of_a_video(text: str, seconds: float):
+    assert make_options({"from_time": text}).from_time == seconds
+    assert make_options({"to_time": text}).to_time == seconds
+
+
+def test_a_part_of_a_video_does_not_end_before_it_starts():
+    assert make_options({"from_time": 2, "to_time": "0:02"}).to_time == 2
+    with pytest.raises(UsageError, match="from_time is 3 s, after to_time, 2 s"):
+        make_options({"from_time": 3, "to_time": 2})

@@ -241,7 +241,7 @@ def test_an_unknown_layout_falls_back_unless_the_graph_was_asked_for(
     from onevision.runtime.backbone import Backbone
 
     save = Backbone.save
-    monkeypatch.setattr(Backbone, "save", lambda self: save(self) + b"more")
+    monkeypatch.setattr(Backbone, "save", lambda self: bytes(save(self)) + b"more")
     with load(exact) as model, pytest.raises(GenerationError, match="the prefill graph cannot be used"):
         model.generate(LONG, max_tokens=8)
     with load(exact, "auto") as model:

@@ -22,8 +22,8 @@ from onevision.models.shapes import ModelConfig
 from onevision.runtime.clock import Stage, StageClock
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart
-from onevision.runtime.options import Template
-from onevision.runtime.prompt import Control, Segment, Visual, render
+from onevision.runtime.prompt import Control, Segment, Visual
+from onevision.runtime.template import lay_out
 from onevision.runtime.video import read_video
 
 _BYTES = {"bf16": 2, "fp32": 4}  # per weight
@@ -97,9 +97,7 @@ class TransformersTarget(Target):
 
         if scenario.again:
             raise UsageError("a second question contains the first answer, which differs between engines")
-        prompt = self._manifest.prompt
-        segments = render(messages, cast("Template", prompt.template), prompt.system)
-        text, clock = "".join(map(_as_text, segments)), new_clock()
+        text, clock = "".join(map(_as_text, lay_out(messages, self._manifest.prompt))), new_clock()
         if self._device == "cuda":
             clock.synchronize = torch.cuda.synchronize
         with closing(_Stages(clock)) as stages:

@@ -18,7 +18,7 @@ from onevision.bench.scenarios import Scenario, photograph
 from onevision.bench.target import NewClock, Target, TimedAnswer
 from onevision.bundle import BACKBONE, NEWLINE, VISION, Bundle
 from onevision.errors import BundleError, UsageError
-from onevision.graphs.names import PIXELS
+from onevision.graphs.nodes import PIXELS
 from onevision.runtime import anyres
 from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import ImagePart, Message

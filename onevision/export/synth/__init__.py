@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onevision.errors import UsageError
-from onevision.export.synth.files import DTYPES, config_files
-from onevision.export.synth.spec import SynthSpec
+from onevision.export.synth.files import DTYPES, SynthSpec, config_files
 from onevision.export.synth.vocabulary import write_json
 from onevision.export.tensors import expected_tensors, optional_tensors, stored_name
 from onevision.files import disk_space, is_vacant, whole_folder

@@ -179,7 +179,7 @@ class PrefillRunner:
         backbone.start(len(ids))
         backbone.prefill([ids[:-1]])
         layout = StateLayout.learn(
-            backbone.save(), layers=graph.layers, kv_heads=graph.kv_heads, head_dim=graph.head_dim
+            bytes(backbone.save()), layers=graph.layers, kv_heads=graph.kv_heads, head_dim=graph.head_dim
         )
         backbone.append(ids[-1])
         expected = backbone.logits()

@@ -11,7 +11,7 @@ import numpy as np
 
 from onevision.errors import GenerationError
 from onevision.runtime.backbone import library_version
-from onevision.runtime.cache import key_of
+from onevision.runtime.cache import entry_key
 
 if TYPE_CHECKING:
     from onevision.runtime.backbone import Backbone
@@ -80,15 +80,15 @@ class PrefixReuse:
     def save(self, prepared: PreparedPrompt) -> None:
         """Keep the state of the sequence, which begins with this prompt, in the cache.
 
-        The tokens after the last image, the answer's included, are saved with it and dropped when it is
-        restored.
+        The tokens after the last image are saved with it and dropped when it is restored.
         """
         if self._cache is not None and prepared.prefix:
-            data = self._backbone.used.to_bytes(_COUNT, "little") + self._backbone.save()
+            data = self._backbone.save(before=_COUNT)
+            data[:_COUNT] = self._backbone.used.to_bytes(_COUNT, "little")
             self._cache.put(self._key(prepared), data)
 
     def _key(self, prepared: PreparedPrompt) -> str:
-        return key_of("prefix", self._facts, prepared.prefix)
+        return entry_key("prefix", self._facts, prepared.prefix)
 
     def _common(self, prepared: PreparedPrompt) -> int:
         """Tokens that the sequence and the prompt begin with; the last one is left, for its logits."""

@@ -14,17 +14,14 @@ types, and whether the values are transposed, as they are without flash attentio
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.runtime.prefill.graph import KeysValues
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy.typing as npt
 
 _HEAD, _LAYERS = struct.Struct("<IiII"), struct.Struct("<II")
 _ROWS, _TURNED = struct.Struct("<iQ"), struct.Struct("<iII")
