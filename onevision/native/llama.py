@@ -1,7 +1,7 @@
 """llama.cpp's threads and its log.
 
-Lines that llama.cpp logs do not reach the terminal: :func:`last_llama_error` has the last error of the calling
-thread, :func:`llama_log` hands its lines to a listener. Import this module before ``llama_cpp``.
+Lines that llama.cpp logs do not reach the terminal: :func:`last_llama_error` has the last error of the
+calling thread, :func:`llama_log` hands its lines to a listener. Import this module before ``llama_cpp``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def can_offload() -> bool:
 
 
 def last_llama_error() -> str | None:
-    """The last line that llama.cpp logged as an error on this thread, or in its :func:`call_apart`, or None."""
+    """Last line that llama.cpp logged as an error in calls of this thread, or None."""
     return _thread.log.error
 
 
@@ -82,6 +82,7 @@ def llama_log(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         before.error = _thread.log.error
+        _thread.log.listener = None  # an interrupted call may still log
         _thread.log = before
 
 
