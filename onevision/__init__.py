@@ -11,9 +11,12 @@ Every function imports what it needs when it is called, and reports its progress
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
+from functools import wraps
 from importlib import import_module
+from inspect import isfunction, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +25,7 @@ from onevision._version import __version__
 from onevision.errors import OneVisionError, UsageError
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from onevision.bench.result import Result
     from onevision.eval.evaluate import evaluate
@@ -63,8 +65,26 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        found = getattr(import_module(_LAZY[name]), name)
+        return _by_name(found) if isfunction(found) else found
     raise AttributeError(f"module 'onevision' has no attribute {name!r}")
+
+
+def _by_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose first argument is a bundle, which may be named as for :func:`load`."""
+    form = signature(function)
+    first = next(iter(form.parameters))
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:  # noqa: ANN401
+        from onevision.named import named_bundle
+
+        bound = form.bind(*given, **named)
+        if isinstance(bundle := bound.arguments.get(first), str | os.PathLike):
+            bound.arguments[first] = named_bundle(bundle, named.get("progress"))
+        return function(*bound.args, **bound.kwargs)
+
+    return call
 
 
 def __dir__() -> list[str]:
@@ -80,10 +100,11 @@ def load(
     cache: Cache | PathLike | None = None,
     check: bool = False,
 ) -> OneVision:
-    """Load a bundle.
+    """Load a bundle, from its folder or by name.
 
     Args:
-        bundle: Folder of the bundle; None for the tiny model, which comes with the package.
+        bundle: Folder of the bundle, or a size (``0.5b``, ``7b-si``) or a Hub id, whose bundle is fetched or
+            made once; None for the tiny model, which comes with the package.
         device: ``cpu``, ``cuda``, or ``auto``: a GPU that both libraries can use, else the CPU.
         threads: CPU threads; None for all cores.
         prefill: Prefill backend, see :data:`onevision.runtime.options.Prefill`.
@@ -93,15 +114,16 @@ def load(
 
     Raises:
         BundleError: The bundle is missing, damaged or unreadable.
+        DownloadError, ExportError: It is not a folder, and cannot be fetched or made.
         DeviceError: The device is not available.
         UsageError: ``prefill="onnx"`` for a bundle without a prefill graph.
     """
-    from onevision.models import default_bundle
+    from onevision.named import named_bundle
     from onevision.planning.budget import answer
     from onevision.runtime.engine import OneVision
 
     return OneVision.load(
-        default_bundle() if bundle is None else bundle,
+        named_bundle(bundle),
         check=check,
         answer=answer,
         device=device,
@@ -119,11 +141,12 @@ def export(
     variant: Variant | None = None,
     revision: str | None = None,
     adapter: PathLike | None = None,
+    vision_tower: PathLike | None = None,
     template: TemplateChoice = "auto",
-    vision: EncoderChoice = "fp32",
+    vision: EncoderChoice | None = None,
     backbone: BackboneChoice = "q8_0",
     exporter: Exporter = "onevision",
-    prefill: PrefillPrecision | None = None,
+    prefill: PrefillPrecision | None = "int8",
     calibration: PathLike | None = None,
     imatrix: PathLike | bool | None = None,
     questions: PathLike | None = None,
@@ -142,8 +165,11 @@ def export(
             ``chat`` and ``video`` (LLaVA-Video).
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter that is merged into the weights.
+        vision_tower: SigLIP tower (a published name or a folder), where ``mm_vision_tower`` names none.
         template: Prompt format; ``auto`` is that of the checkpoint's chat template.
-        vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate.
+        vision: Precision of the vision encoder. ``int8`` and ``auto`` have to pass the quality gate. None:
+            the smallest whose image features pass on calibration tiles; no question is asked, unless a
+            coarser ``backbone``, ``questions`` or ``limit`` calls for it.
         backbone: Precision of the language model. ``auto``, and all coarser than ``q8_0``, likewise.
         exporter: Writer of the vision encoder's graph; ``optimum`` traces transformers, in fp32 only.
         prefill: Precision of the prefill graph; None writes none.
@@ -181,9 +207,13 @@ def export(
     )
     target = Path(output or resolved.bundle_name)
     check_target(target, force=force)
+    proven = not needs_gate("fp32", backbone)
+    quick = vision is None and proven and questions is None and limit is None and exporter == "onevision"
+    if vision is None:
+        vision = "fp32" if exporter == "optimum" else "auto" if proven else "int8"
     gated = needs_gate(vision, backbone)
     config = GateConfig(
-        _path(questions),
+        () if quick else _path(questions),
         limit,
         _path(calibration),
         imatrix=imatrix if isinstance(imatrix, bool) else _path(imatrix),
@@ -202,7 +232,12 @@ def export(
     config.check()
     shown = progress is not None and sys.stderr.isatty()
     progress = progress or LogProgress()
-    fetched = hub.fetch(resolved, progress=shown, notify=progress.note)
+    fetched = hub.fetch(
+        resolved,
+        progress=shown,
+        notify=progress.note,
+        vision_tower=None if vision_tower is None else str(vision_tower),
+    )
     if adapter is not None:
         fetched = replace(fetched, adapter=Path(adapter))
     names: dict[str, Any] = {
@@ -216,7 +251,13 @@ def export(
     names["variant"] = (variant or "ov") if size else None
     if gated:
         options = ExportOptions(**names)
-        return export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
+        done = export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
+        if quick:
+            progress.note(
+                f"fast precisions: {done.candidate.name}; int8 is taken if its image features pass on "
+                "calibration tiles and it is smaller than fp16; --vision, --backbone, --prefill choose others"
+            )
+        return done
     precisions: dict[str, Any] = {"vision": vision, "backbone": backbone}
     return build(fetched, target, ExportOptions(**precisions, **names), progress)
 
@@ -236,7 +277,7 @@ def verify(
     """Prove a bundle against the reference implementation, stage by stage.
 
     Args:
-        bundle: Folder of the bundle; None for the tiny model.
+        bundle: As for :func:`load`.
         reference: Folder of the bundle's checkpoint: run transformers now, which needs the extra ``proof``;
             None: compare with the reference vectors in the bundle.
         images: Images to compare with, for ``reference``; without images and prompt, the standard cases.
@@ -256,7 +297,7 @@ def verify(
         CheckpointError: The checkpoint is damaged, or not the source of the bundle.
     """
     from onevision.bundle import open_bundle
-    from onevision.models import default_bundle
+    from onevision.named import named_bundle
     from onevision.progress import LogProgress
     from onevision.proof.golden import golden_of
     from onevision.proof.verify import verify as compare
@@ -268,7 +309,7 @@ def verify(
         )
     if write and (images or prompt is not None):
         raise UsageError("--write stores the standard cases: leave --image and --prompt out")
-    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
+    opened = open_bundle(named_bundle(bundle, progress), check=check)
     if reference is None:
         cases: Sequence[ReferenceCase] = golden_of(opened)
     else:
@@ -300,7 +341,7 @@ def plan(
     Args:
         media: Images and videos of the prompt, or sizes (width, height) that stand for images.
         prompt: The question.
-        bundle: Folder of the bundle; None for the tiny model.
+        bundle: As for :func:`load`.
         size: Instead of a bundle: a published size; the tokens of the text are estimated.
         options: The budget; None for the reference's.
         prefill: Prefill backend.
@@ -312,9 +353,9 @@ def plan(
         ImageError, VideoError: A file cannot be read.
     """
     from onevision.bundle import open_bundle
-    from onevision.models import default_bundle
+    from onevision.named import named_bundle
     from onevision.planning.cost import Media
-    from onevision.planning.plan import media_size, plan_bundle, plan_published
+    from onevision.planning.plan import media_sizes, plan_bundle, plan_published
     from onevision.runtime.options import AnswerOptions
 
     options = options or AnswerOptions()
@@ -322,15 +363,15 @@ def plan(
         raise UsageError(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
-    items = [
-        Media(f"{item[0]}x{item[1]}", "image", *item)
-        if isinstance(item, tuple)
-        else media_size(str(item), exif=options.exif)
-        for item in media
-    ]
+    items: list[Media] = []
+    for item in [media] if isinstance(media, (str, Path)) else media:
+        if isinstance(item, tuple):
+            items.append(Media(f"{item[0]}x{item[1]}", "image", *item))
+        else:
+            items += media_sizes(str(item), options)
     if size is not None and size != "tiny":
         return plan_published(size, items, prompt, options)
-    opened = open_bundle(default_bundle() if bundle is None or size else bundle)
+    opened = open_bundle(named_bundle(None if size else bundle))
     return plan_bundle(opened, items, prompt, options, prefill=prefill, device=device, threads=threads)
 
 
@@ -353,7 +394,7 @@ def benchmark(
     """Measure where the time goes, and the speed profile that ``ttft_target`` needs.
 
     Args:
-        bundle: Folder of the bundle; None for the tiny model.
+        bundle: As for :func:`load`.
         scenarios: Names from :data:`onevision.bench.scenarios.SCENARIOS`; without files either, all of them.
         files: Images and videos of the user.
         quick: Only text and two common image sizes.
@@ -378,7 +419,7 @@ def benchmark(
     from onevision.bench.peers import choose_peers
     from onevision.bench.scenarios import choose
     from onevision.bundle import open_bundle
-    from onevision.models import default_bundle
+    from onevision.named import named_bundle
     from onevision.native.llama import can_offload
     from onevision.native.ort import has_cuda
     from onevision.progress import LogProgress
@@ -397,7 +438,7 @@ def benchmark(
         against=choose_peers(against),
         checkpoint=_path(checkpoint),
     )
-    opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
+    opened = open_bundle(named_bundle(bundle, progress), check=check)
     return measure(opened, settings, progress or LogProgress())
 
 

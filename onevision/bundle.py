@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -37,6 +36,8 @@ GOLDEN = "golden.npz"
 CARD = "README.md"
 _MAX_MANIFEST = 1 << 20  # bytes that are read of one; the rest is damage
 REQUIRED = (VISION, VISION_DATA, BACKBONE, NEWLINE)
+#: All that a bundle may hold.
+NAMES = frozenset((MANIFEST, *REQUIRED, PREFILL, PREFILL_DATA, GOLDEN, CARD))
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,8 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
         if not root.exists():
             raise BundleError(
                 f"no bundle at {root}: there is no such folder",
-                hint=f"make one with: {_export_command(str(folder))}",
+                hint="onevision export -o FOLDER makes one; "
+                "onevision.load and -m also take a size or a Hub id",
             )
         if not root.is_dir():
             raise BundleError(f"{root} is a file, not a bundle folder", hint="give the folder that holds it")
@@ -278,16 +280,6 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
             f"bundle {root} is damaged: {'; '.join(damage)}", hint="copy or export the bundle again"
         )
     return bundle
-
-
-def _export_command(name: str) -> str:
-    """Command that makes the bundle that ``name`` probably stands for: a size, a Hub id, or a folder."""
-    source = "--size 0.5b"
-    if re.fullmatch(r"[\d.]+b", name):
-        source = f"--size {name}"
-    elif re.fullmatch(r"[\w.-]+/[\w.-]*(llava|onevision)[\w.-]*", name, re.IGNORECASE):
-        source = f"--source {name}"
-    return f"onevision export {source} -o FOLDER"
 
 
 def sha256_of(path: Path) -> str:
@@ -316,7 +308,7 @@ def check_target(target: Path, *, force: bool) -> None:
     """Check that a bundle may be written to ``target``, before any work is done.
 
     Raises:
-        UsageError: ``target`` exists; with ``force``: it is not a bundle.
+        UsageError: ``target`` exists; with ``force``: it is not a bundle, or has other files as well.
     """
     if is_vacant(target):
         return
@@ -324,6 +316,13 @@ def check_target(target: Path, *, force: bool) -> None:
         raise UsageError(f"{target} exists", hint="choose another folder, or --force to replace it")
     if not (target / MANIFEST).is_file():
         raise UsageError(f"{target} is not a bundle, so --force does not replace it")
+    if others := sorted({path.name for path in target.iterdir()} - NAMES):
+        rest = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UsageError(
+            f"{target} has files that are no bundle's, so --force does not replace it: "
+            f"{', '.join(others[:3])}{rest}",
+            hint="move them, or choose another folder",
+        )
 
 
 @contextmanager

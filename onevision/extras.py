@@ -15,6 +15,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "proof": (*_EXPORT, "torch", "transformers"),
     "optimum": (*_EXPORT, "torch", "transformers", "optimum"),
     "video": ("av",),
+    "heic": ("pillow_heif",),
+    "pdf": ("pypdfium2",),
     "bench": ("matplotlib", "onnx"),
 }
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onevision.errors import ExportError, UsageError
+from onevision.errors import ExportError, OneVisionError, UsageError
 
 
 def cache_folder() -> Path:
@@ -50,6 +50,15 @@ def disk_space(folder: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         # numpy's tofile gives a message without errno when the disk is full
         raise ExportError(f"cannot write in {folder}: {error.strerror or error}", hint=hint) from error
+
+
+@contextmanager
+def os_errors(what: str, kind: type[OneVisionError], hint: str | None = None) -> Iterator[None]:
+    """Report what the operating system refuses: ``cannot <what>: <reason>``, of class ``kind``."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot {what}: {error.strerror or error}", hint=hint) from error
 
 
 @contextmanager

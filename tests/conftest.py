@@ -20,6 +20,8 @@ from tests.runtime.media import encode_video, photograph
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.export.hub_server import Hub
+
 
 # No test depends on a clock.
 settings.register_profile("onevision", deadline=None)
@@ -77,6 +79,30 @@ def swap_head_rows(checkpoint: Path, target: Path, one: int, other: int) -> Path
     head[[one, other]] = head[[other, one]]
     save_file(tensors, weights, metadata={"format": "pt"})
     return copy
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub, and the client set to it as its environment variables would at import, with an empty cache."""
+    from huggingface_hub import constants, file_download, utils
+
+    from onevision.export import hub_errors
+    from tests.export.hub_server import Hub
+
+    with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        home = file_download if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE") else constants
+        monkeypatch.setattr(home, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub_errors, "_FIRST_WAIT_S", 0.0)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        getattr(utils, "close_session", getattr(utils, "reset_sessions", None))()  # since 1.0, before
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

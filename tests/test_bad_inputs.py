@@ -17,26 +17,33 @@ import pytest
 
 from onevision.cli import _run
 from tests.bad.made import (
+    EMPTY_PDF,
+    GIF_BOMB,
     Bad,
     Place,
     as_is,
+    bmp,
     bundle,
     checkpoint,
     config,
     cut,
-    cut_png,
+    cut_image,
     file,
     flipped,
     folder,
     halved,
     honest,
+    lmms_lab,
     lost_shard,
     manifest,
     messages,
     no_tokenizer,
     other_checkpoint,
     pickles,
+    pipe,
     png,
+    template,
+    two_pages,
 )
 from tests.runtime.media import encode_sound
 
@@ -45,12 +52,69 @@ PICTURES = (
     Bad("a folder", "run Hi -i d -m {bundle}", "d is a folder", make=folder("d")),
     Bad("empty", "run Hi -i e.jpg -m {bundle}", r"e.jpg is empty \(0 bytes\)", make=file("e.jpg")),
     Bad("a text", "run Hi -i t.jpg -m {bundle}", "t.jpg is not an image", make=file("t.jpg", "Hello, world")),
-    Bad(
-        "a PDF",
-        "run Hi -i p.pdf -m {bundle}",
-        "is a PDF document, not an image",
-        make=file("p.pdf", "%PDF-1.7\n"),
+    *(
+        Bad(name, "run Hi -i x.jpg -m {bundle}", f"x.jpg {says}", make=file("x.jpg", data))
+        for name, data, says in (
+            ("a damaged PDF", "%PDF-1.7\n", "starts as a PDF document and is damaged"),
+            ("a PDF of no pages", EMPTY_PDF, "starts as a PDF document and is damaged"),
+            ("a damaged HEIC", b"\0\0\0\x18ftypheic" + bytes(99), "starts as a HEIC image and is damaged"),
+            ("a damaged AVIF", b"\0\0\0\x18ftypavif" + bytes(99), "starts as an AVIF image and is damaged"),
+            ("a Photoshop document", b"8BPS" + bytes(99), "is a Photoshop document, not an image"),
+            ("a JPEG XL", b"\xff\x0a" + bytes(99), "is a JPEG XL file, not an image"),
+            ("a JPEG XL container", b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL file, not an image"),
+            ("a DICOM file", bytes(128) + b"DICM" + bytes(99), "is a DICOM file, not an image"),
+            ("an OpenEXR file", b"\x76\x2f\x31\x01" + bytes(99), "is an OpenEXR file, not an image"),
+            ("a Radiance file", b"#?RADIANCE\n" + bytes(99), "is a Radiance HDR file, not an image"),
+            ("a raw photo", b"\0\0\0\x18ftypcrx " + bytes(99), "is a raw photo, not an image"),
+            ("a Git LFS pointer", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+            ("PostScript", "%!PS-Adobe-3.0\n", "is a PostScript document, not an image"),
+            ("an SVG", "<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG or other XML document"),
+            ("a gzip archive", b"\x1f\x8b" + bytes(99), "is a gzip archive, not an image"),
+            ("an office document", b"PK\x03\x04" + bytes(99), "is a ZIP archive, not an image"),
+            ("zeros", bytes(5000), "is not an image that can be read"),
+            ("a data URI", "data:image/png;base64,iVBORw0KGgo=", "is not an image that can be read"),
+            ("an error as JSON", '{"error": "not found"}', "is not an image that can be read"),
+            ("an interlaced PNG cut off", png(64, 64, rows=7, interlaced=True), "is damaged or cut off"),
+            ("a GIF of 4 gigapixels", GIF_BOMB, "is too large"),
+            ("a BMP of 4 gigapixels", bmp(60_000), "is too large"),
+        )
     ),
+    *(
+        Bad(
+            f"a {form} cut off",
+            "run Hi -i x -m {bundle}",
+            "x is damaged or cut off",
+            make=cut_image(form, "x"),
+        )
+        for form in ("WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PNG", "PPM")
+    ),
+    *(
+        Bad(
+            f"page {page}",
+            f"run Hi -i {{photo}} --page '{page}' -m {{bundle}}",
+            f"--page is '{page}', it must",
+            2,
+        )
+        for page in ("0", "-1", "two", "2-1", "1,", "1-2-3", "")
+    ),
+    Bad("a page of a photo", "run Hi -i {photo} --page 2 -m {bundle}", "china.jpg has no page 2: it has 1"),
+    Bad(
+        "a page that is not there",
+        "run Hi -i a.tif --page 1-3 -m {bundle}",
+        "a.tif has no page 3: it has 2",
+        make=two_pages("a.tif"),
+    ),
+    Bad(
+        "a page of a plan",
+        "plan a.tif --page 5 -m {bundle}",
+        "a.tif has no page 5: it has 2",
+        make=two_pages("a.tif"),
+    ),
+    Bad("stdin twice", "run Hi -i - -i - -m {bundle}", "stdin can be read once", 2),
+    Bad("stdin for prompt and image", "run - -i - -m {bundle}", "stdin can be read once", 2),
+    Bad("stdin in a conversation", "chat -i - -m {bundle}", "the questions come from stdin", 2),
+    Bad("a device", "run Hi -i /dev/null -m {bundle}", "/dev/null is not a regular file"),
+    Bad("a pipe", "run Hi -i p -m {bundle}", "p is not a regular file", make=pipe("p")),
     Bad(
         "a web page",
         "run Hi -i w.png -m {bundle}",
@@ -58,7 +122,10 @@ PICTURES = (
         make=file("w.png", "<!DOCTYPE html>"),
     ),
     Bad(
-        "a truncated JPEG", "run Hi -i c.jpg -m {bundle}", "c.jpg is damaged", make=cut("photo", "c.jpg", 0.5)
+        "a truncated JPEG",
+        "run Hi -i c.jpg -m {bundle}",
+        "c.jpg is cut off: [0-9]+ of [0-9]+ rows are there",
+        make=cut("photo", "c.jpg", 0.3),
     ),
     Bad(
         "a JPEG of its first bytes",
@@ -66,13 +133,12 @@ PICTURES = (
         "damaged",
         make=cut("photo", "c.jpg", 0.001),
     ),
-    Bad("a truncated PNG", "run Hi -i cut.png -m {bundle}", "cut.png is damaged", make=cut_png),
     Bad("of no pixels", "run Hi -i z.png -m {bundle}", "z.png", make=file("z.png", png(0, 0))),
     Bad(
         "a decompression bomb",
         "run Hi -i b.png -m {bundle}",
         "b.png is too large",
-        make=file("b.png", png(60000, 60000, pixels=False)),
+        make=file("b.png", png(60000, 60000, rows=0)),
     ),
     Bad("a video", "run Hi -i {clip} -m {bundle}", "is an MP4 video, not an image"),
     Bad("an address", "run Hi -i https://example.org/a.jpg -m {bundle}", "is an address, not a file"),
@@ -227,16 +293,15 @@ PROMPTS = (
         make=messages(USER, {"role": "system", "content": "Be brief"}, USER),
     ),
     Bad(
-        "messages and a prompt",
-        "run Hi --messages m.json -m {bundle}",
-        "--messages cannot be combined with a prompt",
-        2,
-        messages(USER),
+        "messages and an empty prompt",
+        "run ' ' --messages m.json -m {bundle}",
+        "the prompt is empty",
+        make=messages(USER),
     ),
     Bad(
         "messages and a picture",
         "run --messages m.json -i a.jpg -m {bundle}",
-        "--messages cannot be combined with a prompt",
+        "--image and --video beside --messages need a prompt",
         2,
         messages(USER),
     ),
@@ -276,6 +341,7 @@ OPTIONS = (
             ("--threads", "two", "--threads is 'two', it must be a whole number"),
         )
     ),
+    Bad("no template of its own", "run Hi --template own -m {bundle}", "has no chat template of its own", 2),
     Bad("no such option", "run Hi --frobnicate -m {bundle}", "no such option: --frobnicate", 2),
     Bad("an option without its value", "run Hi -m {bundle} --seed", "requires an argument", 2),
     Bad("no such command", "frobnicate", "no such command 'frobnicate'", 2),
@@ -309,7 +375,7 @@ BUNDLES = (
         Bad(name, "run Hi -m bad", says, make=make)
         for name, says, make in (
             ("manifest truncated", "is not valid JSON", bundle(MANIFEST, halved)),
-            ("manifest binary", "it is not UTF-8 text", bundle(MANIFEST, as_is(b"\xff\xfe"))),
+            ("manifest binary", "cannot read", bundle(MANIFEST, as_is(b"\xff\xfe"))),
             ("manifest a list", "is not a bundle manifest", bundle(MANIFEST, as_is(b"[]"))),
             ("manifest nested without end", "is not valid JSON", bundle(MANIFEST, as_is(b"[" * 100_000))),
             ("newer schema", "has schema version 99", manifest(schema_version=99)),
@@ -372,6 +438,12 @@ BUNDLES = (
 
 WEIGHTS = "model.safetensors"
 
+
+def diary(place: Place) -> None:
+    """A copy of the bundle, with something of the user's in its folder."""
+    (shutil.copytree(place.bundle, place.cwd / "bad") / "diary").touch()
+
+
 EXPORT = (
     Bad("no such folder", "export --source ./no", "there is no folder ./no"),
     Bad("no Hub id", "export --source a/b/c", "there is no folder a/b/c"),
@@ -380,6 +452,10 @@ EXPORT = (
     Bad("an empty folder", "export --source d", "d is empty", make=folder("d")),
     Bad("unknown size", "export --size 3b", "--size is '3b', it must be one of tiny, 0.5b, 7b, 72b", 2),
     Bad("tiny of one stage less", "export --size tiny --variant si", "no size tiny, variant si", 2),
+    Bad(
+        "a chat model that is not there", "export --size 0.5b --variant chat", "no size 0.5b, variant chat", 2
+    ),
+    Bad("a video model that is not there", "export --size 0.5b --variant video", "variant video", 2),
     Bad("unknown variant", "export --size 7b --variant xl", "--variant is 'xl', it must be one of ov, si", 2),
     *(
         Bad(name, f"export --source {{checkpoint}} {more}", says, 2, make)
@@ -389,10 +465,13 @@ EXPORT = (
             ("revision of a folder", "--revision main", "only the Hub has revisions", folder()),
             ("unknown vision precision", "--vision int3", "--vision is 'int3'", folder()),
             ("unknown backbone precision", "--backbone q9", "--backbone is 'q9'", folder()),
+            ("unknown prompt format", "--template chatml", "--template is 'chatml'", folder()),
+            ("tower of a config that has one", "--vision-tower x", "--vision-tower is for", folder()),
             ("target exists", "-o d", "d exists", folder("d/diary")),
             ("target is a file", "-o f", "f exists and is not a folder", file("f", "x")),
             ("target below a file", "-o f/g/h", "cannot make the folder", file("f", "x")),
             ("--force on other files", "--force -o d", "d is not a bundle", folder("d/diary")),
+            ("--force on more", "--force -o bad", "no bundle's.*: diary", diary),
         )
     ),
     *(
@@ -426,6 +505,47 @@ EXPORT = (
             ("tokenizer missing", "tokenizer", no_tokenizer),
             ("tokenizer damaged", "is not valid JSON", checkpoint("tokenizer.json", halved)),
             ("tokenizer empty", "tokenizer.json", checkpoint("tokenizer.json", as_is(b"{}"))),
+            ("a template that is none", "TemplateSyntaxError", template("{% if %}")),
+            ("a template that refuses", "no images", template("{{ raise_exception('no images') }}")),
+            (
+                "a template without images",
+                "does not place <image>",
+                template("{{ messages[0].content[1].text }}"),
+            ),
+            ("a template without texts", "leaves out a text", template("<image>")),
+            ("a template with another type", "TypeError", template("{{ messages + 1 }}")),
+            (
+                "a template that reads a file",
+                "TemplateError|TypeError",
+                template("{% include '/etc/passwd' %}"),
+            ),
+            (
+                "a template that breaks out",
+                "SecurityError",
+                template("{{ messages.__class__.__base__.__subclasses__() }}"),
+            ),
+            ("a template not in UTF-8", "cannot read .*chat_template.jinja", template(b"\xff\xfe")),
+            ("templates not JSON", "not valid JSON", template("{", "chat_template.json")),
+            (
+                "a template that is a number",
+                "must be a text",
+                template('{"chat_template": 7}', "chat_template.json"),
+            ),
+            ("newlines somewhere else", "mm_newline_position is .row.", lmms_lab(mm_newline_position="row")),
+            ("another pooling", "mm_spatial_pool_mode is .median.", lmms_lab(mm_spatial_pool_mode="median")),
+            ("a faster video", "add_faster_video is true", lmms_lab(add_faster_video=True)),
+            ("a flag that is a text", "add_time_instruction is .yes.", lmms_lab(add_time_instruction="yes")),
+            ("a trainer's path", "no published SigLIP tower", lmms_lab(mm_vision_tower="/mnt/bn/tower")),
+            (
+                "a tower of no fixed size",
+                "no published SigLIP tower",
+                lmms_lab(mm_vision_tower="google/siglip2-so400m-patch16-naflex"),
+            ),
+            (
+                "a tower of another width",
+                "mm_hidden_size is 64",
+                lmms_lab(mm_vision_tower="x/siglip-so400m-patch14-384"),
+            ),
             (
                 "other pixels",
                 "image_mean",
@@ -533,6 +653,15 @@ DEMO = (
     Bad("bundle missing", "demo -m no", "no bundle at no"),
 )
 
+CACHE = (
+    Bad("no such folder", "cache list --cache no", "there is no cache no", 2),
+    Bad("nothing to clear there", "cache clear --cache no", "there is no cache no", 2),
+    Bad("a file", "cache clear --cache {photo}", "is not a folder", 2),
+    Bad("a negative age", "cache clear --older-than -1", "--older-than is -1, it must be 0", 2),
+    Bad("an age in words", "cache clear --older-than week", "--older-than is 'week'", 2),
+    Bad("no such command", "cache purge", "purge", 2),
+)
+
 GROUPS = {
     "picture": PICTURES,
     "video": VIDEOS,
@@ -545,6 +674,7 @@ GROUPS = {
     "plan": PLAN,
     "inspect": INSPECT,
     "demo": DEMO,
+    "cache": CACHE,
 }
 KINDS = [pytest.param(bad, id=f"{group}: {bad.name}") for group, table in GROUPS.items() for bad in table]
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+import shutil
+from pathlib import Path
 
 import pytest
 
 from onevision.cli import _run
-from onevision.cli.chat import _converse
+from onevision.cli.chat import _converse, _dropped
 from onevision.runtime.engine import OneVision
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def converse(
-    bundle: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bundle: Path,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    status: int = 0,
 ) -> tuple[str, str]:
     """Output and errors of a conversation."""
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-    assert _run(["chat", "-m", str(bundle), "-n", "4", "--threads", "1"]) == 0
+    assert _run(["chat", "-m", str(bundle), "-n", "4", "--threads", "1"]) == status
     out, err = capfd.readouterr()
     return out, err
 
@@ -49,22 +51,98 @@ def test_a_conversation(
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("/dance", "unknown command /dance"),
+        ("/dance", "unknown command /dance\nhint: one of /image"),
+        ("/imgae a.png", "unknown command /imgae\nhint: did you mean /image?"),
         ("/image", "/image takes a file"),
         ("/image nowhere.png", "nowhere.png"),
+        ("/image no where.png", "no where.png does not exist"),
+        ("/image {clip}", "is an MP4 video, not an image\nhint: pass it with /video\n"),
+        ("/video {photo}", "is a JPEG image, not a video\nhint: pass it with /image\n"),
         ("/load nowhere.json", "nowhere.json"),
+        ("/load {photo} {clip}", "/load takes one file, not 2"),
+        ("/save /nowhere/at/all.json", "/nowhere/at"),
+        ("0123456789 " * 4000, "error: the prompt needs"),
     ],
 )
 def test_a_mistake_is_told_and_the_conversation_goes_on(
     line: str,
     error: str,
     toy_bundle: Path,
+    photo: Path,
+    clip: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ):
-    out, err = converse(toy_bundle, [line, "Hi."], monkeypatch, capfd)
+    """A pipe is read to its end, and the status is 1."""
+    line = line.format(photo=photo, clip=clip)
+    out, err = converse(toy_bundle, [line, "Hi."], monkeypatch, capfd, status=1)
     assert error in err
     assert out.strip()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/image {0}/my photo's.jpg",
+        "/image '{0}/a b.jpg'",
+        '/image "{0}/my photo\'s.jpg"',
+        "/image {0}/my\\ photo\\'s.jpg",
+        "/image {0}/a\\ b.jpg ",
+        "/image '{0}/a b.jpg' {0}/my\\ photo\\'s.jpg",
+        "/image file://{0}/a%20b.jpg",
+    ],
+)
+def test_files_that_are_dropped_on_a_terminal(
+    line: str,
+    toy_bundle: Path,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    for name in ("a b.jpg", "my photo's.jpg"):
+        shutil.copy(photo, tmp_path / name)
+    lines = [line.format(tmp_path), "What is it?", f"/save {tmp_path}/saved.json"]
+    converse(toy_bundle, lines, monkeypatch, capfd)
+    shown = json.loads((tmp_path / "saved.json").read_text())[0]["content"][:-1]
+    assert len(shown) == line.count(".jpg")
+    assert all(Path(part["image"]).parent == tmp_path for part in shown)
+
+
+def test_paths_of_windows_keep_their_separators(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.sep", "\\")
+    assert _dropped(r'"C:\my photos\new.jpg"') == [r"C:\my photos\new.jpg"]
+    assert _dropped(r"C:\photos\new.jpg") == [r"C:\photos\new.jpg"]
+
+
+def test_a_question_that_names_a_file_gets_a_note(
+    toy_bundle: Path,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    shutil.copy(photo, tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    _, err = converse(toy_bundle, ["What is in a.jpg? And in b.jpg?"], monkeypatch, capfd)
+    assert err == "note: a.jpg is shown with: /image a.jpg\n"
+
+
+def test_a_saved_conversation_is_asked_by_run(
+    toy_bundle: Path,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    saved = tmp_path / "saved.json"
+    lines = [f"/image {photo}", "What is it?", f"/save {saved}", "And now?"]
+    out, _ = converse(toy_bundle, lines, monkeypatch, capfd)
+    words = ["-n", "4", "--threads", "1", "-m", str(toy_bundle)]
+    assert _run(["run", "And now?", "--messages", str(saved), *words]) == 0
+    assert out.endswith("\n" + capfd.readouterr().out)
+    assert _run(["run", "--messages", str(saved), *words]) == 1
+    assert "the last message must be the user's" in capfd.readouterr().err
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(

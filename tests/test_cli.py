@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from onevision import OneVision, __version__
 from onevision.cli import _run, app
@@ -74,7 +75,8 @@ def parsed(out: str) -> Any:
 def test_commands() -> None:
     assert COMMANDS == [
         "export", "synth", "run", "chat", "demo", "eval", "plan", "verify", "inspect", "doctor",
-        "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
+        "list", "rm", "bench compare", "bench plot", "quant apply", "quant imatrix", "quant sweep",
+        "cache list", "cache clear",
     ]  # fmt: skip
 
 
@@ -107,6 +109,20 @@ def test_console_script_and_module() -> None:
     assert script
     for command in ([script], [sys.executable, "-m", "onevision"]):
         assert subprocess.check_output([*command, "--version"], text=True) == f"onevision {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("onevision exp", "export"),
+        ("onevision export --size 0", "0.5b"),
+        ("onevision run --ttft", "--ttft-target"),
+    ],
+)
+def test_completion_of_a_shell(typed: str, completed: str) -> None:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_ONEVISION_COMPLETE": "complete_bash"}
+    script = Path(sys.executable).parent / "onevision"
+    assert subprocess.check_output([script], text=True, env=os.environ | words).split() == [completed]
 
 
 def test_start_needs_no_tables() -> None:
@@ -155,6 +171,35 @@ def test_prompt_from_stdin(cli: Cli, model: OneVision, monkeypatch: pytest.Monke
     assert cli("run", "-", "-n", TOKENS, "-m", model.bundle.folder) == (0, expected.text + "\n", "")
 
 
+def test_image_from_stdin(cli: Cli, model: OneVision, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photo.read_bytes())))
+    expected = model.generate("What is it?", images=photo, max_tokens=TOKENS)
+    words = ("run", "What is it?", "-i", "-", "-n", TOKENS, "-m", model.bundle.folder)
+    assert cli(*words) == (0, expected.text + "\n", "")
+
+
+def test_pages_are_images(cli: Cli, model: OneVision, photo: Path, tmp_path: Path) -> None:
+    with Image.open(photo) as image:
+        pages = [image.copy(), image.resize((90, 120)), image.resize((60, 60))]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    run = ("run", "What is it?", "-i", "a.tif", "-m", model.bundle.folder, "-n", TOKENS, "--json")
+    for page, chosen in ((None, pages[:1]), ("2", pages[1:2]), ("all", pages), ("1,3", pages[::2])):
+        answer = parsed(cli(*run, *(("--page", page) if page else ()))[1])
+        expected = model.generate("What is it?", images=chosen, max_tokens=TOKENS)
+        assert answer["usage"] == vars(expected.usage)
+        assert answer["token_ids"] == list(expected.token_ids)
+        warning = "a.tif has 3 pages, of which the first is used: see --page"
+        assert answer["warnings"] == ([] if page else [warning])
+
+
+def test_two_videos(cli: Cli, model: OneVision, clip: Path) -> None:
+    expected = model.generate("What is it?", videos=[clip, clip], frames=3, max_tokens=TOKENS)
+    one = model.generate("What is it?", video=clip, frames=3, max_tokens=TOKENS)
+    assert expected.usage.image_tokens == 2 * one.usage.image_tokens
+    options = ("-v", clip, "-v", clip, "--frames", 3, "-n", TOKENS, "-m", model.bundle.folder)
+    assert cli("run", "What is it?", *options) == (0, expected.text + "\n", "")
+
+
 def test_messages(cli: Cli, model: OneVision, photo: Path, tmp_path: Path) -> None:
     conversation = [
         {
@@ -196,6 +241,14 @@ def test_bundle_from_the_environment(cli: Cli, toy_bundle: Path, monkeypatch: py
     assert parsed(cli("inspect", "--json")[1])["bundle"] == str(toy_bundle)
     assert "about" not in cli("plan")[1]
     assert "about" in cli("plan", "--size", "7b")[1]
+
+
+def test_warnings_about_an_image(cli: Cli, toy_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.jpg").write_bytes(photo.read_bytes()[:-2])
+    words = ("run", "Hi", "-i", "c.jpg", "-n", 1, "-m", toy_bundle)
+    warning = "c.jpg is cut off: only its end marker is missing"
+    assert cli(*words)[2] == f"warning: {warning}\n"
+    assert parsed(cli(*words, "--json")[1])["warnings"] == [warning]
 
 
 def test_warnings(cli: Cli, toy_bundle: Path, clip: Path, tmp_path: Path) -> None:
@@ -506,7 +559,8 @@ def test_verify_against_the_reference(cli: Cli, toy_bundle: Path, toy_checkpoint
 def test_export(cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = shutil.copytree(toy_checkpoint, tmp_path / "toy-hf")
     monkeypatch.chdir(here)
-    status, out, err = cli("export", "--source", ".", "--backbone", "q8_0", "--json")
+    exact = ("--vision", "fp32", "--backbone", "q8_0", "--prefill", "none")
+    status, out, err = cli("export", "--source", ".", *exact, "--json")
     done = parsed(out)
     assert status == 0
     assert done["bundle"] == "toy-bundle"

@@ -107,4 +107,4 @@ def test_export_and_load(toy_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         onevision.export(toy_checkpoint, tmp_path / "bundle")
     with pytest.raises(UsageError, match="for the quality gate"):
-        onevision.export(toy_checkpoint, tmp_path / "other", limit=3)
+        onevision.export(toy_checkpoint, tmp_path / "other", vision="fp32", limit=3)

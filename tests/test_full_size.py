@@ -58,7 +58,10 @@ def command(*arguments: str | Path) -> tuple[str, float]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
     command("synth", "--size", "0.5b", folder / "checkpoint")
-    out, peak = command("export", "--source", folder / "checkpoint", "-o", folder / "bundle", "--json")
+    exact = ("--vision", "fp32", "--prefill", "none")
+    out, peak = command(
+        "export", "--source", folder / "checkpoint", "-o", folder / "bundle", *exact, "--json"
+    )
     assert peak <= 6 * GB
     assert json.loads(out)["verify"]["passed"]
     return folder / "bundle"

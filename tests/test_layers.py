@@ -22,6 +22,7 @@ LAYERS = (
     ("cli",),
     (".",),
     ("serve", "batch", "watch"),
+    ("named",),
     ("bench",),
     ("quant",),
     ("eval",),

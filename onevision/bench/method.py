@@ -15,14 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from onevision.bench.machine import energy, energy_between
-from onevision.bench.result import Counts, Measured, Run, Work
+from onevision.bench.result import Measured, Run
 from onevision.bench.scenarios import Scenario
 from onevision.bench.target import Target, TimedAnswer
 from onevision.errors import OneVisionError
 from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import Message
-
-WorkOf = Callable[[Counts, int | None], dict[str, Work]]
 
 #: Rounds that are always run: one has no deviation.
 MIN_ROUNDS = 2
@@ -45,15 +43,9 @@ class Trial:
     """One scenario on one target; ``measured`` is what is known so far."""
 
     def __init__(
-        self,
-        scenario: Scenario,
-        target: Target,
-        messages: Sequence[Message],
-        work_of: WorkOf | None = None,
-        skipped: str | None = None,
+        self, scenario: Scenario, target: Target, messages: Sequence[Message], skipped: str | None = None
     ) -> None:
-        self.scenario, self.target = scenario, target
-        self._messages, self._work_of = messages, work_of
+        self.scenario, self.target, self._messages = scenario, target, messages
         self.measured = Measured(scenario.name, target.name, None, (), None, {}, skipped or _NOT_RUN)
         self.failed = skipped is not None
 
@@ -82,9 +74,7 @@ class Trial:
             self._fail(error)
             return
         run = _run_of(answer, gauge_ms, energy_between(before, method.joules()))
-        work = self._work_of(answer.counts, len(run.tiles_ms)) if self._work_of else {}
-        runs = (*self.measured.runs, run)
-        self.measured = replace(self.measured, runs=runs, work=work, skipped=None)
+        self.measured = replace(self.measured, runs=(*self.measured.runs, run), skipped=None)
 
     def _fail(self, error: OneVisionError) -> None:
         self.failed, self.measured = True, replace(self.measured, skipped=error.message)
@@ -133,16 +123,11 @@ def _run_of(answer: TimedAnswer, gauge_ms: float | None, joules: float | None) -
     )
 
 
-def make_trials(
-    scenario: Scenario, targets: Sequence[Target], folder: Path, work_of: WorkOf | None = None
-) -> list[Trial]:
-    """A trial per target with the same inputs, made in ``folder``; ``work_of`` is of the first target."""
+def make_trials(scenario: Scenario, targets: Sequence[Target], folder: Path) -> list[Trial]:
+    """A trial per target with the same inputs, made in ``folder``."""
     messages, skipped = list[Message](), None
     try:
         messages = scenario.messages(folder)
     except ImportError:
         skipped = "videos need PyAV: pip install 'onevision[video]'"
-    return [
-        Trial(scenario, target, messages, None if number else work_of, skipped)
-        for number, target in enumerate(targets)
-    ]
+    return [Trial(scenario, target, messages, skipped) for target in targets]

@@ -21,7 +21,7 @@ from onevision.bench.report import changes, duration, heading, limits, percent, 
 from onevision.bench.result import Measured, Result, samples, typical
 from onevision.bench.scenarios import LONG_SUFFIX
 from onevision.errors import UsageError
-from onevision.files import readable, whole_file
+from onevision.files import os_errors, readable, whole_file
 from onevision.html import render
 from onevision.runtime.clock import STAGES
 
@@ -115,10 +115,8 @@ def write_plots(labeled: Sequence[Series], folder: Path) -> list[Path]:
             draw(figure, series)
             svgs[name] = _to_svg(figure)
             pngs[f"{name}.png"] = _to_png(figure, [one.result for one in labeled])
-    try:
+    with os_errors(f"make the folder {folder}", UsageError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     files = {folder / name: data for name, data in {PAGE: _page(labeled, svgs).encode(), **pngs}.items()}
     for path, data in files.items():
         with whole_file(path, len(data)) as part:

@@ -162,7 +162,7 @@ def medians(result: Result) -> BenchTable:
     names = (_LABELS.get(stage, stage) for stage in stages)
     lines = []
     for measured in result.measured:
-        counts, rate = measured.counts, _tokens_per_second(measured)
+        counts = measured.counts
         if not measured.runs or counts is None:
             continue
         lines.append(
@@ -171,25 +171,27 @@ def medians(result: Result) -> BenchTable:
                 f"{counts.tiles}",
                 f"{counts.prompt_tokens:,}+{counts.completion_tokens}",
                 *(duration(median(measured, stage)) for stage in stages),
-                f"{rate:.1f}" if rate else "–",
                 spread(samples(measured)["total"]),
                 megabytes(measured.memory.peak) if measured.memory else "–",
             )
         )
-    columns = ("scenario", "tiles", "tokens", *names, "tokens/s", "total", "peak")
+    columns = ("scenario", "tiles", "tokens", *names, "total", "peak")
     return BenchTable(columns, tuple(lines))
 
 
 def shares(result: Result) -> BenchTable:
-    """Percent of the median run by stage, of stages that any scenario has; ``other`` is of the worst run."""
-    entered = {stage for measured in result.measured for stage in samples(measured)}
-    stages = tuple(stage for stage in STAGES if stage in entered)
+    """Percent of the median run by stage, of stages that have 1 % in any scenario; ``other`` is the rest."""
+    runs = {_name(result, one): typical(one) for one in result.measured if one.runs}
+    share = {
+        (name, stage): run.stages_ms.get(stage, 0.0) / (run.total_ms or 1.0)
+        for name, run in runs.items()
+        for stage in STAGES
+    }
+    stages = tuple(stage for stage in STAGES if any(share[name, stage] >= 0.01 for name in runs))
     lines = []
-    for measured in (one for one in result.measured if one.runs):
-        run = typical(measured)
-        parts = [run.stages_ms.get(stage, 0.0) / (run.total_ms or 1.0) for stage in stages]
-        rest = max(0.0, *map(unaccounted, measured.runs))
-        lines.append((_name(result, measured), *map(percent, (*parts, rest))))
+    for name in runs:
+        parts = [share[name, stage] for stage in stages]
+        lines.append((name, *map(percent, (*parts, max(0.0, 1 - sum(parts))))))
     return BenchTable(("scenario", *stages, "other"), tuple(lines))
 
 

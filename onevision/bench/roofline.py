@@ -29,7 +29,7 @@ from onevision.bench.result import Counts, Rates, Work
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA, VISION, Manifest
 from onevision.native.device import default_threads
 from onevision.planning.cost import Shape
-from onevision.runtime.prefill.graph import CHUNK
+from onevision.runtime.prefill.graph import chunk_tokens
 from onevision.runtime.prefill.policy import choose_backend
 
 ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
@@ -197,7 +197,9 @@ def last_level_cache(folder: Path = _CPU_FOLDER) -> int:
 _LLAMA_CHUNK = 512  # tokens of a prompt that llama.cpp multiplies with each weight it reads
 
 
-def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place: str) -> dict[str, Work]:
+def work(
+    manifest: Manifest, counts: Counts, calls: int | None = None, *, place: str, threads: int
+) -> dict[str, Work]:
     """Operations and bytes of the stages that take the time, for one answer.
 
     Bytes are the weights, each time they are read, and the keys and values before a decoded token; what stays
@@ -208,6 +210,7 @@ def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place:
         counts: Of the answer.
         calls: Of the encoder: on a CPU one per tile, and equal tiles share one. None: no two are equal.
         place: ``cpu`` or ``cuda``.
+        threads: CPU threads.
     """
     shape, files = Shape.of(manifest), manifest.files
     weights = shape.backbone_weights * manifest.backbone.bits_per_weight / 8
@@ -219,7 +222,7 @@ def work(manifest: Manifest, counts: Counts, calls: int | None = None, *, place:
         found["encode"] = Work(shape.encode_flops(tiles), read, vision, "tile", tiles)
     prompt, decoded = counts.prompt_tokens, counts.completion_tokens - 1
     if choose_backend("auto", prompt, has_graph=PREFILL in files, offloaded=place != "cpu") == "onnx":
-        read = files[PREFILL_DATA].bytes * -(-prompt // CHUNK)
+        read = files[PREFILL_DATA].bytes * -(-prompt // chunk_tokens(threads))
         prefill = _arithmetic(files[PREFILL].precision, place)
     else:
         read, prefill = round(weights * -(-prompt // _LLAMA_CHUNK)), backbone

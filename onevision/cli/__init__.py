@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from onevision._version import __version__
-from onevision.cli import bench, chat, check, demo, evaluate, export, plan, quant, run
+from onevision.cli import bench, cache, chat, check, demo, evaluate, export, models, plan, quant, run
 from onevision.cli.console import INTERRUPTED, print_error
 from onevision.cli.usage import explain
 from onevision.errors import OneVisionError
@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (export, run, chat, demo, evaluate, bench, plan, check, quant):
+for module in (export, run, chat, demo, evaluate, bench, plan, check, models, quant, cache):
     module.register(app)
 
 
@@ -84,9 +84,9 @@ def _run(arguments: list[str]) -> int:
         return report(*explain(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except SystemExit as end:  # SIGTERM, or reported where it happened
-        return int(end.code or 0)
-    except BrokenPipeError:
+    except (SystemExit, BrokenPipeError) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            return int(end.code or 0)  # SIGTERM, or reported where it happened
         # The reader of our output has what it wanted, as in `| head`.
         _discard_stdout()
         return 0

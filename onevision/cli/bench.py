@@ -18,7 +18,7 @@ from onevision.cli.console import (
     show,
     stdout,
 )
-from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, examples
+from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, bundle_folder, examples
 from onevision.errors import UsageError
 from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
@@ -166,7 +166,7 @@ def bench(
         require_cuda()  # before a bundle is made, which takes minutes
         vision = vision or "fp16"  # int8 graphs are made for CPUs
     result = onevision.benchmark(
-        _synthetic(synthetic, vision, backbone, threads) if synthetic else model,
+        _synthetic(synthetic, vision, backbone, threads) if synthetic else bundle_folder(model),
         scenarios=scenario or (),
         files=file or (),
         quick=quick,
@@ -219,7 +219,9 @@ def _print(result: Result, form: str) -> None:
             cold = f"{report.duration(load.cold_ms)} cold, " if load.cold_ms else ""
             console.print(f"loaded in {cold}{report.spread(load.warm_ms)} warm")
         for table in report.tables(result):
+            print()
             print_table(table.columns, table.rows)
+        print()
         for line in report.limits(result):
             console.print(line)
         for line in report.warnings(result):

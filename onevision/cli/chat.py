@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import mimetypes
+import os
+import re
+import shlex
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 
 from onevision.cli.console import AnswerProgress, print_error, print_warning, stderr
 from onevision.cli.options import (
+    TINY_NOTE,
     CacheFolder,
     CheckSums,
     Device,
@@ -18,12 +25,13 @@ from onevision.cli.options import (
     Prefill,
     Quiet,
     Threads,
-    Video,
+    Videos,
     add_command,
     answer_options,
+    bundle_folder,
+    mention_tiny,
 )
-from onevision.cli.run import TINY_NOTE
-from onevision.errors import OneVisionError, UsageError
+from onevision.errors import OneVisionError, UsageError, suggest
 from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
     from onevision.runtime.chat import Chat
 
 EXAMPLES = (
-    "onevision chat --image photo.jpg -m bundle",
+    "onevision chat --image photo.jpg -m 0.5b",
     "onevision chat -m bundle --cache ~/.cache/images",
     "onevision chat --image photo.jpg -m bundle < questions.txt",
 )
@@ -56,7 +64,7 @@ def register(app: typer.Typer) -> None:
 @answer_options(without=("ttft_target",))
 def chat(
     image: Images = None,
-    video: Video = None,
+    video: Videos = None,
     model: Model = None,
     *,
     options: AnswerOptions,
@@ -70,23 +78,31 @@ def chat(
     """Talk about images and videos. Each turn reads only what is new."""
     import onevision
 
+    mention_tiny(model, image or (), quiet=quiet)
+    folder = bundle_folder(model, quiet=quiet)
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     with (
         AnswerProgress("loading the model", quiet=quiet) as progress,
         onevision.load(
-            model, device=device, threads=threads, prefill=prefill, check=check, cache=cache
+            folder, device=device, threads=threads, prefill=prefill, check=check, cache=cache
         ) as loaded,
     ):
         talk = loaded.chat(**vars(options))
-        for path in image or ():
-            talk.add_image(path)
-        if video is not None:
-            talk.add_video(video)
+        if "-" in (image or ()):
+            raise UsageError(
+                "the questions come from stdin, so an image cannot", hint="write it to a file first"
+            )
+        warnings = [warning for path in image or () for warning in talk.add_image(path)]
+        warnings += [warning for path in video or () for warning in talk.add_video(path)]
         progress.stop()
+        if not quiet:
+            for warning in warnings:
+                print_warning(warning)
         if typed and not quiet:
             banner = f"{loaded.bundle.manifest.name}; /help lists the commands"
-            stderr().print(banner if model else f"{TINY_NOTE}\n{banner}", style="dim")
-        _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet)
+            stderr().print(banner if model or image else f"{TINY_NOTE}\n{banner}", style="dim")
+        if not _converse(talk, _reader(typed=typed), typed=typed, quiet=quiet):
+            raise typer.Exit(1)
 
 
 def _reader(*, typed: bool) -> Callable[[], str]:
@@ -105,29 +121,39 @@ def _reader(*, typed: bool) -> Callable[[], str]:
     return session.prompt
 
 
-def _converse(talk: Chat, read: Callable[[], str], *, typed: bool, quiet: bool = False) -> None:
-    """Answer line by line. Ctrl-C stops an answer or a typed line, but not the conversation."""
+def _converse(talk: Chat, read: Callable[[], str], *, typed: bool, quiet: bool = False) -> bool:
+    """Answer line by line. Ctrl-C stops an answer or a typed line, but not the conversation.
+
+    Returns:
+        Whether no line of a pipe was an error.
+    """
     last: Answer | None = None
+    failed = False
     while True:
         try:
             line = read().strip()
             if line in ("/quit", "/exit", "/bye"):
-                return
+                return not failed
             if line.startswith("/"):
                 _command(talk, line, last)
             elif line:
                 last = _answer(talk, line, quiet=quiet)
         except EOFError:
-            return
+            return not failed
         except KeyboardInterrupt:
             if not typed:
                 raise
             print("\nstopped; Ctrl-D ends the conversation", file=sys.stderr)
         except OneVisionError as error:
-            print_error(error.message, error.hint)
+            hint = error.hint and error.hint.replace(" --image", " /image").replace(" --video", " /video")
+            print_error(error.message, hint)
+            failed = not typed
 
 
 def _answer(talk: Chat, prompt: str, *, quiet: bool) -> Answer:
+    if not quiet:
+        for file, kind in _named_files(prompt):
+            stderr().print(f"note: {file} is shown with: /{kind} {file}", style="dim", soft_wrap=True)
     dropped = talk.dropped
     with (
         AnswerProgress("preparing", quiet=quiet) as progress,
@@ -150,8 +176,8 @@ def _answer(talk: Chat, prompt: str, *, quiet: bool) -> Answer:
 def _command(talk: Chat, line: str, last: Answer | None) -> None:
     name, _, path = line.partition(" ")
     actions: dict[str, Callable[[str], Sequence[str] | None]] = {
-        "/image": talk.add_image,
-        "/video": talk.add_video,  # returns warnings
+        "/image": talk.add_image,  # these two return warnings
+        "/video": talk.add_video,
         "/save": talk.save,
         "/load": talk.load,
     }
@@ -163,21 +189,45 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
         talk.reset()
         print("forgotten", file=sys.stderr)
     elif name in actions:
-        if not (path := _unquoted(path.strip())):
+        if not (paths := _dropped(path)):
             raise UsageError(f"{name} takes a file")
-        for warning in actions[name](path) or ():
-            print_warning(warning)
+        if len(paths) > 1 and name not in ("/image", "/video"):
+            raise UsageError(f"{name} takes one file, not {len(paths)}")
+        for path in paths:
+            for warning in actions[name](path) or ():
+                print_warning(warning)
         if name == "/save":
             print(f"saved {path}", file=sys.stderr)
         elif name == "/load":
             print(f"loaded {len(talk.turns)} turns from {path}", file=sys.stderr)
     else:
-        raise UsageError(f"unknown command {name}", hint="/help lists the commands")
+        commands = re.findall(r"^/\w+", COMMANDS, re.MULTILINE)
+        raise UsageError(f"unknown command {name}", hint=suggest(name, commands))
 
 
-def _unquoted(path: str) -> str:
-    """A path without the quotes that a terminal adds around it."""
-    return path[1:-1] if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"" else path
+def _dropped(text: str) -> list[str]:
+    """Paths as they are typed, or as a terminal writes files that are dropped on it: quoted or escaped."""
+    text = text.strip()
+    if not text or os.path.exists(text):  # noqa: PTH110 - any text may stand here
+        return [text] if text else []
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    if os.sep == "\\":
+        lexer.escape = ""  # it separates folders
+    try:
+        words = list(lexer)
+    except ValueError:  # an apostrophe in a name
+        return [text]
+    words = [url2pathname(urlsplit(word).path) if word.startswith("file://") else word for word in words]
+    # Several files, or one with spaces in its name that is not there.
+    return words if len(words) == 1 or any(map(os.path.exists, words)) else [text]
+
+
+def _named_files(question: str) -> list[tuple[str, str]]:
+    """Images and videos that a question names, each with ``image`` or ``video``."""
+    words = (word.strip("'\"`,;:?!()").rstrip(".") for word in question.split())
+    files = ((word, str(mimetypes.guess_type(word)[0]).partition("/")[0]) for word in words)
+    return [(word, kind) for word, kind in files if kind in ("image", "video") and os.path.isfile(word)]  # noqa: PTH113
 
 
 def _stats(last: Answer | None) -> str:

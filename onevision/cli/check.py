@@ -76,7 +76,7 @@ def verify(
     """Prove a bundle, stage by stage. The proof compares it with the reference implementation."""
     import onevision
 
-    folder = bundle_folder(model)
+    folder = bundle_folder(model, quiet=quiet)
     report = onevision.verify(
         folder,
         reference=reference,
@@ -113,9 +113,7 @@ def _print_report(report: Report) -> None:
 
 
 def inspect(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="Folder of the bundle; the same as -m.")
-    ] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="BUNDLE", help="The same as -m.")] = None,
     model: Model = None,
     check: CheckSums = False,
     as_json: Json = False,
@@ -152,8 +150,13 @@ def _print_bundle(bundle: Bundle, checked: bool) -> None:
         f"{backbone.kv_heads} for keys and values; context {backbone.context_length:,}; "
         f"{backbone.bits_per_weight:.2f} bits per weight",
         "video": _video(manifest.video),
-        "prompt": f"{manifest.prompt.template} format",
-        "verify": _proof(manifest),
+        "prompt": "; ".join(
+            [
+                f"{manifest.prompt.template} format",
+                *([f"added tokens {' '.join(added)}"] if (added := manifest.prompt.added_tokens) else []),
+            ]
+        ),
+        "verify": _proof(manifest, bundle.folder),
         **quality_facts(manifest.quality),
         "files": f"{readable(bundle.bytes)}, {'checksums' if checked else 'sizes'} correct",
     }
@@ -174,7 +177,7 @@ def _video(video: VideoInfo) -> str:
     return f"{video.frames} frames, {video.pooled_side**2} tokens each, {newlines[video.newline]}{timed}"
 
 
-def _proof(manifest: Manifest) -> str:
+def _proof(manifest: Manifest, folder: Path) -> str:
     """Result of the comparison with the reference that the manifest records."""
     from onevision.bundle import GOLDEN
 
@@ -183,8 +186,8 @@ def _proof(manifest: Manifest) -> str:
     if passed is not None:
         return "passed" if passed is True else "FAILED"
     if GOLDEN in manifest.files:
-        return "not run; its reference vectors are there: onevision verify"
-    return "unproven; onevision verify --reference CHECKPOINT --write proves it"
+        return f"not run; its reference vectors are there: onevision verify -m {folder}"
+    return f"unproven; onevision verify -m {folder} --reference CHECKPOINT --write proves it"
 
 
 def doctor(as_json: Json = False) -> None:

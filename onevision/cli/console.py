@@ -64,6 +64,11 @@ def _one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
+def print_next(command: str, *, quiet: bool = False) -> None:
+    """Print the command that makes sense after this one, on stderr."""
+    stderr(quiet=quiet).print(f"next: {command}", style="dim", soft_wrap=True)
+
+
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object on stdout, with the version of onevision."""
     print(json.dumps(data | {"onevision": __version__}, ensure_ascii=False))
@@ -88,7 +93,12 @@ def stdout() -> Console:
     """A rich console on stdout, like :func:`stderr`; lines are folded on a terminal only."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            """Let the end of `| head` be no failure; rich's own exits with status 1."""
+            raise BrokenPipeError
+
+    console = Output(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000
     return console

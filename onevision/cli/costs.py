@@ -35,9 +35,13 @@ def print_plan(plan: PromptPlan) -> None:
     if cost.reused_frames:
         facts["reused"] = f"{cost.reused_frames} frames, similar to others"
     facts["KV cache"] = readable(cost.kv_bytes)
+    # One unit for both, in which the smaller is not 0.
+    least = min(filter(None, cost.flops.values()))
+    unit, name = (1e12, "TFLOP") if least >= 1e11 else (1e9, "GFLOP")
     for stage, count in cost.flops.items():
-        seconds = f", {_duration(cost.seconds[stage], forecast)} here" if cost.seconds else ""
-        facts[stage] = f"{_operations(count)}{seconds}"
+        if count:  # without an image nothing is encoded
+            seconds = f", {_duration(cost.seconds[stage], forecast)} here" if cost.seconds else ""
+            facts[stage] = f"{count / unit:,.1f} {name}{seconds}"
     if forecast.ttft is not None:
         facts["first token"] = _duration(forecast.ttft, forecast)
     print_facts(facts)
@@ -83,10 +87,6 @@ def _grid(item: MediaCost) -> str:
     if item.grid:
         return f"{item.grid[1]}×{item.grid[0]}"
     return f"{item.frames} frames" if item.frames else "–"
-
-
-def _operations(count: int) -> str:
-    return f"{count / 1e9:,.1f} GFLOP" if count < 1e12 else f"{count / 1e12:,.1f} TFLOP"
 
 
 def _duration(seconds: float, forecast: Forecast) -> str:

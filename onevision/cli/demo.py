@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_warning, show
-from onevision.cli.options import Json, Model, Quiet, Threads, add_command
+from onevision.cli.console import ConsoleProgress, print_next, print_warning, show
+from onevision.cli.options import Json, Model, Quiet, Threads, add_command, bundle_folder
 
 EXAMPLES = ("onevision demo", "onevision demo -o pages/demo --json")
 
@@ -35,11 +35,14 @@ def demo(
     from onevision.eval.demo import PAGE, check, make_demo
 
     check(output)
-    options = () if model is None else ("-m", str(model.resolve()))
-    with onevision.load(model, threads=threads) as loaded:
+    folder = bundle_folder(model, quiet=quiet)
+    options = () if model is None else ("-m", str(folder.resolve()))
+    with onevision.load(folder, threads=threads) as loaded:
         done = make_demo(loaded, output, ConsoleProgress(quiet=quiet), options=options)
     data = {"page": str(output / PAGE), "bundle": str(loaded.bundle.folder), **done.to_dict()}
     show(as_json, data, print, output / PAGE)
+    if model is None:
+        print_next('onevision run "What is in the image?" -i photo.jpg -m 0.5b', quiet=quiet or as_json)
     if done.report.passed is False:
         print_warning("the bundle does not match the reference")
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from onevision.cli.options import (
     Threads,
     add_command,
     answer_options,
+    bundle_folder,
     choices,
 )
 from onevision.cli.scores import print_evaluation
@@ -119,7 +120,7 @@ def evaluate(
     import onevision
 
     done = onevision.evaluate(
-        model,
+        bundle_folder(model, quiet=quiet),
         suite=suite,
         questions=questions,
         families=family or (),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, show, stderr
+from onevision.cli.console import ConsoleProgress, print_next, show
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
+    FastVision,
     Force,
     ImatrixFile,
     Limit,
     NoImatrix,
     Questions,
-    Vision,
+    ask_with,
     imatrix_choice,
     print_quantized,
     summary,
@@ -39,7 +41,7 @@ EXPORT_EXAMPLES = (
     "onevision export --size 7b --variant video -o llava-video",
     "onevision export --size 0.5b --vision auto --backbone auto -o small",
     "onevision export --size 0.5b --vision int8 --calibration photos/",
-    "onevision export --source ./my-finetune --vision fp16 --backbone f16",
+    "onevision export --source my-finetune --vision fp16 --prefill none",
     "onevision export --source owner/name --revision main",
 )
 SYNTH_EXAMPLES = (
@@ -89,6 +91,15 @@ def export(
             metavar="FOLDER", help="LoRA adapter (PEFT) to merge into the weights.", rich_help_panel=INPUT
         ),
     ] = None,
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="SigLIP tower that the checkpoint was trained with, a published name or a folder, where its "
+            "mm_vision_tower names none.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     template: Annotated[
         TemplateChoice,
         typer.Option(
@@ -107,7 +118,7 @@ def export(
             help="Folder of the bundle.  [default: the checkpoint's name and -bundle]",
         ),
     ] = None,
-    vision: Vision = "fp32",
+    vision: FastVision = None,
     exporter: Annotated[
         Exporter,
         typer.Option(
@@ -121,9 +132,9 @@ def export(
         typer.Option(
             metavar="none|onnx",
             help="onnx: also write the language model's layers as a graph, which reads long prompts faster "
-            "than llama.cpp.",
+            "than llama.cpp, and takes as much memory again.",
         ),
-    ] = "none",
+    ] = "onnx",
     prefill_precision: Annotated[
         PrefillPrecision | None,
         typer.Option(metavar=choices(PrefillPrecision), help="Precision of that graph.  [default: int8]"),
@@ -150,6 +161,7 @@ def export(
         variant=variant,
         revision=revision,
         adapter=adapter,
+        vision_tower=vision_tower,
         template=template,
         vision=vision,
         backbone=backbone,
@@ -171,8 +183,7 @@ def export(
     else:
         line = f"{folder}  {done.bundle.bytes / 1e6:,.0f} MB"
         show(as_json, summary(done.bundle, done.backbone, done.report), print, line)
-    if stderr().is_terminal and not (as_json or quiet):
-        stderr().print(f'next: onevision run "What is in the image?" -i photo.jpg -m {folder}', style="dim")
+    print_next(ask_with(folder), quiet=quiet or as_json)
 
 
 #: Help of the fields of :class:`onevision.export.synth.SynthSpec` that are numbers.
@@ -255,3 +266,4 @@ def synth(
         synthesise(out, spec, advance=advance)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     show(as_json, {"checkpoint": str(out), "bytes": size}, print, out)
+    print_next(f"onevision export --source {quote(str(out))}", quiet=quiet or as_json)

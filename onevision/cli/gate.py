@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from onevision.proof.verify import Report
     from onevision.quant.search import Quantized
 
-Vision = Annotated[
-    EncoderChoice,
+_VISION = (
+    "Precision of the vision encoder: fp32, fp16, int8, or auto: the smallest that passes the quality gate."
+)
+Vision = Annotated[EncoderChoice, typer.Option(metavar="TYPE", help=_VISION)]
+FastVision = Annotated[
+    EncoderChoice | None,
     typer.Option(
+        "--vision",
         metavar="TYPE",
-        help="Precision of the vision encoder: fp32, fp16, int8, or auto: the smallest that passes the "
-        "quality gate.",
+        help=f"{_VISION}  [default: int8 if its features of calibration tiles pass, or else fp16]",
     ),
 ]
 BackboneOption = Annotated[
@@ -98,6 +103,11 @@ def summary(bundle: Bundle, backbone: BackboneReport, report: Report) -> dict[st
         },
         "verify": report.to_dict(),
     }
+
+
+def ask_with(folder: Path) -> str:
+    """A command that asks a new bundle."""
+    return f'onevision run "What is in the image?" -i photo.jpg -m {quote(str(folder))}'
 
 
 def print_quantized(done: Quantized, *, as_json: bool) -> None:

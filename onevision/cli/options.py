@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from typer.core import TyperCommand
 
-from onevision.cli.console import duration
+from onevision.cli.console import ConsoleProgress, duration
 from onevision.errors import UsageError
+from onevision.named import named_bundle
 from onevision.native.device import MAX_THREADS
 from onevision.native.device import Device as DeviceName
 from onevision.runtime.options import AnswerOptions, make_options
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     Function = Callable[..., Any]
 
+#: For newcomers whose photo goes to the default model.
+TINY_NOTE = "note: this is the tiny demo model, which knows drawings alone; for photos: -m 0.5b"
 INPUT, MACHINE = "Input", "Machine"  # groups of options in the help, beside those of AnswerOptions
 
 
@@ -32,14 +36,15 @@ def choices(kind: object) -> str:
     return "|".join(get_args(kind))
 
 
+_MODEL = "Folder of the bundle, or a size (0.5b, 7b-si) or Hub id: fetched or exported once, into the cache."
 Model = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "-m",
         "--model",
-        metavar="FOLDER",
+        metavar="NAME",
         envvar="ONEVISION_MODEL",
-        help="Folder of the bundle.  [default: the tiny model]",
+        help=f"{_MODEL}  [default: the tiny model]",
         show_default=False,
         rich_help_panel=INPUT,
     ),
@@ -47,13 +52,21 @@ Model = Annotated[
 Images = Annotated[
     list[str] | None,
     typer.Option(
-        "-i", "--image", metavar="FILE", help="An image; repeat -i for several.", rich_help_panel=INPUT
+        "-i",
+        "--image",
+        metavar="FILE",
+        help="An image; repeat -i for several. - reads one from stdin.",
+        rich_help_panel=INPUT,
     ),
 ]
-Video = Annotated[
-    str | None,
+Videos = Annotated[
+    list[str] | None,
     typer.Option(
-        "-v", "--video", metavar="FILE", help="A video; needs onevision[video].", rich_help_panel=INPUT
+        "-v",
+        "--video",
+        metavar="FILE",
+        help="A video, or a folder of frames; repeat -v for several. Needs onevision[video].",
+        rich_help_panel=INPUT,
     ),
 ]
 Device = Annotated[
@@ -135,15 +148,29 @@ def examples(about: str, *commands: str) -> str:
     return f"{about}\n\n\b\nExamples:\n{lines}"
 
 
-def bundle_folder(model: Path | None) -> Path:
-    """The bundle of ``-m``, or the tiny model's.
+def bundle_folder(model: str | None, *, quiet: bool = False) -> Path:
+    """The bundle of ``-m``, or the tiny model's; it is fetched or made first, with progress, if it has to be.
 
     Raises:
-        BundleError: See :func:`onevision.models.default_bundle`.
+        OneVisionError: See :func:`onevision.named.named_bundle`.
     """
-    from onevision.models import default_bundle
+    return named_bundle(model, ConsoleProgress(quiet=quiet))
 
-    return model or default_bundle()
+
+def mention_tiny(model: str | None, images: Sequence[str], *, quiet: bool = False) -> None:
+    """Print :data:`TINY_NOTE` if the tiny model is used by default, for an image that no demo drew."""
+    if model is None and not quiet and not all(map(_is_demos, images)):
+        print(TINY_NOTE, file=sys.stderr)
+
+
+def _is_demos(image: str) -> bool:
+    """Whether an image lies beside the page of a demo that drew it."""
+    page = Path(image).with_name("index.html") if Path(image).name else Path()
+    if not page.is_file():
+        return False
+    from onevision.eval.demo import files_of
+
+    return Path(image).name in files_of(page)
 
 
 def add_command(app: typer.Typer, function: Function, *commands: str, name: str | None = None) -> None:

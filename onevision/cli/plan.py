@@ -17,6 +17,7 @@ from onevision.cli.options import (
     Threads,
     add_command,
     answer_options,
+    bundle_folder,
 )
 from onevision.errors import UsageError
 from onevision.models.shapes import PublishedSize
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
     "dedup",
     "ttft_target",
     "exif",
+    "page",
 )
 def plan(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Images and videos.")] = None,
@@ -85,7 +87,7 @@ def plan(
     found = onevision.plan(
         media,
         prompt,
-        bundle=model,
+        bundle=None if size else bundle_folder(model),
         size=size,
         options=options,
         prefill=prefill,

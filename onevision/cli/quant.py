@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onevision.cli.console import ConsoleProgress, print_table, show, stdout
+from onevision.cli.console import ConsoleProgress, print_next, print_table, show, stdout
 from onevision.cli.gate import (
     BackboneOption,
     Calibration,
@@ -18,10 +19,11 @@ from onevision.cli.gate import (
     NoImatrix,
     Questions,
     Vision,
+    ask_with,
     imatrix_choice,
     print_quantized,
 )
-from onevision.cli.options import Json, Threads, add_command
+from onevision.cli.options import Json, Threads, add_command, bundle_folder
 from onevision.extras import require
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 
@@ -44,7 +46,7 @@ SWEEP_EXAMPLES = (
 )
 
 Source = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A full-precision bundle (fp32 or fp16, f32, f16 or bf16).")
+    str, typer.Argument(metavar="BUNDLE", help="A full-precision bundle (fp32 or fp16, f32, f16 or bf16).")
 ]
 
 
@@ -79,7 +81,7 @@ def apply(
     from onevision.quant.search import quantize
 
     done = quantize(
-        source,
+        bundle_folder(source),
         out,
         vision=vision,
         backbone=backbone,
@@ -92,6 +94,7 @@ def apply(
         progress=ConsoleProgress(),
     )
     print_quantized(done, as_json=as_json)
+    print_next(ask_with(out), quiet=as_json)
 
 
 def sweep(
@@ -135,7 +138,7 @@ def sweep(
     choice = imatrix_choice(imatrix, no_imatrix)
     config = GateConfig(questions, limit, calibration, imatrix=choice, threads=threads)
     rows = sweeps.sweep(
-        open_bundle(source),
+        open_bundle(bundle_folder(source)),
         out,
         config,
         visions=cast("list[EncoderPrecision]", vision) or sweeps.VISIONS,
@@ -145,6 +148,7 @@ def sweep(
     )
     data = {"folder": str(out), "rows": [asdict(row) for row in rows]}
     show(as_json, data, _print_sweep, rows, out / sweeps.PLOT)
+    print_next(f"onevision quant apply {quote(source)} OUT --vision TYPE --backbone TYPE", quiet=as_json)
 
 
 def imatrix(
@@ -160,13 +164,14 @@ def imatrix(
     from onevision.runtime.engine import OneVision
 
     with (
-        OneVision(open_bundle(source), device="cpu", threads=threads) as model,
+        OneVision(open_bundle(bundle_folder(source)), device="cpu", threads=threads) as model,
         ConsoleProgress().step("importance matrix") as advance,
     ):
         collected = collect_imatrix(model, advance=advance)
     write_imatrix(collected, out)
     data = {"imatrix": str(out), "matrices": len(collected.inputs), "bytes": out.stat().st_size}
     show(as_json, data, print, out)
+    print_next(f"onevision quant apply {quote(source)} OUT --imatrix {quote(str(out))}", quiet=as_json)
 
 
 def _print_sweep(rows: Sequence[SweepRow], plot: Path) -> None:

@@ -22,13 +22,14 @@ from onevision.cli.options import (
     Prefill,
     Quiet,
     Threads,
-    Video,
+    Videos,
     add_command,
     answer_options,
+    bundle_folder,
+    mention_tiny,
 )
-from onevision.errors import PromptError, UsageError
+from onevision.errors import ImageError, PromptError, UsageError
 from onevision.runtime.options import AnswerOptions, make_options
-from onevision.typed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,17 +38,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     'onevision run "What color is the star?" --image scene.png',
-    'onevision run "What is on the table?" --image photo.jpg -m bundle',
+    'onevision run "What is on the table?" --image photo.jpg -m 0.5b',
     'onevision run "Which one is newer?" -i a.png -i b.png -m bundle',
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
     'onevision run "What is it?" -i photo.jpg --ttft-target 5s -m bundle',
     'onevision run "And beside it?" -i photo.jpg --cache images/ -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
-)
-#: For newcomers whose photo goes to the default model.
-TINY_NOTE = (
-    "note: this is the 7 M demo model, trained on drawings; for photos: "
-    "onevision export --size 0.5b -o llava, then -m llava"
 )
 
 
@@ -62,12 +58,13 @@ def run(
         str | None, typer.Argument(metavar="PROMPT", help="The question; - reads it from stdin.")
     ] = None,
     image: Images = None,
-    video: Video = None,
+    video: Videos = None,
     messages: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of a prompt: messages or a request as JSON, as for OpenAI's or Ollama's API.",
+            help="Messages or a request as JSON, as for OpenAI's or Ollama's API, or a saved chat; a prompt "
+            "is the next question.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -85,15 +82,15 @@ def run(
     """Ask about an image, several images or a video."""
     import onevision
 
-    question, requested = _question(prompt, image or [], video, messages)
+    question, requested = _question(prompt, image or [], video or [], messages)
     if requested:
         options = _merged(options, requested)
-    if model is None and image and stderr().is_terminal and not quiet:
-        stderr().print(TINY_NOTE, style="dim")
+    mention_tiny(model, image or (), quiet=quiet)
+    folder = bundle_folder(model, quiet=quiet)
     with (
         AnswerProgress("loading the model", quiet=quiet) as progress,
         onevision.load(
-            model, device=device, threads=threads, check=check, prefill=prefill, cache=cache
+            folder, device=device, threads=threads, check=check, prefill=prefill, cache=cache
         ) as loaded,
         closing(loaded.stream(**question, on_progress=progress, **vars(options))) as stream,
     ):
@@ -115,25 +112,31 @@ def run(
 
 
 def _question(
-    prompt: str | None, images: list[str], video: str | None, messages: Path | None
+    prompt: str | None, images: list[str], videos: list[str], messages: Path | None
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Question for :meth:`OneVision.stream`, and the options of a request in ``--messages``."""
-    if messages is not None:
-        if prompt is not None or images or video is not None:
-            raise UsageError("--messages cannot be combined with a prompt, --image or --video")
-        from onevision.runtime.messages import Reading, parse_request
+    from onevision.runtime.messages import conversation_of, read_messages
 
-        request = parse_request(_read_json(messages), Reading(messages.absolute().parent))
-        return {"messages": request.messages}, request.options
-    if prompt is None:
+    if prompt is None and messages is None:
         raise UsageError("there is no prompt", hint='onevision run "What is in the image?" --image FILE')
-    if not images and video is None and os.path.isfile(prompt):  # noqa: PTH113 (any text may stand here)
+    if prompt is None and (images or videos):
+        raise UsageError("--image and --video beside --messages need a prompt")
+    if prompt and not (images or videos or messages) and os.path.isfile(prompt):  # noqa: PTH113 (any text)
         raise UsageError(
             f"{prompt} is a file, not a question",
             hint=f'onevision run "What is in the image?" --image {prompt}',
         )
+    if [prompt, *images].count("-") > 1:
+        raise UsageError(
+            "stdin can be read once: for the prompt or for one image", hint="write it to a file first"
+        )
+    sources = [_stdin_image() if image == "-" else image for image in images]
     prompt = _read_stdin() if prompt == "-" else prompt
-    return {"prompt": prompt, "images": images, "video": video}, {}
+    if messages is None:
+        return {"prompt": prompt, "images": sources, "videos": videos}, {}
+    question = () if prompt is None else conversation_of(prompt, sources, None, None, videos)
+    request = read_messages(messages, *question)
+    return {"messages": request.messages}, request.options
 
 
 def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptions:
@@ -143,13 +146,15 @@ def _merged(options: AnswerOptions, requested: Mapping[str, Any]) -> AnswerOptio
     return make_options(usual | dict(requested) | flags)
 
 
-def _read_json(path: Path) -> Any:  # noqa: ANN401
-    try:
-        return read_json(path)
-    except OSError as error:
-        raise PromptError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise PromptError(f"{path} is not valid JSON: {error}") from error
+def _stdin_image() -> bytes:
+    """The image file on stdin."""
+    if sys.stdin.isatty():
+        raise UsageError(
+            "stdin is a terminal, not an image", hint='onevision run "What is it?" -i - < photo.jpg'
+        )
+    if not (data := sys.stdin.buffer.read()):
+        raise ImageError("the image on stdin has 0 bytes")
+    return data
 
 
 def _read_stdin() -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from onevision._version import __version__
 from onevision.bundle import Manifest
-from onevision.errors import InputError
+from onevision.errors import CheckpointError, InputError
 from onevision.eval import EVAL_MAX_TOKENS, EVAL_OPTIONS, See
 from onevision.eval.records import EvalReply, Record
 from onevision.eval.suite import Sample
@@ -20,6 +21,8 @@ from onevision.runtime.anyres import squash
 from onevision.runtime.engine import OneVision
 from onevision.runtime.images import read_image
 from onevision.runtime.options import AnswerOptions, Prefill
+from onevision.runtime.prompt import time_instruction
+from onevision.runtime.video import read_video
 
 if TYPE_CHECKING:
     from onevision.runtime.images import ImageSource
@@ -37,7 +40,7 @@ class EvalSettings:
     def is_reference(self) -> bool:
         """Whether prompts, images and videos are prepared as in the reference."""
         usual = AnswerOptions(max_tokens=self.options.max_tokens, frames=self.options.frames)
-        return self.options == usual
+        return self.options in (usual, replace(usual, template="training"))
 
     def to_dict(self) -> dict[str, Any]:
         """Settings for JSON, without those of sampling."""
@@ -113,3 +116,51 @@ def _seen(sample: Sample, see: See, tile: int) -> tuple[Sequence[ImageSource], V
     if see == "base" and len(sample.images) == 1:
         return (squash(read_image(sample.images[0]), tile),), None
     return sample.images, sample.video
+
+
+class ReferenceModel:
+    """A checkpoint loaded into transformers; an :class:`onevision.eval.ask.Answerer`.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Attributes:
+        tile: Pixels per side of a tile.
+
+    Raises:
+        CheckpointError: It is damaged, of another architecture, or too large for the memory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from onevision.export.checkpoint import Checkpoint
+        from onevision.export.tokenizer import read_tokenizer
+        from onevision.proof.reference import Reference, fits_in_memory
+
+        with Checkpoint.open(folder) as checkpoint:
+            if not fits_in_memory(checkpoint):
+                raise CheckpointError(
+                    f"{folder} does not fit in memory in fp32", hint="compare with a bundle instead"
+                )
+            never_sampled = read_tokenizer(folder, checkpoint.config).never_sampled
+            self._reference = Reference(checkpoint, never_sampled=never_sampled)
+            self._config = checkpoint.config
+            self.tile = checkpoint.config.vision.image_size
+
+    def __call__(
+        self, prompt: str, images: Sequence[ImageSource], video: VideoSource | None, settings: EvalSettings
+    ) -> EvalReply:
+        """Answer greedily, see :class:`onevision.eval.ask.Answerer`."""
+        if video is not None and not isinstance(video, np.ndarray):
+            found = read_video(
+                video, frames=settings.options.frames or self._config.frames, prepare=np.asarray
+            )
+            if self._config.time_instruction and found.fps:
+                prompt = f"{time_instruction(found.positions, found.total, found.fps)}\n{prompt}"
+            video = found.tiles
+        text = self._reference.answer(
+            prompt,
+            images=[np.asarray(read_image(image)) for image in images],
+            video=video,
+            max_tokens=settings.options.max_tokens,
+        )
+        return EvalReply(text)

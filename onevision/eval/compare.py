@@ -13,11 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from onevision.errors import InputError
-from onevision.eval.intervals import Interval, mcnemar, mean_interval, paired_interval
 from onevision.eval.records import Record
 from onevision.eval.report import EvalReport, by_family, report
 from onevision.eval.suite import Sample
 from onevision.eval.suite.sample import normalize
+from onevision.metrics import Interval, mcnemar, mean_interval, paired_interval
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,11 @@ def evaluate(
     answers = None if output is None else AnswersFile(Path(output), force=force)
     noted: dict[str, None] = {}
     load = partial(_loaded, device=device, threads=threads, noted=noted)
-    other = None if against is None else _other(Path(against), chosen, load, settings, progress, check=check)
     opened = open_bundle(default_bundle() if bundle is None else bundle, check=check)
+    template = settings.options.template or opened.manifest.prompt.template
+    other = None
+    if against is not None:
+        other = _other(Path(against), chosen, load, settings, progress, template=template, check=check)
     run = run_id(opened.manifest, settings, prefill)
     if answers:
         answers.check(chosen, run)
@@ -151,6 +154,7 @@ def _other(
     settings: EvalSettings,
     progress: Progress,
     *,
+    template: str,
     check: bool,
 ) -> Callable[[], Loading] | list[Record]:
     """Model to compare with, or the records of another run."""
@@ -162,6 +166,11 @@ def _other(
                 "a checkpoint in transformers takes no --max-tiles, --detail, --dedup, --no-exif, --template "
                 "or --system",
                 hint="compare with a bundle, or with the answers file of another run",
+            )
+        if template != "training":
+            raise UsageError(
+                f"a checkpoint in transformers is asked in the format of training, the bundle in {template}",
+                hint="--template training",
             )
         require("proof", "a checkpoint in transformers")
         return partial(_reference, against, progress)
@@ -186,7 +195,7 @@ def _loaded(
 @contextmanager
 def _reference(folder: Path, progress: Progress) -> Iterator[tuple[str, Answerer, int]]:
     """A checkpoint in transformers."""
-    from onevision.eval.reference import ReferenceModel
+    from onevision.eval.ask import ReferenceModel
 
     progress.note("loading the reference")
     reference = ReferenceModel(folder)

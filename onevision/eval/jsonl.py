@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onevision.errors import InputError
+from onevision.files import os_errors
 from onevision.typed import build, parse_json
 
 T = TypeVar("T")
@@ -22,10 +23,8 @@ def read_objects(path: Path, *, unfinished: bool = False) -> dict[int, dict[str,
     Raises:
         InputError: The file cannot be read, is not UTF-8, or a line is not a JSON object.
     """
-    try:
+    with os_errors(f"read {path}", InputError):
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if unfinished:
         data = data[: data.rfind(b"\n") + 1]
     try:

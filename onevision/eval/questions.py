@@ -25,7 +25,7 @@ from onevision.errors import ImageError, InputError, UsageError, VideoError, sug
 from onevision.eval.jsonl import read_objects
 from onevision.eval.suite import FAMILIES, Sample, iter_samples
 from onevision.eval.suite.sample import Form, normalize
-from onevision.runtime.images import existing_file
+from onevision.runtime.kinds import existing_file
 
 SUITES = ("tiny",)
 #: Name of the questions file in a folder.

@@ -16,6 +16,7 @@ from onevision.errors import InputError, OneVisionError, UsageError
 from onevision.eval.jsonl import read_as, to_line
 from onevision.eval.suite import Sample, score
 from onevision.eval.suite.sample import Form, InputKind
+from onevision.files import os_errors
 from onevision.runtime.answer import FinishReason
 
 
@@ -142,23 +143,20 @@ class AnswersFile:
             UsageError: The file cannot be written there.
             OneVisionError: The operating system refuses a write, for example because the disk is full.
         """
-        try:
+        with os_errors(f"write {self.part}", UsageError):
             file = self.part.open("a+b")
-        except OSError as error:
-            raise UsageError(f"cannot write {self.part}: {error.strerror or error}") from error
 
         def write(record: Record) -> None:
             file.write(to_line(asdict(record)))
             file.flush()
 
         try:
-            with file:
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-                yield write
-            self.part.replace(self._path)
-        except OSError as error:
-            raise OneVisionError(f"cannot write {self.part}: {error.strerror or error}") from error
+            with os_errors(f"write {self.part}", OneVisionError):
+                with file:
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+                    yield write
+                self.part.replace(self._path)
         finally:
             if self.part.exists() and not self.part.stat().st_size:
                 self.part.unlink()

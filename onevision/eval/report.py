@@ -2,7 +2,7 @@
 
 The accuracy of a family is the share of its questions answered right, with Wilson's interval. The accuracy of
 a kind, and the overall one, is the mean over its families, so that each family has the same weight however
-often it was asked; see :func:`onevision.eval.intervals.mean_interval` for its interval.
+often it was asked; see :func:`onevision.metrics.mean_interval` for its interval.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, get_args
 
-from onevision.eval.intervals import Interval, mean_interval, wilson
 from onevision.eval.records import Record
 from onevision.eval.suite.sample import InputKind
+from onevision.metrics import Interval, mean_interval, wilson
 
 KINDS: tuple[InputKind, ...] = get_args(InputKind)
 

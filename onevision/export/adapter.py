@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.section import Section, read_json
 from onevision.export.tensors import canonical_name
+from onevision.export.weights import StoredTensor, read_header
 
 Array = npt.NDArray[Any]
 
@@ -51,16 +51,16 @@ _KEEPS_BASE = (True, False, "gaussian", "orthogonal", "eva", "lora_ga", None)
 
 @dataclass(frozen=True)
 class _Lora:
-    """The two factors of one matrix, by their names in the file."""
+    """The two factors of one matrix."""
 
-    a: str  # [r, in]; of an embedding [r, rows]
-    b: str  # [out, r]; of an embedding [columns, r]
+    a: StoredTensor  # [r, in]; of an embedding [r, rows]
+    b: StoredTensor  # [out, r]; of an embedding [columns, r]
     scale: float
     is_embedding: bool
 
-    def delta(self, a: Array, b: Array) -> npt.NDArray[np.float32]:
+    def delta(self) -> npt.NDArray[np.float32]:
         """What is added to the matrix, float32 of its shape."""
-        product = b.astype(np.float32) @ a.astype(np.float32)
+        product = self.b.read().astype(np.float32) @ self.a.read().astype(np.float32)
         return (product.T if self.is_embedding else product) * np.float32(self.scale)
 
 
@@ -80,33 +80,31 @@ class Adapter:
     """
 
     def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._folder = folder
         config = _read_config(folder)
         self._loras: dict[str, _Lora] = {}
-        self._whole: dict[str, tuple[Path, str]] = {}
-        pairs: dict[tuple[str, bool], dict[str, str]] = {}
-        headers = dict(_headers(_weights(folder)))
-        for stored in headers:
-            match = _PARTS.fullmatch(_unwrapped(stored))
+        self._whole: dict[str, StoredTensor] = {}
+        pairs: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
+        for stored in read_header(_weights(folder)):
+            match = _PARTS.fullmatch(_unwrapped(stored.name))
             if match and match["leaf"] != "bias":
                 key = match["module"], bool(match["embedding"])
                 pairs.setdefault(key, {})[match["side"]] = stored
             else:
-                self._add_whole(folder / WEIGHTS, stored)
+                self._add_whole(stored)
         for (module, is_embedding), sides in pairs.items():
             if sides.keys() != {"A", "B"}:
                 raise CheckpointError(
                     f"{folder / WEIGHTS} has only one of the two factors of {module}", hint=_HINT
                 )
-            rank = next(iter(headers[sides["A"]]), 0)
+            rank = next(iter(sides["A"].shape), 0)
             if rank == 0:
-                raise CheckpointError(f"{folder / WEIGHTS}: {sides['A']} is empty", hint=_HINT)
+                raise CheckpointError(f"{folder / WEIGHTS}: the factors of {module} are empty", hint=_HINT)
             lora = _Lora(sides["A"], sides["B"], _scale(config, module, rank), is_embedding)
             self._loras[canonical_name(f"{module}.weight")] = lora
-            _check_shape(folder, module, lora, headers, shapes)
+            _check_shape(folder, module, lora, shapes)
         if (folder / EXTRA_WEIGHTS).is_file():
-            for stored in dict(_headers(folder / EXTRA_WEIGHTS)):
-                self._add_whole(folder / EXTRA_WEIGHTS, stored)
+            for stored in read_header(folder / EXTRA_WEIGHTS):
+                self._add_whole(stored)
         self.names = frozenset(self._loras) | frozenset(self._whole)
         if not self.names:
             raise CheckpointError(f"{folder / WEIGHTS} has no tensors", hint=_HINT)
@@ -117,11 +115,13 @@ class Adapter:
                 f"{CONFIG}",
             )
 
-    def _add_whole(self, file: Path, stored: str) -> None:
-        name = canonical_name(_unwrapped(stored).replace(".modules_to_save.default.", "."))
+    def _add_whole(self, stored: StoredTensor) -> None:
+        name = canonical_name(_unwrapped(stored.name).replace(".modules_to_save.default.", "."))
         if ".lora_" in name:
-            raise UnsupportedCheckpointError(f"{file} has {stored}, which is no part of a LoRA adapter")
-        self._whole[name] = file, stored
+            raise UnsupportedCheckpointError(
+                f"{stored.file} has {stored.name}, which is no part of a LoRA adapter"
+            )
+        self._whole[name] = stored
 
     def merge(self, name: str, values: Array) -> npt.NDArray[np.float32]:
         """A tensor of the checkpoint with the adapter merged into it, float32.
@@ -134,18 +134,16 @@ class Adapter:
             CheckpointError: The file has changed since it was opened.
         """
         merged: npt.NDArray[np.float32] = values.astype(np.float32)
-        if name in self._whole:
-            file, stored = self._whole[name]
-            whole = _read(file, stored)
-            if whole.shape != values.shape:
+        if stored := self._whole.get(name):
+            if stored.shape != values.shape:
                 raise CheckpointError(
-                    f"{file}: {stored} is {list(whole.shape)}, the checkpoint's is {list(values.shape)}",
+                    f"{stored.file}: {stored.name} is {list(stored.shape)}, the checkpoint's is "
+                    f"{list(values.shape)}",
                     hint="rows that were added need a checkpoint whose config.json has the new vocab_size",
                 )
-            merged = whole.astype(np.float32)
+            merged = stored.read().astype(np.float32)
         if lora := self._loras.get(name):
-            file = self._folder / WEIGHTS
-            merged += lora.delta(_read(file, lora.a), _read(file, lora.b))
+            merged += lora.delta()
         return merged
 
 
@@ -231,10 +229,9 @@ def _check_shape(
     folder: Path,
     module: str,
     lora: _Lora,
-    headers: dict[str, tuple[int, ...]],
     shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    a, b = headers[lora.a], headers[lora.b]
+    a, b = lora.a.shape, lora.b.shape
     expected = shapes.get(canonical_name(f"{module}.weight"))
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise CheckpointError(
@@ -247,29 +244,3 @@ def _check_shape(
             f"{list(expected)}",
             hint="merge it into the checkpoint that it was trained on",
         )
-
-
-def _headers(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors of a file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, tuple(file.get_slice(name).get_shape())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated or corrupt: {error}", hint=_HINT) from error
-
-
-def _read(path: Path, name: str) -> Array:
-    import ml_dtypes  # noqa: F401 (gives NumPy bfloat16)
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            values: Array = file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated or corrupt: {error}", hint=_HINT) from error
-    if not np.isfinite(values.astype(np.float32)).all():
-        raise CheckpointError(f"{path}: {name} has values that are not finite", hint=_HINT)
-    return values

@@ -103,19 +103,18 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
     """
     check_target(target, force=options.force)
     with (
-        Checkpoint.open(source.folder, adapter=source.adapter) as checkpoint,
+        Checkpoint.open(
+            source.folder, adapter=source.adapter, vision_tower=source.vision_tower
+        ) as checkpoint,
         write_bundle(target, force=options.force) as folder,
     ):
         # Both before minutes of work.
         tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
-        template, chat_template = choose_template(
+        prompt = choose_template(
             checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
         )
-        if options.template == "auto" and template != "training":
-            progress.note(
-                f"prompt format {template}, as the checkpoint's own chat template has it; "
-                "--template training is that of LLaVA-OneVision's training"
-            )
+        if prompt.note:
+            progress.note(prompt.note)
         name = options.name or (source.repo or source.folder.resolve().name).split("/")[-1]
         backbone = _write_models(checkpoint, folder, options, name, progress)
         versions = writer_versions() | _write_golden(checkpoint, folder / GOLDEN, options, progress)
@@ -138,7 +137,12 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
             vision=vision_info(checkpoint.config),
             backbone=backbone_info(checkpoint.config, backbone.bits_per_weight),
             prompt=PromptInfo(
-                template, DEFAULT_SYSTEM, IMAGE_TOKEN, VIDEO_TOKEN, chat_template, tokenizer.added
+                prompt.template,
+                DEFAULT_SYSTEM,
+                IMAGE_TOKEN,
+                VIDEO_TOKEN,
+                prompt.chat_template,
+                tokenizer.added,
             ),
             video=video_info(checkpoint.config),
             files=files_of(folder.iterdir(), _precisions(options)),
@@ -150,7 +154,7 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         elif options.prove:
             progress.note(
                 "unproven: not compared with transformers, which needs pip install 'onevision[proof]'; "
-                "later: onevision verify --reference CHECKPOINT --write"
+                f"later: onevision verify -m {target} --reference CHECKPOINT --write"
             )
         bundle = seal(folder, manifest, report)
     return Exported(replace(bundle, folder=target), backbone, report)

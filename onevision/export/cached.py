@@ -1,7 +1,8 @@
-"""Bundles in the user's cache: exported once, and replaced by those of the next version.
+"""Bundles in the user's cache: exported once, by one process.
 
-The folder is ``ONEVISION_CACHE``, or the system's for caches. A bundle's name there has the package's version
-and a digest of its inputs.
+The folder is ``ONEVISION_CACHE``, or the system's for caches. The name of a synthetic bundle has the
+package's version and a digest of its inputs, and it is replaced by that of the next version; the bundle of a
+checkpoint stays until it is removed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def cached_bundle(
     name: str,
-    digest: str,
+    digest: str | None,
     make: Callable[[Path, Progress], object],
     progress: Progress | None,
     *,
@@ -40,8 +41,8 @@ def cached_bundle(
     are deleted, with what interrupted exports left behind.
 
     Args:
-        name: Name of the bundle.
-        digest: 16 hex digits of its inputs.
+        name: Name of the bundle, as a path in the cache.
+        digest: 16 hex digits of its inputs; None for a bundle that no version and no input replaces.
         make: Exports the bundle to a folder that does not exist.
         progress: Receives steps and notes of the export; None: the log.
         what: Name in messages: ``a 0.5b with random weights``.
@@ -51,15 +52,15 @@ def cached_bundle(
         UsageError: It has to be exported, and the extra ``export`` is not installed.
         ExportError: The cache cannot be written.
     """
-    cache = cache_folder()
-    bundle = cache / f"{name}-{__version__}-{digest}"
+    bundle = cache_folder() / (f"{name}-{__version__}-{digest}" if digest else name)
+    cache, stem = bundle.parent, name.rpartition("/")[2]
     if _is_sound(bundle):
         return bundle
     require("export", f"exporting {what}", instead=instead)
     progress = progress or LogProgress()
-    with _lock(cache, name, what, progress):
+    with _lock(cache, stem, what, progress):
         if not _is_sound(bundle):  # no other process has exported it meanwhile
-            versions = rf"{re.escape(name)}-[^-]+-[0-9a-f]{{16}}"
+            versions = re.escape(stem) + (r"-[^-]+-[0-9a-f]{16}" if digest else "")
             _remove(cache, rf"\.{versions}\..+\.(partial|old)")
             progress.note(f"{what} is exported once, into {cache}")
             if bundle.exists():

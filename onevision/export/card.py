@@ -25,7 +25,7 @@ LLaVA-OneVision, exported by onevision {version} to run without PyTorch.
 
 ```
 pip install onevision
-onevision run "What is in this picture?" --image photo.jpg -m .
+onevision run "What is in the image?" --image photo.jpg -m .
 ```
 
 ## Verify

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,6 +26,7 @@ from onevision.export.tensors import (
     is_unused,
     optional_tensors,
 )
+from onevision.export.weights import StoredTensor, damaged, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,22 +47,9 @@ PICKLE_HINT = (
 )
 
 _BYTES: dict[StoredType, int] = {"F32": 4, "F16": 2, "BF16": 2}
-_LFS_POINTER = b"version https://git-lfs"
 _FOLDER_HINT = "name the folder that holds config.json and the weights"
 _LISTED = 8
 _ROWS_COMPARED = 4096
-_EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}  # bits of the exponent
-_AT_A_TIME = 1 << 20  # values: temporaries stay in the cache
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor lies, as the header of its file tells."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class Checkpoint:
@@ -81,7 +68,7 @@ class Checkpoint:
         self,
         folder: Path,
         config: ModelConfig,
-        stored: Mapping[str, _Stored],
+        stored: Mapping[str, StoredTensor],
         adapter: Adapter | None = None,
     ) -> None:
         self.folder = folder
@@ -90,12 +77,15 @@ class Checkpoint:
         self._adapter = adapter
 
     @classmethod
-    def open(cls, folder: Path, *, adapter: Path | None = None) -> Checkpoint:
+    def open(
+        cls, folder: Path, *, adapter: Path | None = None, vision_tower: str | None = None
+    ) -> Checkpoint:
         """Read the config and the headers, and check every tensor for presence, shape and type.
 
         Args:
             folder: The checkpoint's folder.
             adapter: Folder of an adapter that is merged into the tensors as they are read.
+            vision_tower: See :func:`~onevision.export.config.read_config`.
 
         Raises:
             UnsupportedCheckpointError: Another architecture or adapter, pickles only, or quantized weights.
@@ -110,7 +100,7 @@ class Checkpoint:
                 f"{folder} is a file, not the folder of a checkpoint", hint=_FOLDER_HINT
             ) from None
         except OSError as error:
-            raise _damaged(folder, error) from error
+            raise damaged(folder, error) from error
         if is_empty:
             raise CheckpointError(f"{folder} is empty", hint=_FOLDER_HINT)
         if not _has_weights(folder) and (fault := folder_fault(folder)):
@@ -120,7 +110,7 @@ class Checkpoint:
                 f"{folder} has full weights and an adapter: which of them is meant is not clear",
                 hint=f"--adapter {folder} merges it; move the adapter away to export the weights as they are",
             )
-        config = read_config(folder)
+        config = read_config(folder, vision_tower)
         stored = _by_canonical_name(_read_headers(folder))
         _check(folder, config, stored)
         if config.text.tied and HEAD in stored:
@@ -164,20 +154,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The file has changed since it was opened, or values are not finite.
         """
-        import ml_dtypes  # noqa: F401 (gives NumPy bfloat16)
-        from safetensors import SafetensorError, safe_open
-
-        stored = self._stored[name]
-        try:
-            with safe_open(stored.file, framework="np") as file:
-                values = cast("npt.NDArray[Any]", file.get_tensor(stored.name))
-        except (OSError, SafetensorError) as error:
-            raise _damaged(stored.file, error) from error
-        if not _is_finite(values):
-            raise CheckpointError(
-                f"{stored.file}: {stored.name} has values that are not finite",
-                hint="training diverged, or the file is damaged: take an earlier checkpoint",
-            )
+        values = self._stored[name].read()
         if self._adapter and name in self._adapter.names:
             return self._adapter.merge(name, values)
         return values
@@ -195,16 +172,6 @@ class Checkpoint:
 
 def _has_weights(folder: Path) -> bool:
     return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
-
-
-def _is_finite(values: npt.NDArray[Any]) -> bool:
-    """Whether no exponent has all bits set; on the bits, which is faster than on bfloat16."""
-    bits: type[np.unsignedinteger[Any]] = np.uint32 if values.itemsize == 4 else np.uint16
-    mask = bits(_EXPONENTS[values.dtype.name])
-    flat = values.reshape(-1).view(bits)
-    return not any(
-        ((flat[start : start + _AT_A_TIME] & mask) == mask).any() for start in range(0, len(flat), _AT_A_TIME)
-    )
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -252,10 +219,10 @@ def _read_index(path: Path) -> dict[str, str]:
     return shards
 
 
-def _read_headers(folder: Path) -> list[_Stored]:
+def _read_headers(folder: Path) -> list[StoredTensor]:
     """What the files of a checkpoint say they hold; an index must agree with them."""
     files = weight_files(folder)
-    found = [stored for path in files for stored in _read_header(path)]
+    found = [stored for path in files for stored in read_header(path)]
     if files[0].name != SINGLE_FILE:
         held = {(stored.file.name, stored.name) for stored in found}
         index = _read_index(folder / INDEX_FILE)
@@ -268,26 +235,8 @@ def _read_headers(folder: Path) -> list[_Stored]:
     return found
 
 
-def _read_header(path: Path) -> list[_Stored]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with path.open("rb") as start:
-            is_pointer = start.read(len(_LFS_POINTER)) == _LFS_POINTER
-        if is_pointer:
-            hint = "run `git lfs pull` in the folder, or fetch the checkpoint again"
-            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights", hint=hint)
-        with safe_open(path, framework="np") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return [
-                _Stored(path, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()
-            ]
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-
-
-def _by_canonical_name(found: Iterable[_Stored]) -> dict[str, _Stored]:
-    named: dict[str, _Stored] = {}
+def _by_canonical_name(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+    named: dict[str, StoredTensor] = {}
     for stored in found:
         other = named.setdefault(canonical_name(stored.name), stored)
         if other is not stored:
@@ -297,7 +246,7 @@ def _by_canonical_name(found: Iterable[_Stored]) -> dict[str, _Stored]:
     return named
 
 
-def _check(folder: Path, config: ModelConfig, stored: Mapping[str, _Stored]) -> None:
+def _check(folder: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> None:
     """Compare the headers with what the config asks for, and list every difference."""
     expected = expected_tensors(config)
     shapes = {**expected, **optional_tensors(config)}
@@ -330,7 +279,7 @@ def _check(folder: Path, config: ModelConfig, stored: Mapping[str, _Stored]) -> 
         raise UnsupportedCheckpointError(f"{folder} stores tensors in other types: {told}", hint=hint)
 
 
-def _check_same_head(embedding: _Stored, head: _Stored) -> None:
+def _check_same_head(embedding: StoredTensor, head: StoredTensor) -> None:
     """A head that is stored although it is tied must be the embedding, or one of the two would be lost.
 
     Both are read once, some rows at a time; the published tied files do not store it.
@@ -347,13 +296,6 @@ def _check_same_head(embedding: _Stored, head: _Stored) -> None:
                     "config.json sets tie_word_embeddings, but lm_head.weight differs from the embedding",
                     hint="set tie_word_embeddings to false, at the top and in text_config, to keep that head",
                 )
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    if isinstance(error, OSError):
-        return CheckpointError(f"cannot read {path}: {error.strerror or error}")
-    reason = str(error).removeprefix("Error while deserializing header: ")
-    return CheckpointError(f"{path} is truncated or corrupt: {reason}", hint="fetch the checkpoint again")
 
 
 def _some(names: list[str]) -> str:

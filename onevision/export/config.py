@@ -9,29 +9,27 @@ transformers 4 and 5 save other keys: ``torch_dtype`` and ``dtype``, ``rope_thet
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision.bundle import NewlinePosition, Pooling
-from onevision.errors import CheckpointError, UnsupportedCheckpointError
+from onevision.errors import CheckpointError, UnsupportedCheckpointError, UsageError
 from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_json, show
 from onevision.models.shapes import (
     DEFAULT_FRAMES,
     LLAVA_VIDEO_FRAMES,
     MEAN,
-    SIGLIP_TOWERS,
+    SO400M,
     STD,
     ModelConfig,
     TextConfig,
     VisionConfig,
     published_config,
+    siglip_tower,
 )
 from onevision.typed import parse_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 VIDEO_TOKEN = "<video>"  # noqa: S105
@@ -46,7 +44,7 @@ _MAX_LAYERS = 1000
 _MAX_PINPOINTS = 4096
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, vision_tower: str | None = None) -> ModelConfig:
     """Read the shape of a checkpoint from ``config.json`` and, if present, ``generation_config.json``.
 
     The processor's files give the default number of video frames; their normalization has to be SigLIP's.
@@ -55,8 +53,10 @@ def read_config(folder: Path) -> ModelConfig:
 
     Args:
         folder: The checkpoint's folder.
+        vision_tower: Name or folder of the tower, instead of ``mm_vision_tower`` in an lmms-lab config.
 
     Raises:
+        UsageError: A ``vision_tower`` for a config that describes its own.
         UnsupportedCheckpointError: Another architecture, or a variant that cannot be exported.
         CheckpointError: A file is missing or not JSON, a key is missing, or a value makes no sense.
     """
@@ -70,9 +70,11 @@ def read_config(folder: Path) -> ModelConfig:
     stops = [Section(read_json(generation), f"{generation.name}: ")] if generation.is_file() else []
     model_type = root.get("model_type")
     if model_type == "llava_onevision":
+        if vision_tower is not None:
+            raise UsageError("--vision-tower is for lmms-lab's configs: this one describes its tower")
         return replace(_read_hf(root, stops), frames=_read_processors(folder))
     if model_type in ("llava", "llava_qwen"):
-        return _read_lmms_lab(root, stops, folder)
+        return _read_lmms_lab(root, stops, folder, vision_tower)
     raise UnsupportedCheckpointError(f"config.json: model_type is {show(model_type)}", hint=SCOPE_HINT)
 
 
@@ -120,7 +122,9 @@ def _read_hf(root: Section, stops: list[Section]) -> ModelConfig:
     )
 
 
-def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelConfig:
+def _read_lmms_lab(
+    root: Section, stops: list[Section], folder: Path, vision_tower: str | None
+) -> ModelConfig:
     """Read a ``LlavaQwenConfig`` of LLaVA-NeXT; defaults are those of the ``getattr`` calls there.
 
     ``mm_vision_select_layer`` is ignored, as it is there: the original's SigLIP class always drops the
@@ -133,7 +137,7 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
     root.expect("add_faster_video", False)
     root.expect("mm_resampler_type", None)
     root.expect("mm_use_im_start_end", False)
-    tower = _read_tower(root, folder)
+    tower = _read_tower(root, folder, vision_tower)
     root.expect("mm_hidden_size", tower.hidden_size)
     if tower.layers < 2:
         raise CheckpointError(
@@ -157,23 +161,27 @@ def _read_lmms_lab(root: Section, stops: list[Section], folder: Path) -> ModelCo
     )
 
 
-def _read_tower(root: Section, folder: Path) -> VisionConfig:
-    """Find the tower by its published name, or by a folder of the checkpoint with its ``config.json``."""
-    name = root.get("mm_vision_tower")
+def _read_tower(root: Section, folder: Path, chosen: str | None) -> VisionConfig:
+    """Find the tower in a folder with its ``config.json``, or by its name; the tensors are checked later.
+
+    The folder may be the checkpoint's or any on this machine: a trainer writes the path that it loaded.
+    """
+    name = root.get("mm_vision_tower") if chosen is None else chosen
     if not isinstance(name, str) or not name:
         raise root.bad("mm_vision_tower", "the name of a SigLIP tower")
-    if name in SIGLIP_TOWERS:
-        return SIGLIP_TOWERS[name]
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    inside = not posix.is_absolute() and not windows.anchor and ".." not in windows.parts
-    if not inside or not (folder / name / "config.json").is_file():
-        raise UnsupportedCheckpointError(
-            f"config.json: mm_vision_tower is {show(name)}, not a known SigLIP tower",
-            hint=f"known towers: {', '.join(SIGLIP_TOWERS)}, or a folder inside the checkpoint",
-        )
-    section = Section(read_json(folder / name / "config.json"), f"{name}/config.json: ")
-    return _read_vision(
-        section.section("vision_config") if section.get("model_type") == "siglip" else section
+    for place in (Path(name), folder / name) if chosen else (folder / name,):
+        path = place / "config.json"
+        if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a name is too long)
+            section = Section(read_json(path), f"{name}/config.json: ")
+            is_whole = section.get("model_type") == "siglip"
+            return _read_vision(section.section("vision_config") if is_whole else section)
+    if found := siglip_tower(name):
+        return found
+    raise UnsupportedCheckpointError(
+        f"{'--vision-tower' if chosen else 'config.json: mm_vision_tower'} is {show(name)}, "
+        "which is no published SigLIP tower and no folder with a config.json",
+        hint=f"name the tower that it was trained with: onevision export --vision-tower {SO400M}, or set "
+        "mm_vision_tower in config.json",
     )
 
 

@@ -35,6 +35,7 @@ _QUANTIZED = {
     ".weight_scale_inv": "fp8",
     ".weight_packed": "compressed-tensors",
 }
+_TOWER = ("model.vision_tower.", "model.multi_modal_projector.linear_1.")  # and what depends on its width
 _DIFFERENT = "weights and config.json are of different checkpoints, or a part was left out"
 _ZERO = "run DeepSpeed's zero_to_fp32.py in the folder with --safe_serialization, and export its output"
 
@@ -93,6 +94,11 @@ def tensor_hint(
         return (
             f"the embedding has {rows} rows: if tokens were added, set vocab_size in config.json, at the top "
             f"or in text_config, to {rows} (it is {expected})"
+        )
+    if all(canonical_name(name).startswith(_TOWER) for name in (*missing, *unexpected, *misshapen)):
+        return (
+            "the weights have another vision tower than config.json says: in lmms-lab naming, name it with "
+            "--vision-tower"
         )
     if unexpected and any(".lora_" in name for name in unexpected):
         return "the file holds LoRA factors: export the base model with --adapter"

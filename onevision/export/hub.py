@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, cast, get_args
@@ -68,6 +68,7 @@ class FetchedCheckpoint:
     repo: str | None
     revision: str | None
     adapter: Path | None = None  # folder of an adapter to merge
+    vision_tower: str | None = None  # instead of the one that config.json names
 
 
 def resolve(
@@ -141,33 +142,41 @@ def _folder(source: str) -> Path | None:
     return None
 
 
-def fetch(source: Source, *, progress: bool, notify: Callable[[str], None]) -> FetchedCheckpoint:
+def fetch(
+    source: Source, *, progress: bool, notify: Callable[[str], None], vision_tower: str | None = None
+) -> FetchedCheckpoint:
     """Download a checkpoint, or find it in the cache.
 
     Args:
         source: From :func:`resolve`.
         progress: Let huggingface_hub draw progress bars on stderr.
         notify: Called with a sentence if another repository or the cache has to be used.
+        vision_tower: See :func:`~onevision.export.config.read_config`.
 
     Raises:
         DownloadError: The Hub, the network or the disk failed.
         UnsupportedCheckpointError: The repository has only pickles.
     """
     if source.folder is not None:
-        return FetchedCheckpoint(source.folder, None, None)
+        return FetchedCheckpoint(source.folder, None, None, vision_tower=vision_tower)
     refusals: list[UnavailableError] = []
     for repo in source.repos:
         if refusals:
             notify(f"{refusals[-1].message}; trying {repo} instead")
         try:
-            return _fetch_repo(repo, source.revision, progress, notify)
+            found = _fetch_repo(repo, source.revision, progress, notify, vision_tower)
+            return replace(found, vision_tower=vision_tower)
         except UnavailableError as refusal:
             refusals.append(refusal)
     raise refusals[0]
 
 
 def _fetch_repo(
-    repo: str, revision: str | None, progress: bool, notify: Callable[[str], None]
+    repo: str,
+    revision: str | None,
+    progress: bool,
+    notify: Callable[[str], None],
+    vision_tower: str | None,
 ) -> FetchedCheckpoint:
     from huggingface_hub import HfApi, constants
 
@@ -190,7 +199,7 @@ def _fetch_repo(
             raise
         notify(f"{error.message}; using {repo} as it is in the cache, commit {cached.revision}")
         return cached
-    return _download(repo, revision, info, progress)
+    return _download(repo, revision, info, progress, vision_tower)
 
 
 def _find_cached(repo: str, revision: str | None) -> FetchedCheckpoint | None:
@@ -212,19 +221,21 @@ def _find_cached(repo: str, revision: str | None) -> FetchedCheckpoint | None:
     return FetchedCheckpoint(Path(cached), repo, Path(cached).name)
 
 
-def _download(repo: str, revision: str | None, info: ModelInfo, progress: bool) -> FetchedCheckpoint:
+def _download(
+    repo: str, revision: str | None, info: ModelInfo, progress: bool, vision_tower: str | None
+) -> FetchedCheckpoint:
     """Download what the cache lacks. The config comes first: an unsupported model ends here."""
     from huggingface_hub import try_to_load_from_cache
 
     small, weights = _wanted_files(repo, info)
-    read_config(_snapshot(repo, revision, small, progress=False))
+    read_config(snapshot(repo, revision, small, progress=False), vision_tower)
     fresh = [
         file
         for file in weights
         if not isinstance(try_to_load_from_cache(repo, file.rfilename, revision=info.sha), str)
     ]
-    _check_disk_space(repo, fresh)
-    folder = _snapshot(repo, revision, [*small, *(file.rfilename for file in weights)], progress=progress)
+    check_disk_space(repo, fresh)
+    folder = snapshot(repo, revision, [*small, *(file.rfilename for file in weights)], progress=progress)
     for file in fresh:
         path = folder / file.rfilename
         if file.lfs is not None and sha256_of(path) != file.lfs.sha256:
@@ -260,7 +271,7 @@ def _wanted_files(repo: str, info: ModelInfo) -> tuple[list[str], list[RepoSibli
     return small, [files[name] for name in weights]
 
 
-def _snapshot(repo: str, revision: str | None, names: list[str], *, progress: bool) -> Path:
+def snapshot(repo: str, revision: str | None, names: list[str], *, progress: bool) -> Path:
     """Download files into the cache, or find them there.
 
     The revision is passed on as it was named, not as a commit: the cache needs the name for offline use.
@@ -278,7 +289,12 @@ def _snapshot(repo: str, revision: str | None, names: list[str], *, progress: bo
     return retried(download, repo, revision)
 
 
-def _check_disk_space(repo: str, files: list[RepoSibling]) -> None:
+def check_disk_space(repo: str, files: list[RepoSibling]) -> None:
+    """Check that the Hub's cache has room for files.
+
+    Raises:
+        DownloadError: It has not.
+    """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

@@ -6,6 +6,8 @@ In: a checkpoint's folder. Out: the name of a format, and the template where it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +20,8 @@ from onevision.runtime.prompt import render
 from onevision.runtime.template import render_template
 
 #: Files that may hold a chat template, as transformers' processors look for it.
-_JSON_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+_TOKENIZER = "tokenizer_config.json"
+_JSON_FILES = ("chat_template.json", "processor_config.json", _TOKENIZER)
 
 _QUESTION = Message("user", (ImagePart(b""), "What is this?"))
 #: Conversations that a template has to take, and others by which it is compared.
@@ -35,10 +38,19 @@ _SHAPES: tuple[Sequence[Message], ...] = (
 )
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """Prompt format of a bundle: ``chat_template`` is the checkpoint's where the format is ``own``."""
+
+    template: Template
+    chat_template: str | None = None
+    note: str | None = None  # for the user, where the checkpoint's template decided
+
+
 def choose_template(
     folder: Path, form: CheckpointFormat, choice: TemplateChoice, *, repo: str | None
-) -> tuple[Template, str | None]:
-    """Prompt format of a checkpoint's bundle, and the checkpoint's chat template where the format is ``own``.
+) -> PromptFormat:
+    """Prompt format of a checkpoint's bundle.
 
     ``auto`` renders the checkpoint's template beside the formats that have names. LLaVA-NeXT's trainer uses
     no template but its own format, ``training``; so were llava-hf's repositories trained, whatever their
@@ -58,22 +70,34 @@ def choose_template(
     if choice not in get_args(TemplateChoice):
         raise UsageError(f"template is {choice!r}, it must be one of {', '.join(get_args(TemplateChoice))}")
     if choice != "auto":
-        return choice, None
-    if form == "lmms-lab" or (repo or "").startswith("llava-hf/"):
-        return "training", None
-    found = read_template(folder)
-    if found is None:
-        return "training", None
-    source, file = found
+        return PromptFormat(choice)
+    found = read_templates(folder)
+    if not found or form == "lmms-lab" or (repo or "").startswith("llava-hf/"):
+        return PromptFormat("training")
+    file, source = next(iter(found.items()))
     try:
-        for messages in _NEEDED:
-            render_template(source, messages)
+        name = _named(source)
     except PromptError as error:
         raise UnsupportedCheckpointError(f"{file}: {error.message}", hint=error.hint) from error
-    for name in ("training", "hf"):
-        if all(_is_same(source, messages, name) for messages in _SHAPES):
-            return name, None
-    return "own", source
+    note = None if name == "training" else f"prompt format {name}, as {file} has it"
+    # LLaMA-Factory trains with the tokenizer's template, and leaves the processor's as it was.
+    with suppress(PromptError):
+        if (its := _named(found.get(_TOKENIZER, source))) != name:
+            instead = f"--template {its}" if its != "own" else f"remove {file}"
+            note = f"prompt format {name}, as {file} has it; {_TOKENIZER} has another: {instead} to use that"
+    return PromptFormat(name, source if name == "own" else None, note)
+
+
+def _named(source: str) -> Template:
+    """Name of the format that a template renders.
+
+    Raises:
+        PromptError: It fails, or places no images.
+    """
+    for messages in _NEEDED:
+        render_template(source, messages)
+    names: tuple[Template, ...] = ("training", "hf")
+    return next((name for name in names if all(_is_same(source, each, name) for each in _SHAPES)), "own")
 
 
 def _is_same(source: str, messages: Sequence[Message], name: Template) -> bool:
@@ -83,16 +107,17 @@ def _is_same(source: str, messages: Sequence[Message], name: Template) -> bool:
         return False
 
 
-def read_template(folder: Path) -> tuple[str, str] | None:
-    """A checkpoint's chat template and the name of its file, as transformers chooses it; None without one.
+def read_templates(folder: Path) -> dict[str, str]:
+    """A checkpoint's chat templates by the names of their files; the first is the one of transformers.
 
     Raises:
         CheckpointError: A file is damaged.
     """
+    found: dict[str, str] = {}
     plain = folder / "chat_template.jinja"
     if plain.is_file():
         try:
-            return plain.read_text(encoding="utf-8"), plain.name
+            found[plain.name] = plain.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {plain}: {error}", hint=DAMAGED_HINT) from error
     for name in _JSON_FILES:
@@ -104,7 +129,7 @@ def read_template(folder: Path) -> tuple[str, str] | None:
             named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
             value = named.get("default")
         if isinstance(value, str):
-            return value, name
-        if value is not None:
+            found[name] = value
+        elif value is not None:
             raise section.bad("chat_template", "a text")
-    return None
+    return found

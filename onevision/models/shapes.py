@@ -6,8 +6,9 @@ the parts of a bundle's manifest.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from onevision.bundle import BackboneInfo, NewlinePosition, Pooling, VideoInfo, VisionInfo, pooled_side
 
@@ -129,28 +130,26 @@ def video_info(config: ModelConfig) -> VideoInfo:
     return VideoInfo(config.frames, side, config.newline, config.pooling, config.time_instruction)
 
 
-def _siglip(image_size: int, patch_size: int, size: Literal["base", "large", "so400m"]) -> VisionConfig:
-    hidden, intermediate, layers, heads = {
-        "base": (768, 3072, 12, 12),
-        "large": (1024, 4096, 24, 16),
-        "so400m": (1152, 4304, 27, 16),
-    }[size]
+SO400M = "google/siglip-so400m-patch14-384"
+#: Hidden size, intermediate size, layers and heads of SigLIP and SigLIP 2.
+_TOWERS = {"base": (768, 3072, 12, 12), "large": (1024, 4096, 24, 16), "so400m": (1152, 4304, 27, 16)}
+#: Last part of a published name; ``--`` stands before it in the Hub's cache.
+_TOWER_NAME = re.compile(r"(?:.*--)?siglip2?-(base|large|so400m)-patch(14|16)-(224|256|384|512)")
+
+
+def siglip_tower(name: str) -> VisionConfig | None:
+    """A tower with all its layers, of which LLaVA-OneVision runs all but the last; None for an unknown name.
+
+    Args:
+        name: A published name or a trainer's path to a copy: the last part that is a name decides.
+    """
+    found = [match for part in re.split(r"[\\/]", name) if (match := _TOWER_NAME.fullmatch(part))]
+    if not found:
+        return None
+    hidden, intermediate, layers, heads = _TOWERS[found[-1][1]]
+    patch_size, image_size = int(found[-1][2]), int(found[-1][3])
     return VisionConfig(image_size, patch_size, hidden, intermediate, layers, heads, layer_norm_eps=1e-6)
 
-
-SO400M = "google/siglip-so400m-patch14-384"
-
-#: Published towers, with all their layers. LLaVA-OneVision runs all but the last.
-SIGLIP_TOWERS = {
-    SO400M: _siglip(384, 14, "so400m"),
-    "google/siglip-so400m-patch14-224": _siglip(224, 14, "so400m"),
-    "google/siglip-base-patch16-224": _siglip(224, 16, "base"),
-    "google/siglip-base-patch16-256": _siglip(256, 16, "base"),
-    "google/siglip-base-patch16-384": _siglip(384, 16, "base"),
-    "google/siglip-base-patch16-512": _siglip(512, 16, "base"),
-    "google/siglip-large-patch16-256": _siglip(256, 16, "large"),
-    "google/siglip-large-patch16-384": _siglip(384, 16, "large"),
-}
 
 #: Hidden size, intermediate size, layers, heads, KV heads, rows of the embedding.
 _BACKBONES: dict[PublishedSize, tuple[int, int, int, int, int, int]] = {
@@ -171,7 +170,7 @@ def published_config(
             ``lmms-lab``.
         variant: ``video`` is LLaVA-Video; the others have one shape.
     """
-    tower, is_hf, is_video = SIGLIP_TOWERS[SO400M], form == "hf", variant == "video"
+    tower, is_hf, is_video = cast("VisionConfig", siglip_tower(SO400M)), form == "hf", variant == "video"
     hidden, intermediate, layers, heads, kv_heads, rows = _BACKBONES[size]
     sides = [tower.image_size * count for count in range(1, 7)]
     return ModelConfig(

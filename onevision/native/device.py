@@ -31,8 +31,8 @@ def check_device(device: str, threads: int | None) -> None:
     """
     if device not in get_args(Device):
         raise UsageError(f"unknown device {device!r}", hint=suggest(device, get_args(Device)))
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise UsageError(f"threads is {threads}, it must be from 1 to {MAX_THREADS}")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise UsageError(f"threads is {threads!r}, it must be from 1 to {MAX_THREADS}")
 
 
 def has_nvidia_gpu() -> bool:
@@ -113,6 +113,15 @@ def l2_cache_bytes() -> int | None:
         return max(0, os.sysconf("SC_LEVEL2_CACHE_SIZE"))
     except (OSError, ValueError):
         return 0
+
+
+def flash_attention_costs_prefill() -> bool:
+    """Whether llama.cpp's flash attention slows prefill down on this processor: Arm with i8mm and SVE.
+
+    Reported for Neoverse V1 and V2: prefill takes 1.55 and 1.99 times as long with it, decoding gains
+    (llama.cpp issues 27086 and 26559). Not measured here.
+    """
+    return platform.machine().lower() in {"aarch64", "arm64"} and {"i8mm", "sve"} <= set(cpu_flags())
 
 
 def cpu_name() -> str:

@@ -20,6 +20,7 @@ from onevision.native.device import (
     cpu_name,
     cpu_quota,
     default_threads,
+    has_nvidia_gpu,
     l2_cache_bytes,
 )
 
@@ -161,7 +162,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
         if (names := missing(extra))
     ]
     gpu = "CUDAExecutionProvider" in session["providers"]
-    if gpu != llama["gpu_offload"] and sys.platform != "darwin":
+    if gpu != llama["gpu_offload"] and has_nvidia_gpu():
         has, lacks = ("ONNX Runtime", "llama.cpp") if gpu else ("llama.cpp", "ONNX Runtime")
         advice.append(f"{has} can use a GPU and {lacks} cannot: half of the work stays on the CPU")
     return advice

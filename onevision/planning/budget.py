@@ -21,9 +21,9 @@ from onevision.runtime import generate
 from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.clock import StageClock
 from onevision.runtime.container import probe_video
-from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import AnswerOptions
+from onevision.runtime.pages import paged_messages, read_part
 from onevision.runtime.video import Video
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def answer(
     clock = StageClock()
     profile = needed_profile(pipeline.bundle, pipeline.device, pipeline.threads)
     with clock.stage("read"):
-        messages, media = measure(messages, exif=options.exif)
+        messages, media, damage = measure(messages, options)
     with clock.stage("tokenize"):
         tokens = pipeline.preparer.text_tokens(messages, options)
     shape = Shape.of(pipeline.bundle.manifest)
@@ -192,28 +192,35 @@ def answer(
     forecast, warning = forecaster.choose(options, options.ttft_target)
     prepared = pipeline.prepare(messages, forecast.options, clock)
     whole = yield from generate.complete(pipeline, prepared, forecast.options, on_progress)
-    warnings = (*([warning] if warning else []), *whole.warnings)
+    warnings = (*([warning] if warning else []), *damage, *whole.warnings)
     return replace(whole, predicted_ttft=forecast.ttft, warnings=warnings)
 
 
-def measure(messages: Sequence[Message], *, exif: bool) -> tuple[list[Message], list[Media]]:
-    """Messages whose images are read, and the sizes of all images and videos.
+def measure(
+    messages: Sequence[Message], options: AnswerOptions
+) -> tuple[list[Message], list[Media], list[str]]:
+    """Messages whose images are read, the sizes of all images and videos, and warnings about the images.
 
     Raises:
         InputError: An image or video that cannot be used.
     """
     media: list[Media] = []
+    warnings: list[str] = []
 
     def measured(part: Part) -> Part:
         if isinstance(part, ImagePart):
-            image = read_image(part.source, exif=exif)
+            image = read_part(part, options, warnings.append)
             media.append(Media("", "image", image.width, image.height))
-            return replace(part, source=np.asarray(image))
+            return replace(part, source=np.asarray(image), page=1)
         if isinstance(part, VideoPart):
             media.append(video_size(part.source))
         return part
 
-    return [Message(message.role, tuple(map(measured, message.content))) for message in messages], media
+    read = [
+        Message(message.role, tuple(map(measured, message.content)))
+        for message in paged_messages(messages, options)
+    ]
+    return read, media, warnings
 
 
 def video_size(source: VideoSource) -> Media:

@@ -18,6 +18,7 @@ from onevision.planning.speed import needed_profile, profile_path, read_profile
 from onevision.runtime.anyres import squash
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message
+from onevision.runtime.pages import paged
 from onevision.runtime.prefill.policy import PrefillBackend, choose_backend
 from onevision.runtime.prepare import Preparer
 from onevision.runtime.tokenizer import open_tokenizer
@@ -131,20 +132,23 @@ def plan_published(
     return PromptPlan(size, forecast, forecaster.table(options), None)
 
 
-def media_size(path: str, *, exif: bool = True) -> Media:
-    """Size of a file: an image, or else a video.
+def media_sizes(path: str, options: AnswerOptions) -> list[Media]:
+    """Sizes of a file's images, one for each page that the options name, or else of a video.
 
     Raises:
         ImageError: Neither.
     """
     try:
-        width, height = read_image(path, exif=exif).size
+        sizes = [
+            read_image(path, exif=options.exif, page=part.page).size
+            for part in paged(ImagePart(path), options)
+        ]
     except ImageError as not_an_image:
         try:
-            return video_size(path)
+            return [video_size(path)]
         except VideoError:
             raise not_an_image from None
-    return Media(path, "image", width, height)
+    return [Media(path, "image", *size) for size in sizes]
 
 
 def _reused_frames(media: Sequence[Media], options: AnswerOptions, shape: Shape) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from onevision._version import __version__
 from onevision.errors import ExportError, UsageError
-from onevision.files import cache_folder, whole_file
+from onevision.files import cache_folder, os_errors, whole_file
 from onevision.native.device import cpu_name, default_threads
 from onevision.native.llama import can_offload
 from onevision.native.ort import has_cuda
@@ -141,9 +141,7 @@ def write_profile(path: Path, profile: SpeedProfile) -> None:
         ExportError: The file cannot be written.
     """
     data = json.dumps(asdict(profile)).encode() + b"\n"
-    try:
+    with os_errors(f"make {path.parent}", ExportError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"cannot make {path.parent}: {error.strerror or error}") from error
     with whole_file(path, len(data)) as part:
         part.write_bytes(data)

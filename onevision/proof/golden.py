@@ -135,7 +135,7 @@ def load_golden(path: Path, limit: int = _MAX_BYTES) -> tuple[ReferenceCase, ...
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} is missing: the bundle has no reference vectors",
-            hint="compare with the checkpoint instead: onevision verify --reference CHECKPOINT",
+            hint=f"compare with the checkpoint: onevision verify -m {path.parent} --reference CHECKPOINT",
         ) from error
     except _DAMAGE as error:
         raise BundleError(f"{path} is damaged", hint="copy or export the bundle again") from error

@@ -7,6 +7,7 @@ Out: bundles that can be loaded, and a :class:`~onevision.quant.gates.GateResult
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -18,7 +19,7 @@ from onevision.errors import QuantError, UsageError, suggest
 from onevision.eval.questions import TinySuite, read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES, Sample
 from onevision.export.seal import tool_versions
-from onevision.files import disk_space
+from onevision.files import disk_space, os_errors
 from onevision.graphs.siglip import write_siglip
 from onevision.graphs.stored import read_siglip
 from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, quantize_gguf, report
@@ -27,7 +28,7 @@ from onevision.progress import Progress
 from onevision.proof.golden import golden_of
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import CalibrationTiles, calibration_tiles, files_in
-from onevision.quant.gates import GateResult, Thresholds
+from onevision.quant.gates import FeatureQuality, GateResult, Thresholds, judge
 from onevision.quant.imatrix import Imatrix, collect_imatrix, read_imatrix
 from onevision.quant.measure import GateReference, measure, record_reference
 from onevision.quant.vision import quantize_vision
@@ -71,7 +72,8 @@ class GateConfig:
     """What candidates are made and measured with."""
 
     #: Questions, or their file or folder. All are scored, and the reference's answers to the first half are
-    #: followed token by token. None: of the tiny suite, as many as suit the model's size.
+    #: followed token by token. None: of the tiny suite, as many as suit the model's size. Empty: none; only
+    #: an int8 encoder's features of the calibration tiles are judged.
     questions: Path | Questions | None = None
     limit: int | None = None  # maximum number of questions
     calibration: Path | None = None  # folder of images for int8; None for the built-in set
@@ -214,9 +216,19 @@ class Quantizer:
 
     def measure(self, bundle: Bundle, *, to_the_end: bool = True) -> GateResult:
         """Compare a candidate with the source, see :func:`~onevision.quant.measure.measure`."""
+        if self.config.questions == ():
+            return self._judge_features(bundle.manifest.quality.get("encoder"))
         reference = self.reference  # before the candidate is loaded: one model at a time
         with self.progress.step("quality") as advance, self.load(bundle) as model:
             return measure(model, reference, self.config.thresholds, to_the_end=to_the_end, advance=advance)
+
+    def _judge_features(self, encoder: Mapping[str, Any] | None) -> GateResult:
+        """Judge the manifest's ``quality.encoder``, without a question asked."""
+        features = encoder and FeatureQuality(
+            encoder["tiles"], encoder["cosine"], encoder["relative_error"], constant=False
+        )
+        reference = " + ".join(precisions_of(self.source))
+        return judge(self.config.thresholds, reference, features=features or None)
 
     def verify(self, bundle: Bundle) -> Report:
         """Compare a candidate with the source's reference vectors; no cases if it has none.
@@ -282,9 +294,7 @@ class Quantizer:
 
 
 def _copy(source: Path, target: Path) -> None:
-    try:
+    with os_errors(f"read {source}", QuantError):
         size = source.stat().st_size
-    except OSError as error:
-        raise QuantError(f"cannot read {source}: {error.strerror or error}") from error
     with disk_space(target.parent, size):
         shutil.copyfile(source, target)

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onevision.eval.compare import compare
-from onevision.eval.intervals import sign_test
 from onevision.eval.records import Record
-from onevision.metrics import cosine, relative_error
+from onevision.metrics import cosine, relative_error, sign_test
 
 Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # candidate's, reference's
 

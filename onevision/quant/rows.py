@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from onevision.errors import ExportError, InputError, UsageError
-from onevision.eval.intervals import wilson
 from onevision.eval.jsonl import read_objects, to_line
-from onevision.files import whole_file
+from onevision.files import os_errors, whole_file
+from onevision.metrics import wilson
 from onevision.quant.candidates import Candidate
 from onevision.quant.gates import GateResult
 from onevision.typed import build
@@ -80,10 +80,8 @@ def open_rows(path: Path, run: str, *, force: bool = False) -> list[SweepRow]:
         UsageError: Rows of another sweep, or the folder cannot be made.
         InputError: The file is damaged.
     """
-    try:
+    with os_errors(f"make the folder {path.parent}", UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
     rows = read_rows(path) if path.exists() else []
     kept = [row for row in rows if row.run == run]
     if len(kept) < len(rows) and not force:
@@ -102,11 +100,8 @@ def append_row(path: Path, row: SweepRow) -> None:
     Raises:
         ExportError: The operating system refuses.
     """
-    try:
-        with path.open("ab") as file:
-            file.write(to_line(asdict(row)))
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    with os_errors(f"write {path}", ExportError), path.open("ab") as file:
+        file.write(to_line(asdict(row)))
 
 
 def read_rows(path: Path) -> list[SweepRow]:

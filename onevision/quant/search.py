@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,16 @@ from onevision.export.build import ExportOptions, export
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.hub import FetchedCheckpoint
 from onevision.export.seal import seal
-from onevision.files import readable, scratch_folder
-from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, predicted_bits, report
+from onevision.export.tensors import TEXT_PREFIX
+from onevision.files import disk_space, readable, scratch_folder
+from onevision.native.quantize import (
+    FLOAT_BYTES,
+    QUANTIZED_BYTES,
+    RECIPES,
+    BackboneReport,
+    predicted_bits,
+    report,
+)
 from onevision.precisions import BackboneChoice, BackbonePrecision, EncoderChoice, EncoderPrecision
 from onevision.progress import LogProgress, Progress
 from onevision.proof.verify import LOGITS_TOLERANCE, Report
@@ -148,19 +156,34 @@ def export_quantized(
     Raises:
         OneVisionError: See :func:`quantize` and :func:`onevision.export.build.export`.
     """
-    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter) as opened:
-        own = own_type(opened)
+    tower = checkpoint.vision_tower
+    with Checkpoint.open(checkpoint.folder, adapter=checkpoint.adapter, vision_tower=tower) as opened:
+        own, needed = own_type(opened), _needed_bytes(opened, prefill=options.prefill is not None)
     floats = replace(
         options,
         vision=vision if vision in ("fp32", "fp16") else "fp32",
         backbone=own if backbone == "auto" or backbone not in FLOAT_BYTES else backbone,
         force=False,
     )
-    with write_bundle(target, force=options.force) as folder, scratch_folder(folder) as scratch:
+    with (
+        write_bundle(target, force=options.force) as folder,
+        disk_space(folder, needed),
+        scratch_folder(folder) as scratch,
+    ):
         source = export(checkpoint, scratch / "floats", floats, progress).bundle
         quantizer = Quantizer(source, scratch, config, progress)
         done = _Search(quantizer, folder).run(vision, backbone, force=options.force)
     return replace(done, bundle=replace(done.bundle, folder=target))
+
+
+def _needed_bytes(checkpoint: Checkpoint, *, prefill: bool) -> int:
+    """Disk space for the bundle in floats, and for what is made of it on the way: an upper bound."""
+    weights = {name: prod(checkpoint.shape(name)) for name in checkpoint.names}
+    backbone = sum(count for name, count in weights.items() if name.startswith(TEXT_PREFIX))
+    tower, graph = sum(weights.values()) - backbone, backbone if prefill else 0
+    floats = 4 * tower + checkpoint.bytes_of(TEXT_PREFIX) + graph
+    quantizing, copying = 8 * tower, 4 * tower + int(QUANTIZED_BYTES * backbone) + graph
+    return floats + max(quantizing, copying)
 
 
 class _Search:
@@ -189,7 +212,9 @@ class _Search:
             )
         config = {"thresholds": asdict(self._quantizer.config.thresholds), "imatrix": candidate.imatrix}
         written = report(bundle.path(BACKBONE), RECIPES[candidate.backbone])
-        quality = bundle.manifest.quality | {"gate": result.to_dict() | config}
+        quality = bundle.manifest.quality
+        if result.reasons or result.features or result.tokens:
+            quality = quality | {"gate": result.to_dict() | config}
         bundle = seal(self._folder, bundle.manifest, proof, **quality)
         rejected = tuple(each for each in self._rejected if each.candidate != candidate)
         return Quantized(bundle, candidate, written, result, proof, rejected)

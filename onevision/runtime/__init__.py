@@ -3,7 +3,8 @@
 The stages, in the order of the data:
 
 * :mod:`~onevision.runtime.messages`: messages of a client, in the forms of OpenAI, Ollama and transformers
-* :mod:`~onevision.runtime.images`, :mod:`~onevision.runtime.video`: files to upright RGB images and frames
+* :mod:`~onevision.runtime.pages`, :mod:`~onevision.runtime.images`, :mod:`~onevision.runtime.video`: files to
+  upright RGB images and frames
 * :mod:`~onevision.runtime.anyres`: an image to tiles uint8 [T, S, S, 3] and pixel values float32 [T, 3, S, S]
 * :mod:`~onevision.runtime.prompt`, :mod:`~onevision.runtime.template`: messages to segments
 * :mod:`~onevision.runtime.tokenizer`: segments to token ids

@@ -79,7 +79,7 @@ class Backbone:
         self.offloaded = offload and device != "cpu"
         self.threads = threads or default_threads()
         self.cache_type: CacheType = cache_type
-        self._flash_attention = flash_attention
+        self.flash_attention = flash_attention
         self._model = LlamaModel(path, gpu_layers=-1 if self.offloaded else 0)
         self.tokenizer = GgufTokenizer(self._model)
         self.hidden = int(api.llama_model_n_embd(self._model.pointer))
@@ -129,7 +129,7 @@ class Backbone:
         cache = api.GGML_TYPE_F32 if self.cache_type == "f32" else api.GGML_TYPE_F16
         params.type_k = params.type_v = cache
         params.flash_attn_type = (
-            api.LLAMA_FLASH_ATTN_TYPE_AUTO if self._flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            api.LLAMA_FLASH_ATTN_TYPE_AUTO if self.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.offload_kqv = self.offloaded
         params.no_perf = True

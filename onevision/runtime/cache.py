@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,13 +176,13 @@ class Cache:
 
     def _evict(self, folder: Path) -> None:
         """Remove the least recently used files, those that a killed process left half-written included."""
-        files = sorted(_sizes(folder))
-        total = sum(size for _, _, size in files)
-        for _, path, size in files:
+        files = sorted(entries(folder), key=lambda entry: entry.used)
+        total = sum(entry.bytes for entry in files)
+        for entry in files:
             if total <= self._disk_bytes:
                 break
-            path.unlink(missing_ok=True)
-            total -= size
+            entry.path.unlink(missing_ok=True)
+            total -= entry.bytes
         self._on_disk = total
 
 
@@ -215,10 +216,21 @@ def _write(path: Path, data: Buffer) -> None:
         raise
 
 
-def _sizes(folder: Path) -> Iterable[tuple[int, Path, int]]:
-    """Time of last use, path and bytes of each entry; another process may remove some meanwhile."""
-    for path in folder.iterdir():
+@dataclass(frozen=True)
+class Entry:
+    """A file of a cache."""
+
+    kind: str  # as in :data:`KINDS`
+    path: Path
+    bytes: int
+    used: float  # seconds since the epoch
+
+
+def entries(folder: Path) -> Iterable[Entry]:
+    """Entries of a folder, and parts that a killed process left; others may remove some meanwhile."""
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix in {_SUFFIX, _PART}:
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                yield status.st_mtime_ns, path, status.st_size
+                kind = KINDS.get(path.stem.partition("-")[0], "unfinished or unknown")
+                yield Entry(kind, path, status.st_size, status.st_mtime)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,9 @@ from onevision.errors import PromptError, UsageError
 from onevision.files import whole_file
 from onevision.runtime.clock import StageClock
 from onevision.runtime.generate import complete
-from onevision.runtime.images import read_image
-from onevision.runtime.messages import ImagePart, Message, VideoPart, parse_messages
+from onevision.runtime.messages import ImagePart, Message, VideoPart, read_messages
 from onevision.runtime.options import make_options
-from onevision.typed import read_json
+from onevision.runtime.pages import paged, read_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -29,7 +28,12 @@ if TYPE_CHECKING:
     from onevision.runtime.answer import Answer, AnswerStream, OnProgress
     from onevision.runtime.images import ImageSource
     from onevision.runtime.pipeline import Pipeline
+    from onevision.runtime.prepare import KeptVisuals
     from onevision.runtime.video import VideoSource
+
+
+#: A larger part of the context is not reserved for an answer: earlier turns are worth more.
+_ANSWER_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Given:
     """An image or video as it was when it was given, and its form in a saved conversation."""
 
     part: ImagePart | VideoPart
-    saved: dict[str, str] | None  # None: it came from no file
+    saved: dict[str, Any] | None  # None: it came from no file
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,33 @@ class Chat:
                 hint="ask `onevision plan --ttft-target` for a budget, and give that: --max-tiles",
             )
         self._next: list[Given] = []
+        self._kept: KeptVisuals = {}
         self.turns: list[Turn] = []
         self.dropped = 0
 
-    def add_image(self, source: ImageSource) -> None:
+    def add_image(self, source: ImageSource, page: int | None = None) -> tuple[str, ...]:
         """Show an image with the next question. It is read now: later changes of its file do not matter.
+
+        Args:
+            source: Its file, or the image itself.
+            page: Of a TIFF or PDF, from 1; None: those of the options.
+
+        Returns:
+            Warnings about the file.
 
         Raises:
             ImageError: It cannot be used.
         """
-        pixels = np.asarray(read_image(source, exif=self._options.exif))
-        self._next.append(Given(ImagePart(pixels), _saved("image", source)))
+        warnings: list[str] = []
+        given: list[Given] = []
+        for part in paged(ImagePart(source, page=page), self._options):
+            pixels = np.asarray(read_part(part, self._options, warnings.append))
+            saved = _saved("image", source)
+            if saved and part.page is not None:
+                saved["page"] = part.page
+            given.append(Given(ImagePart(pixels, page=1), saved))
+        self._next += given
+        return tuple(warnings)
 
     def add_video(self, source: VideoSource) -> tuple[str, ...]:
         """Show a video with the next question; returns warnings about the file.
@@ -124,31 +144,36 @@ class Chat:
         self, prompt: str, given: tuple[Given, ...], on_progress: OnProgress | None
     ) -> Generator[str, None, Answer]:
         pipeline, options, clock = self._pipeline, self._options, StageClock()
+        context = pipeline.backbone.context_length
         # The oldest turns are left out until the rest fits; the question itself always stays.
         for dropped in range(len(self.turns) + 1):
             turns = self.turns[dropped:]
             messages = [message for turn in turns for message in turn.messages]
-            prepared = pipeline.prepare([*messages, _question(given, prompt)], options, clock)
-            if prepared.tokens + options.max_tokens <= pipeline.backbone.context_length:
+            prepared = pipeline.prepare([*messages, _question(given, prompt)], options, clock, self._kept)
+            if prepared.tokens + min(options.max_tokens, context // _ANSWER_SHARE) <= context:
                 break
         answer = yield from complete(pipeline, prepared, options, on_progress, in_sequence=True)
         self.turns = [*turns, Turn(given, prompt, answer.text)]
         self.dropped += dropped
         self._next = self._next[len(given) :]
+        shown = {id(item.part.source) for turn in self.turns for item in (*turn.given, *self._next)}
+        self._kept = {key: visual for key, visual in self._kept.items() if key[0] in shown}
         return answer
 
     def reset(self) -> None:
         """Forget everything that was said and shown."""
-        self.turns, self._next, self.dropped = [], [], 0
+        self.turns, self._next, self._kept, self.dropped = [], [], {}, 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the conversation as JSON messages, with images by their paths.
+        """Write the conversation as JSON messages, as ``run --messages`` takes them, with paths of images.
 
         Raises:
             UsageError: An image or video came from no file.
             ExportError: The file cannot be written.
         """
-        messages = []
+        messages: list[dict[str, Any]] = []
+        if self._options.system is not None:
+            messages.append({"role": "system", "content": self._options.system})
         for turn in self.turns:
             if any(item.saved is None for item in turn.given):
                 raise UsageError("an image or video of the conversation came from no file")
@@ -162,42 +187,44 @@ class Chat:
             part.write_bytes(data)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Replace the conversation by one that :meth:`save` wrote. Images are read again.
+        """Replace the conversation by one that :meth:`save` wrote, or of that form. Images are read again.
 
         Raises:
             InputError: Not such a file, or an image that cannot be used.
         """
-        try:
-            messages = read_json(Path(path))
-        except OSError as error:
-            raise PromptError(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise PromptError(f"{path} is not valid JSON: {error}") from error
-        # A last question stands for the one to come: messages end with the user's.
-        parsed = parse_messages(
-            [*messages, Message("user", ("?",))] if isinstance(messages, list) else messages
-        )[:-1]
+        path = Path(path)
+        parsed = read_messages(path, Message("user", ("?",))).messages[
+            :-1
+        ]  # in the place of the next question
+        options = self._options
+        if parsed and parsed[0].role == "system":
+            options = replace(options, system="".join(map(str, parsed[0].content)))
+            parsed = parsed[1:]
         saved = Chat(self._pipeline, self._run)
-        saved._options = self._options
+        saved._options = options
         for question, answer in zip(parsed[::2], [*parsed[1::2], None], strict=False):
             texts = [part for part in question.content if isinstance(part, str)]
             if answer is None or (question.role, answer.role) != ("user", "assistant") or len(texts) != 1:
-                raise PromptError(f"{path} is not a saved conversation")
+                raise PromptError(
+                    f"{path} is not a saved conversation",
+                    hint="one text of the user and one answer in each turn, an answer last",
+                )
             for part in question.content:
                 if isinstance(part, ImagePart):
-                    saved.add_image(part.source)
+                    saved.add_image(part.source, part.page)
                 elif isinstance(part, VideoPart):
                     saved.add_video(part.source)
             saved.turns.append(Turn(tuple(saved._next), texts[0], str(answer.content[0])))
             saved._next = []
-        self.turns, self._next, self.dropped = saved.turns, [], 0
+        self.turns, self._next, self._kept, self.dropped = saved.turns, [], {}, 0
+        self._options = options
 
 
 def _question(given: Sequence[Given], prompt: str) -> Message:
     return Message("user", (*(item.part for item in given), prompt))
 
 
-def _saved(kind: str, source: ImageSource | VideoSource) -> dict[str, str] | None:
+def _saved(kind: str, source: ImageSource | VideoSource) -> dict[str, Any] | None:
     if not isinstance(source, (str, os.PathLike)):
         return None
     return {"type": kind, kind: str(Path(source).absolute())}

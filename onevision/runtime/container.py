@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from onevision.errors import VideoError
-from onevision.runtime.images import MAX_PIXELS, existing_file, identify, read_image
+from onevision.runtime.imagefile import MAX_PIXELS
+from onevision.runtime.images import read_image
+from onevision.runtime.kinds import existing_file, identify
 
 if TYPE_CHECKING:
     import os

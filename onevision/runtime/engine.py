@@ -68,6 +68,8 @@ class OneVision:
     def __init__(
         self, bundle: Bundle, *, answer: AnswerFunction = answer, **options: Unpack[LoadOptions]
     ) -> None:
+        if not isinstance(bundle, Bundle):
+            raise UsageError(f"{bundle!r} is not an opened bundle", hint=f"onevision.load({bundle!r})")
         self.pipeline = Pipeline(bundle, **options)
         self._answer = answer
         self._busy = threading.Lock()
@@ -115,6 +117,7 @@ class OneVision:
         *,
         images: Sequence[ImageSource] = (),
         video: VideoSource | None = None,
+        videos: Sequence[VideoSource] = (),
         messages: Sequence[Message | Mapping[str, Any]] | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,  # noqa: ANN401
@@ -126,7 +129,8 @@ class OneVision:
             images: Paths, bytes, PIL images or arrays (H, W, 3) uint8. One is tiled (AnyRes), several are
                 padded to squares.
             video: A path, or frames as an array (N, H, W, 3) uint8.
-            messages: Instead of the three above: a conversation, see
+            videos: Instead of ``video``, where there are several.
+            messages: Instead of those above: a conversation, see
                 :func:`onevision.runtime.messages.parse_messages`.
             on_progress: Called as stages go on.
             **options: Fields of :class:`onevision.runtime.options.AnswerOptions`.
@@ -139,7 +143,7 @@ class OneVision:
             UsageError: Options that are not valid, or a stream that is still open in this thread.
             GenerationError: A native library refused the work.
         """
-        conversation = conversation_of(prompt, images, video, messages)
+        conversation = conversation_of(prompt, images, video, messages, videos)
         return self.run(self._answer(self.pipeline, conversation, make_options(options), on_progress))
 
     def chat(self, **options: Any) -> Chat:  # noqa: ANN401

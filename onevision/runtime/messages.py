@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.options import Detail
+from onevision.typed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +30,14 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An image: path, bytes, file object, PIL image or array uint8; ``detail`` overrides the options'."""
+    """An image: path, bytes, file object, PIL image or array uint8; ``detail`` overrides the options'.
+
+    ``page`` is the one of a TIFF or PDF, from 1; None: those of the options.
+    """
 
     source: ImageSource
     detail: Detail | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,25 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def read_messages(path: Path, *more: Message) -> Request:
+    """Messages of a JSON file, or a whole request body, and ``more`` after them.
+
+    Raises:
+        PromptError: The file cannot be read, or see :func:`parse_request`.
+    """
+    try:
+        data = read_json(path)
+    except OSError as error:
+        raise PromptError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PromptError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(data, list):
+        data = [*data, *more]
+    elif isinstance(data, dict) and isinstance(data.get("messages"), list):
+        data["messages"] += more
+    return parse_request(data, Reading(path.absolute().parent))
+
+
 def parse_request(data: object, reading: Reading = Reading()) -> Request:
     """Parse a list of messages, or a whole request body that holds one.
 
@@ -152,7 +176,7 @@ def parse_messages(
 
     * ``{"type": "text", "text": …}``, or ``input_text``;
     * ``{"type": "image_url", "image_url": {"url": …, "detail": …} | "…"}``, or ``input_image``;
-    * ``{"type": "image", "image" | "url" | "path" | "base64": …}``;
+    * ``{"type": "image", "image" | "url" | "path" | "base64": …}``, with ``"page": 2`` for one of several;
     * ``{"type": "video", "video" | "url" | "path": …}``, ``{"type": "video_url", "video_url": …}``.
 
     Ollama's form has ``"images": [base64, …]`` beside a text content; its images stand before the text. An
@@ -191,18 +215,24 @@ def parse_messages(
 def conversation_of(
     prompt: str | None,
     images: Sequence[ImageSource] | ImageSource,
-    video: VideoSource | Sequence[VideoSource] | None,
+    video: VideoSource | None,
     messages: Sequence[Message | Mapping[str, Any]] | None,
+    videos: Sequence[VideoSource] = (),
 ) -> tuple[Message, ...]:
     """Messages of the arguments that :meth:`OneVision.generate` takes.
 
     Raises:
-        UsageError: Both a prompt and messages, or neither.
+        UsageError: Both a prompt and messages, or neither; both ``video`` and ``videos``.
         PromptError: See :func:`parse_messages`, or the prompt is empty.
     """
     given = [] if images is None else _sources(images)
+    if isinstance(videos, (str, bytes)) or not isinstance(videos, Sequence):
+        raise UsageError("videos must be a list", hint="for one video: video=")
+    if video is not None and videos:
+        raise UsageError("give either video or videos, not both")
+    clips = [*videos] if video is None else [video]
     if messages is not None:
-        if prompt is not None or given or video is not None:
+        if prompt is not None or given or clips:
             raise UsageError("give either messages or a prompt with images and video, not both")
         return parse_messages(messages)
     if prompt is None:
@@ -211,9 +241,7 @@ def conversation_of(
         raise UsageError(f"the prompt is {prompt!r}, it must be a text")
     if not prompt.strip():
         raise PromptError("the prompt is empty")
-    parts: list[Part] = [ImagePart(image) for image in given]
-    if video is not None:
-        parts.append(VideoPart(cast("VideoSource", video)))
+    parts: list[Part] = [*map(ImagePart, given), *map(VideoPart, clips)]
     return (Message("user", (*parts, prompt)),)
 
 
@@ -275,7 +303,7 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         return str(part["text"])
     is_image = kind in _IMAGE_KEYS
     keys = _IMAGE_KEYS[kind] if is_image else _VIDEO_KEYS[kind]
-    _only(part, ("type", *keys, *(("detail",) if is_image else ())), where)
+    _only(part, ("type", *keys, *(("detail", "page") if is_image else ())), where)
     found = [key for key in keys if part.get(key) is not None]
     if not found:
         raise PromptError(f"{where} has no {' or '.join(map(repr, keys))}")
@@ -290,10 +318,16 @@ def _part(part: object, where: str, reading: Reading) -> Part:
             raise PromptError(f"{where}.{found[0]} has no 'url'")
     if not is_image:
         return VideoPart(_referenced(value, where, reading))
+    source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
+    return _image_part(source, detail, part.get("page"), where)
+
+
+def _image_part(source: Any, detail: Any, page: Any, where: str) -> ImagePart:  # noqa: ANN401
     if detail is not None and detail not in get_args(Detail):
         raise PromptError(f"{where} has the detail {detail!r}", hint=f"one of {', '.join(get_args(Detail))}")
-    source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
-    return ImagePart(source, detail)
+    if page is not None and (not isinstance(page, int) or isinstance(page, bool) or page < 1):
+        raise PromptError(f"{where} has the page {page!r}", hint="a number from 1")
+    return ImagePart(source, detail, page)
 
 
 def _only(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -74,6 +74,17 @@ def _integer(least: int, most: float = inf) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+def _is_selection(value: str) -> bool:
+    """Test for ``all``, or numbers from 1 and ranges."""
+    ranges = [part.split("-") for part in value.split(",")]
+    return value == "all" or all(
+        len(ends) <= 2
+        and all(re.fullmatch("[1-9][0-9]{0,8}", end) for end in ends)
+        and int(ends[0]) <= int(ends[-1])
+        for ends in ranges
+    )
+
+
 def _number(least: float, most: float, *, above: bool = False) -> Callable[[Any], bool]:
     """Test for a number from ``least`` to ``most``; ``above``: more than ``least``."""
     return lambda value: (
@@ -216,6 +227,23 @@ class AnswerOptions:
         panel="Budget",
     )
     exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None, panel="Input")
+    page: str | None = _option(
+        None,
+        "Pages of a TIFF, PDF or animation, each as an image: 2, 1,3-5 or all.  [default: the first]",
+        lambda value: isinstance(value, str) and _is_selection(value),
+        "a number from 1, numbers and ranges such as 1,3-5, or all",
+        metavar="PAGES",
+        panel="Input",
+    )
+    stretch: bool = _option(
+        False,
+        "Map the levels that a 16-bit or floating-point image uses to the whole range from black to white.",
+        lambda value: isinstance(value, bool),
+        "True or False",
+        metavar=None,
+        flags=("--stretch",),
+        panel="Input",
+    )
     template: Template | None = _option(
         None,
         "Prompt format: that of training, the Hub's (hf), or the checkpoint's own.  [default: the bundle's]",
@@ -230,7 +258,8 @@ class AnswerOptions:
 
     def __post_init__(self) -> None:
         for name, value, wanted in self._invalid():
-            raise UsageError(f"{name} is {value!r}, it must be {wanted}")
+            hint = "a number, without quotes" if isinstance(value, str) and value[:1].isdigit() else None
+            raise UsageError(f"{name} is {value!r}, it must be {wanted}", hint=hint)
         for name, value, known in (
             ("detail", self.detail, get_args(Detail)),
             ("frames_by", self.frames_by, get_args(FramesBy)),
@@ -273,7 +302,7 @@ class AnswerOptions:
 
 
 def make_options(options: Mapping[str, Any]) -> AnswerOptions:
-    """Options from keyword arguments. ``stop`` may be one string; times of a video may be ``mm:ss``.
+    """Options from keyword arguments. ``stop`` may be one string, ``page`` a number, and times ``mm:ss``.
 
     Raises:
         UsageError: An unknown name, or a value that is not valid.
@@ -282,16 +311,18 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     if unknown := set(options) - set(known):
         name = sorted(unknown)[0]
         raise UsageError(
-            f"unknown option {name!r}", hint=suggest(name, ("images", "video", "messages", *known))
+            f"unknown option {name!r}", hint=suggest(name, ("images", "video", "videos", "messages", *known))
         )
-    stop = options.get("stop")
-    times = {
+    stop, page = options.get("stop"), options.get("page")
+    given: dict[str, Any] = {
         name: _seconds(name, options[name])
         for name in ("from_time", "to_time")
         if isinstance(options.get(name), str)
     }
-    stops = () if stop is None else stop if isinstance(stop, (list, tuple)) else (stop,)
-    return AnswerOptions(**{**options, **times, "stop": tuple(stops)})
+    given["stop"] = () if stop is None else tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
+    if isinstance(page, int) and not isinstance(page, bool):
+        given["page"] = str(page)
+    return AnswerOptions(**{**options, **given})
 
 
 def _seconds(name: str, text: str) -> float:

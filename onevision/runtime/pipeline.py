@@ -10,9 +10,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from onevision.bundle import BACKBONE, NEWLINE, VISION, VISION_DATA
+from onevision.bundle import BACKBONE, NEWLINE, PREFILL, VISION, VISION_DATA
 from onevision.extras import installed_version
-from onevision.native.device import check_device
+from onevision.native.device import check_device, flash_attention_costs_prefill
+from onevision.native.llama import can_offload
 from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
 from onevision.runtime.backbone import Backbone
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from onevision.runtime.answer import OnProgress
     from onevision.runtime.messages import Message
     from onevision.runtime.options import AnswerOptions, Prefill
-    from onevision.runtime.prepare import PreparedPrompt
+    from onevision.runtime.prepare import KeptVisuals, PreparedPrompt
     from onevision.runtime.vision import VisionEncoder
 
 
@@ -95,7 +96,7 @@ class Pipeline:
                 device=device,
                 threads=threads,
                 cache_type="f32" if precision == "f32" else "f16",
-                flash_attention=precision not in _FLOATS,
+                flash_attention=precision not in _FLOATS and not _prefill_is_slowed(bundle, device, prefill),
             )
             self.preparer = Preparer(bundle.manifest, self.backbone.tokenizer, newline, self._cache)
             self.prefill_runner = PrefillRunner(bundle, self.backbone, prefill, threads=threads)
@@ -141,9 +142,15 @@ class Pipeline:
         return (*fallbacks, *self.prefill_runner.warnings, *([problem] if problem else []))
 
     def prepare(
-        self, messages: Sequence[Message], options: AnswerOptions, clock: StageClock | None = None
+        self,
+        messages: Sequence[Message],
+        options: AnswerOptions,
+        clock: StageClock | None = None,
+        kept: KeptVisuals | None = None,
     ) -> PreparedPrompt:
         """Prompt of known length; its times, and those of the stages after it, go to ``clock`` or a new one.
+
+        ``kept``: see :meth:`onevision.runtime.prepare.Preparer.prepare`.
 
         Raises:
             InputError: An image, video or text that cannot be used.
@@ -151,7 +158,7 @@ class Pipeline:
         self.clock = clock or StageClock()
         if self.backbone.offloaded:
             self.clock.synchronize = self.backbone.synchronize
-        return self.preparer.prepare(messages, options, self.clock.stage)
+        return self.preparer.prepare(messages, options, self.clock.stage, kept)
 
     def image_features(
         self, tiles: npt.NDArray[np.uint8], on_tile: Callable[[int, int], None] | None = None
@@ -275,6 +282,13 @@ class Pipeline:
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
+
+
+def _prefill_is_slowed(bundle: Bundle, device: Device, prefill: Prefill) -> bool:
+    """Whether llama.cpp prefills long prompts, on a processor where its flash attention is slower."""
+    if PREFILL in bundle.manifest.files and prefill != "llama":
+        return False
+    return flash_attention_costs_prefill() and (device == "cpu" or not can_offload())
 
 
 def _ort_versions() -> tuple[str | None, ...]:

@@ -15,9 +15,9 @@ from onevision.runtime import anyres, pack
 from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
-from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart
-from onevision.runtime.options import TEMPLATES
+from onevision.runtime.options import TEMPLATES, Detail
+from onevision.runtime.pages import paged_messages, read_part
 from onevision.runtime.prompt import Control, time_instruction
 from onevision.runtime.template import lay_out
 from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
@@ -48,7 +48,7 @@ class VisualInput:
         layout: All that ``pack`` depends on besides the features.
         times: Text after a video about its frames, for models that were trained with it.
         reused: Video frames that were replaced by an earlier, similar one.
-        warnings: Damage of the file.
+        warnings: Damage of the file, and pages that are left out.
     """
 
     tiles: npt.NDArray[np.uint8]
@@ -66,6 +66,10 @@ class VisualInput:
     def key(self) -> str:
         """Name of the visual tokens, for one bundle: sha256 of the pixels and the layout."""
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
+
+
+#: Visual inputs by the identity of their source, page and detail, and whether there are several images.
+KeptVisuals = dict[tuple[int, tuple[int | None, Detail | None] | None, bool], VisualInput]
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class PreparedPrompt:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """About its text, and damage of the files of images and videos."""
+        """About its text, damage of the files of images and videos, and pages that are left out."""
         return (*self.notes, *(warning for visual in self.visuals for warning in visual.warnings))
 
     def usage(self, *, completion_tokens: int, cached_tokens: int) -> Usage:
@@ -189,6 +193,7 @@ class Preparer:
         messages: Sequence[Message],
         options: AnswerOptions,
         timer: StageTimer = lambda _: nullcontext(),
+        kept: KeptVisuals | None = None,
     ) -> PreparedPrompt:
         """Lay out a prompt and cut its images.
 
@@ -196,14 +201,18 @@ class Preparer:
             messages: The conversation.
             options: Budget, prompt format and system prompt.
             timer: Times the stages ``tokenize``, ``read`` and ``preprocess``.
+            kept: Visual inputs of an earlier prompt, which are not cut again; receives those of this one.
 
         Raises:
             InputError: An image, video or text that cannot be used.
         """
+        with timer("read") if options.page else nullcontext():
+            messages = paged_messages(messages, options)
         with timer("tokenize"):
             segments = self._segments(messages, options)
         # With more than one image in the prompt, in whichever turn, none is tiled, as in training.
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+        kept = {} if kept is None else kept
         parts: list[tuple[int, ...] | VisualInput] = []
         with timer("tokenize"):
             left = self._manifest.backbone.context_length - self._text_tokens(segments)
@@ -216,13 +225,17 @@ class Preparer:
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
                 continue
-            if isinstance(segment.part, ImagePart):
-                visual = self._image(segment.part, images > 1, options, timer)
-            else:
-                visual = self._video(segment.part, options, left - 1, timer)  # a token for the answer
-                times = f"\n{visual.times}" if visual.times else ""
+            wish = (segment.part.page, segment.part.detail) if isinstance(segment.part, ImagePart) else None
+            key = id(segment.part.source), wish, images > 1
+            if (visual := kept.get(key)) is None:
+                if isinstance(segment.part, ImagePart):
+                    visual = self._image(segment.part, images > 1, options, timer)
+                else:
+                    visual = self._video(segment.part, options, left - 1, timer)  # a token for the answer
+                kept[key] = visual
             left -= visual.tokens
             parts.append(visual)
+            times = f"\n{visual.times}" if visual.times else ""
         return PreparedPrompt(tuple(parts), tuple(self._typed_placeholders(messages)))
 
     def _typed_placeholders(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -293,8 +306,9 @@ class Preparer:
         newline = self._newline
         if part.detail is not None and options.detail == "auto" and options.max_tiles is None:
             options = replace(options, detail=part.detail)  # an image's own wish yields to the options
+        warnings: list[str] = []
         with timer("read"):
-            image = read_image(part.source, exif=options.exif)
+            image = read_part(part, options, warnings.append)
         with timer("preprocess"):
             size = image.height, image.width
             tiling = choose_tiling(self.anyres, size, options, several=several)
@@ -306,6 +320,7 @@ class Preparer:
                     tiling.tokens,
                     lambda features: pack.pack_square(features, newline),
                     "square",
+                    warnings=tuple(warnings),
                 )
             if tiling.size != size:
                 image = image.resize(tiling.size[::-1], Image.Resampling.BICUBIC)
@@ -315,6 +330,7 @@ class Preparer:
             tiling.tokens,
             lambda features: pack.pack_image(features, tiles.size, spec, newline),
             f"image {tiles.size} {spec}",
+            warnings=tuple(warnings),
         )
 
     def _video(self, part: VideoPart, options: AnswerOptions, left: int, timer: StageTimer) -> VisualInput:

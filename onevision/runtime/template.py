@@ -155,7 +155,8 @@ def _render(source: str, messages: Sequence[dict[str, Any]]) -> str:
     except (
         TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error
+        said = " ".join(str(error).split())[:200].rstrip(".: ")
+        raise ValueError(f"{type(error).__name__}: {said}") from error
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,8 @@ from onevision.errors import PromptError, UsageError, VideoError
 from onevision.extras import installed_version
 from onevision.runtime.cache import entry_key
 from onevision.runtime.container import decode_all, decode_near, frame_times, nothing_decodes, probe_video
-from onevision.runtime.images import existing_file, read_image
+from onevision.runtime.images import read_image
+from onevision.runtime.kinds import existing_file
 
 if TYPE_CHECKING:
     import os

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -72,22 +73,53 @@ def messages(*conversation: object) -> Make:
     return file("m.json", json.dumps(conversation))
 
 
-def png(width: int, height: int, *, pixels: bool = True) -> bytes:
-    """A PNG of any size; of a huge one the header alone."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + bytes(3 * width) for _ in range(height)) if pixels else b""
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+def png(width: int, height: int, *, rows: int | None = None, interlaced: bool = False) -> bytes:
+    """A PNG of any size, and as many of its rows as are wanted."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
+    pixels = (b"\0" + bytes(3 * width)) * (height if rows is None else rows)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
 
 
-def cut_png(place: Place) -> None:
-    with Image.open(place.photo) as image:
-        image.save(place.cwd / "cut.png")
-    data = (place.cwd / "cut.png").read_bytes()
-    (place.cwd / "cut.png").write_bytes(data[: len(data) // 2])
+def bmp(side: int) -> bytes:
+    """The header of a square BMP."""
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header + bytes(99)
+
+
+def cut_image(form: str, name: str) -> Make:
+    """Half of the good photo in another format."""
+
+    def make(place: Place) -> None:
+        with Image.open(place.photo) as image:
+            image.resize((64, 48)).save(place.cwd / name, form)
+        data = (place.cwd / name).read_bytes()
+        (place.cwd / name).write_bytes(data[: len(data) // 2])
+
+    return make
+
+
+def two_pages(name: str) -> Make:
+    """A document of two pages."""
+    page = Image.new("RGB", (8, 8))
+    return lambda place: page.save(place.cwd / name, save_all=True, append_images=[page])
+
+
+def pipe(name: str) -> Make:
+    """A named pipe that nobody writes to."""
+    return lambda place: os.mkfifo(place.cwd / name)
+
+
+#: A GIF of 65,535 by 65,535 pixels.
+GIF_BOMB = b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2\x4c\1\0;"
+#: A PDF document without a page.
+EMPTY_PDF = (
+    "%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj "
+    "trailer<</Root 1 0 R>>"
+)
 
 
 # Damage to a copy of the bundle, "bad", or of the checkpoint, "ck".
@@ -156,6 +188,28 @@ def checkpoint(name: str, damage: Callable[[bytes], bytes] | None = None) -> Mak
     def make(place: Place) -> None:
         path = shutil.copytree(place.checkpoint, place.cwd / "ck") / name
         path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+
+    return make
+
+
+def template(text: str | bytes, name: str = "chat_template.jinja") -> Make:
+    """A copy of the checkpoint with a chat template."""
+
+    def make(place: Place) -> None:
+        path = shutil.copytree(place.checkpoint, place.cwd / "ck") / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return make
+
+
+def lmms_lab(**changes: object) -> Make:
+    """A small checkpoint in lmms-lab naming with another config."""
+
+    def make(place: Place) -> None:
+        from onevision.export.synth import SynthSpec, synthesise
+
+        made = synthesise(place.cwd / "ck", SynthSpec(naming="lmms-lab", layers=1, vision_layers=1))
+        json_edit(made / "config.json", dict(changes))
 
     return make
 

@@ -96,10 +96,10 @@ def test_rates_of_this_machine(threads: int):
 
 def test_equal_tiles_are_work_once(toy_bundle: Path):
     manifest, counts = open_bundle(toy_bundle).manifest, Counts(100, 50, 4, 5)
-    whole = work(manifest, counts, place="cpu")["encode"]
-    some = work(manifest, counts, 3, place="cpu")["encode"]
+    whole = work(manifest, counts, place="cpu", threads=2)["encode"]
+    some = work(manifest, counts, 3, place="cpu", threads=2)["encode"]
     assert (some.flops * 5, some.bytes * 5, some.units) == (whole.flops * 3, whole.bytes * 3, 3)
-    assert work(manifest, counts, 1, place="cuda")["encode"].units == 5, "a call has several there"
+    assert work(manifest, counts, 1, place="cuda", threads=2)["encode"].units == 5, "a call has several there"
 
 
 def test_long_prompts_are_the_graphs_work(toy_bundle: Path):
@@ -110,10 +110,10 @@ def test_long_prompts_are_the_graphs_work(toy_bundle: Path):
     }
     manifest = replace(without, files={**without.files, **graph})
     long, short = Counts(300, 200, 4, 5), Counts(100, 50, 4, 5)
-    read = work(manifest, long, place="cpu")["prefill"]
+    read = work(manifest, long, place="cpu", threads=2)["prefill"]
     assert (read.precision, read.bytes) == ("int8", 3 * 1000)
     for counts, place in ((short, "cpu"), (long, "cuda")):
-        read, of_llama = (work(one, counts, place=place)["prefill"] for one in (manifest, without))
+        read, of_llama = (work(one, counts, place=place, threads=2)["prefill"] for one in (manifest, without))
         assert read == of_llama
 
 

@@ -22,8 +22,7 @@ from onevision import OneVision
 from onevision.bundle import GOLDEN, MANIFEST
 from onevision.cli import _run
 from onevision.errors import UsageError
-from onevision.eval.demo import Asked, Demo, check, files_of, render
-from onevision.eval.demo.inputs import SCENES, make_inputs
+from onevision.eval.demo import SCENES, Asked, Demo, check, files_of, make_inputs, render
 from onevision.eval.suite import build_scene, score
 from onevision.proof.golden import load_golden, save_golden
 from onevision.proof.verify import Report
@@ -33,7 +32,7 @@ from tests.conftest import replace_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from onevision.eval.demo.inputs import DemoInput
+    from onevision.eval.demo import DemoInput
 
 #: Elements without an end.
 VOID = {"meta", "img"}

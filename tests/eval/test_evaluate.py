@@ -394,6 +394,12 @@ KINDS = (
         "a checkpoint in transformers takes no --max-tiles",
         2,
     ),
+    Bad(
+        "another prompt format against a checkpoint",
+        "eval --template hf --against {checkpoint}",
+        "a checkpoint in transformers takes no .* --template",
+        2,
+    ),
     Bad("frames of a suite", "eval --frames 4", "--frames needs --questions", 2),
     Bad(
         "suite and questions",

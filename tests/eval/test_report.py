@@ -9,8 +9,8 @@ import pytest
 
 from onevision.errors import InputError
 from onevision.eval.compare import compare, matched
-from onevision.eval.intervals import mcnemar, mean_interval, paired_interval, wilson
 from onevision.eval.report import report
+from onevision.metrics import mcnemar, mean_interval, paired_interval, wilson
 from tests.eval.conftest import record, records, sample
 
 

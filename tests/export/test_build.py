@@ -307,7 +307,7 @@ def test_a_bundle_that_stands_there_is_not_replaced_unasked(toy_checkpoint: Path
 
 def test_force_replaces_a_bundle(toy_checkpoint: Path, toy_bundle: Path, tmp_path: Path):
     target = shutil.copytree(toy_bundle, tmp_path / "bundle")
-    (target / "stale").touch()
+    (target / "prefill.onnx").touch()
     make_bundle(toy_checkpoint, target, backbone="f32", force=True)
     assert checksums(target) == checksums(toy_bundle)
     assert list(tmp_path.iterdir()) == [target]

@@ -508,3 +508,16 @@ def test_memory_is_that_of_one_tensor(tiny: Path) -> None:
     grown, stored = (int(number) for number in printed)
     assert stored > 90_000
     assert grown < 25_000
+
+
+def test_a_tower_that_the_tensors_are_not_of(tiny: Path) -> None:
+    """A path of the trainer's whose last part is wrong is found by the tensors; the right one is named."""
+    as_lmms_lab(tiny)
+    edit_json(tiny / "tower" / "config.json", lambda tower: tower["vision_config"].update(patch_size=28))
+    with pytest.raises(CheckpointError, match="vision_tower") as caught:
+        Checkpoint.open(tiny)
+    assert "--vision-tower" in str(caught.value.hint)
+    right = shutil.copytree(tiny / "tower", tiny / "right")
+    edit_json(right / "config.json", lambda tower: tower["vision_config"].update(patch_size=14))
+    with Checkpoint.open(tiny, vision_tower=str(right)) as checkpoint:
+        assert checkpoint.config.vision.patches == 16

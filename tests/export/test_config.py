@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from onevision.bundle import VideoInfo
-from onevision.errors import CheckpointError, UnsupportedCheckpointError
+from onevision.errors import CheckpointError, UnsupportedCheckpointError, UsageError
 from onevision.export.config import read_config
 from onevision.models.shapes import published_config, video_info
 from tests.export.conftest import edit_json, tiny_config
@@ -277,6 +277,19 @@ def test_lmms_lab_pinpoints(written: object, expected: object, tmp_path: Path) -
         ("google/siglip-base-patch16-512", (768, 3072, 11, 12, 1024)),
         ("google/siglip-large-patch16-256", (1024, 4096, 23, 16, 256)),
         ("google/siglip-large-patch16-384", (1024, 4096, 23, 16, 576)),
+        ("google/siglip2-so400m-patch14-384", (1152, 4304, 26, 16, 729)),
+        ("google/siglip2-so400m-patch16-512", (1152, 4304, 26, 16, 1024)),
+        ("google/siglip2-large-patch16-512", (1024, 4096, 23, 16, 1024)),
+        ("google/siglip2-base-patch16-224", (768, 3072, 11, 12, 196)),
+        ("siglip-so400m-patch14-384", (1152, 4304, 26, 16, 729)),
+        ("/mnt/bn/vl/models/siglip-so400m-patch14-384/", (1152, 4304, 26, 16, 729)),
+        ("../checkpoints/siglip2-so400m-patch14-384", (1152, 4304, 26, 16, 729)),
+        ("D:\\models\\siglip-so400m-patch14-384", (1152, 4304, 26, 16, 729)),
+        (
+            "/root/.cache/huggingface/hub/models--google--siglip-so400m-patch14-384/snapshots/9fdffc58afc9",
+            (1152, 4304, 26, 16, 729),
+        ),
+        ("/siglip-base-patch16-224/siglip-so400m-patch14-384", (1152, 4304, 26, 16, 729)),
     ],
 )
 def test_published_towers(name: str, expected: tuple[int, ...], tmp_path: Path) -> None:
@@ -298,6 +311,49 @@ def test_tower_in_a_folder_of_the_checkpoint(nested: bool, tmp_path: Path) -> No
     values |= {"mm_hidden_size": 96, "image_grid_pinpoints": [[64, 128]]}
     vision = read(tmp_path, values).vision
     assert (vision.hidden_size, vision.heads, vision.layers, vision.patches) == (96, 6, 4, 16)
+
+
+def write_tower(folder: Path, **sizes: int) -> Path:
+    folder.mkdir(parents=True)
+    tower = {"model_type": "siglip_vision_model", "hidden_size": 96, "num_attention_heads": 6, **sizes}
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": tower}))
+    return folder
+
+
+def test_tower_in_a_folder_of_this_machine(tmp_path: Path) -> None:
+    """What its config.json says goes before its name."""
+    tower = write_tower(tmp_path / "elsewhere" / "siglip-so400m-patch14-384", image_size=64)
+    values = LMMS_7B | {
+        "mm_vision_tower": str(tower),
+        "mm_hidden_size": 96,
+        "image_grid_pinpoints": [[64, 64]],
+    }
+    (tmp_path / "checkpoint").mkdir()
+    assert read(tmp_path / "checkpoint", values).vision.hidden_size == 96
+
+
+def test_a_tower_that_is_named_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vision(tower: str | None) -> tuple[int, int]:
+        found = read_config(tmp_path, tower).vision
+        return found.hidden_size, found.patches
+
+    read(tmp_path, LMMS_7B)
+    (tmp_path / "config.json").write_text(json.dumps(LMMS_7B | {"mm_vision_tower": "/mnt/tower"}))
+    with pytest.raises(UnsupportedCheckpointError, match='mm_vision_tower is "/mnt/tower"') as caught:
+        read_config(tmp_path)
+    assert "--vision-tower google/siglip-so400m-patch14-384" in str(caught.value.hint)
+    assert vision("google/siglip2-so400m-patch14-384") == (1152, 729)
+    monkeypatch.chdir(tmp_path)
+    write_tower(tmp_path / "mine", hidden_size=1152, num_attention_heads=16, image_size=384)
+    assert vision("mine") == (1152, 576), "patches of 16 pixels"
+    with pytest.raises(UnsupportedCheckpointError, match='--vision-tower is "yours"'):
+        read_config(tmp_path, "yours")
+
+
+def test_a_config_that_describes_its_tower_takes_no_other(tmp_path: Path) -> None:
+    read(tmp_path, HF_05B)
+    with pytest.raises(UsageError, match="--vision-tower"):
+        read_config(tmp_path, "google/siglip-so400m-patch14-384")
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str, object]] = [
@@ -348,6 +404,11 @@ UNSUPPORTED: list[tuple[dict[str, Any], str, object]] = [
     (LMMS_7B, "image_aspect_ratio", "pad"),
     (LMMS_7B, "image_aspect_ratio", ...),
     (LMMS_7B, "mm_vision_tower", "openai/clip-vit-large-patch14-336"),
+    (LMMS_7B, "mm_vision_tower", "google/siglip2-so400m-patch16-naflex"),
+    (LMMS_7B, "mm_vision_tower", "google/siglip2-giant-opt-patch16-384"),
+    (LMMS_7B, "mm_vision_tower", "my-siglip-so400m-patch14-384-tuned"),
+    (LMMS_7B, "mm_vision_tower", "x" * 5000),
+    (LMMS_7B, "mm_vision_tower", "a\0b"),
     (LMMS_7B, "mm_vision_tower", "../elsewhere"),
     (LMMS_7B, "mm_vision_tower", "/elsewhere"),
     (LMMS_7B, "mm_vision_tower", "C:\\elsewhere"),

@@ -29,7 +29,7 @@ from onevision.models.shapes import repositories
 from tests.export.hub_server import Hub, Repo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 HF = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
@@ -37,27 +37,6 @@ LMMS = "lmms-lab/llava-onevision-qwen2-0.5b-ov"
 ID = "someone/a-checkpoint"
 COMMIT = "c" * 40
 WEIGHTS = r"GET .*/model\.safetensors"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A Hub, and the client set to it as its environment variables would at import, with an empty cache."""
-    from huggingface_hub import constants, file_download, utils
-
-    with Hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        home = file_download if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE") else constants
-        monkeypatch.setattr(home, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub_errors, "_FIRST_WAIT_S", 0.0)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        getattr(utils, "close_session", getattr(utils, "reset_sessions", None))()  # since 1.0, before
-        yield server
 
 
 @pytest.fixture

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from onevision.bundle import open_bundle
 from onevision.errors import CheckpointError, PromptError, UnsupportedCheckpointError, UsageError
-from onevision.export.template import choose_template, read_template
+from onevision.eval.ask import EvalSettings
+from onevision.eval.evaluate import evaluate
+from onevision.export.template import choose_template, read_templates
 from onevision.export.tokenizer import CHAT_TEMPLATE
 from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import ImagePart, Message, VideoPart
@@ -70,7 +73,8 @@ def checkpoint(folder: Path, template: object, name: str = "chat_template.json")
 
 
 def chosen(folder: Path, choice: Any = "auto", form: Any = "hf", repo: str | None = None) -> Any:
-    return choose_template(folder, form, choice, repo=repo)
+    found = choose_template(folder, form, choice, repo=repo)
+    return found.template, found.chat_template
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,32 @@ def test_files_in_the_order_of_transformers(tmp_path: Path):
         "chat_template.jinja",
     ):
         checkpoint(tmp_path, f"from {name}", name)
-        assert read_template(tmp_path) == (f"from {name}", name)
+        assert next(iter(read_templates(tmp_path).items())) == (name, f"from {name}")
+
+
+@pytest.mark.parametrize(
+    ("processor", "tokenizer", "said"),
+    [
+        (HUB_TEMPLATE, QWEN2, "prompt format hf, .* another: --template training to use that$"),
+        (HUB_TEMPLATE, CHATML, "prompt format hf, .* another: remove chat_template.json to use that$"),
+        (QWEN2, HUB_TEMPLATE, "prompt format training, .* another: --template hf to use that$"),
+        (HUB_TEMPLATE, HUB_TEMPLATE + " ", "prompt format hf, as chat_template.json has it$"),
+        (
+            HUB_TEMPLATE,
+            "{{ raise_exception('text only') }}",
+            "prompt format hf, as chat_template.json has it$",
+        ),
+        (QWEN2, CHAT_TEMPLATE, None),
+    ],
+    ids=["LLaMA-Factory", "LLaMA-Factory, another", "the reverse", "one format", "unusable", "training"],
+)
+def test_a_processor_and_a_tokenizer_that_disagree(
+    processor: str, tokenizer: str, said: str | None, tmp_path: Path
+):
+    checkpoint(tmp_path, processor)
+    checkpoint(tmp_path, tokenizer, "tokenizer_config.json")
+    note = choose_template(tmp_path, "hf", "auto", repo=None).note
+    assert note is None if said is None else re.match(said, note or "")
 
 
 def test_a_list_of_templates_has_a_default(tmp_path: Path):
@@ -277,4 +306,12 @@ def test_the_export_says_so(toy_checkpoint: Path, tmp_path: Path):
         progress,
     )
     assert done.bundle.manifest.prompt.template == "hf"
-    assert any("prompt format hf, as the checkpoint's own chat template" in note for note in progress.notes)
+    assert any(note == "prompt format hf, as tokenizer_config.json has it" for note in progress.notes)
+
+
+def test_the_reference_is_compared_in_one_format(own_bundle: Path, toy_checkpoint: Path):
+    """transformers is asked in the format of training."""
+    with pytest.raises(UsageError, match="format of training, the bundle in own") as caught:
+        evaluate(own_bundle, against=toy_checkpoint)
+    assert caught.value.hint == "--template training"
+    assert EvalSettings(options=AnswerOptions(max_tokens=64, template="training")).is_reference

@@ -11,7 +11,8 @@ import gguf
 import numpy as np
 import pytest
 
-from onevision.bundle import BACKBONE, VISION, VISION_DATA, open_bundle
+import onevision
+from onevision.bundle import BACKBONE, PREFILL, VISION, VISION_DATA, open_bundle
 from onevision.errors import ExportError, QuantError
 from onevision.eval.questions import tiny_suite
 from onevision.eval.suite import FAMILIES
@@ -20,6 +21,7 @@ from onevision.export.hub import FetchedCheckpoint
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.quant import candidates as candidates_module
 from onevision.quant import imatrix as imatrix_module
+from onevision.quant import search as search_module
 from onevision.quant.candidates import Candidate, GateConfig, Quantizer
 from onevision.quant.gates import Thresholds
 from onevision.quant.search import AUTO, Quantized, export_quantized, needs_gate
@@ -257,6 +259,7 @@ def test_an_importance_matrix_of_a_file(
     status, out, _ = cli("quant", "imatrix", toy_bundle, "toy.gguf", "--threads", 1, "--json")
     assert status == 0
     assert parsed(out) == {
+        "onevision": onevision.__version__,
         "imatrix": "toy.gguf", "matrices": 15, "bytes": (tmp_path / "toy.gguf").stat().st_size,
     }  # fmt: skip
     backbones = []
@@ -420,7 +423,8 @@ def test_from_a_checkpoint_it_is_the_same(toy_bundle: Path, toy_checkpoint: Path
 
 
 def test_export_that_fails_its_gate(cli: Cli, toy_checkpoint: Path, tmp_path: Path) -> None:
-    words = ("export", "--source", toy_checkpoint, "-o", "out", "--backbone", "q2_k", "--no-imatrix", *FEW)
+    words = ("export", "--source", toy_checkpoint, "-o", "out", "--vision", "fp32", "--backbone", "q2_k")
+    words += ("--no-imatrix", *FEW)
     status, out, err = cli(*words)
     assert (status, out) == (1, "")
     assert "fp32 + q2_k fails the quality gate" in err
@@ -428,9 +432,66 @@ def test_export_that_fails_its_gate(cli: Cli, toy_checkpoint: Path, tmp_path: Pa
 
 
 def test_export_that_measures_nothing(cli: Cli, toy_checkpoint: Path) -> None:
-    status, _, err = cli("export", "--source", toy_checkpoint, "--limit", 4)
+    status, _, err = cli("export", "--source", toy_checkpoint, "--vision", "fp32", "--limit", 4)
     assert status == 2
     assert "are for the quality gate" in err
+
+
+def test_the_default_is_fast_and_asks_nothing(
+    cli: Cli, toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy's encoder is smaller in fp16 than in int8 with all that has to stay finer."""
+    monkeypatch.setattr(candidates_module, "record_reference", None)
+    status, out, err = cli("export", "--source", toy_checkpoint, "-o", "out", "--threads", 1, "--json")
+    done = parsed(out)
+    assert (status, done["verify"]["passed"]) == (0, True)
+    assert "fast precisions: " in err
+    manifest = open_bundle(tmp_path / "out", check=True).manifest
+    precisions = [manifest.files[name].precision for name in (VISION, BACKBONE, PREFILL)]
+    assert precisions == ["fp16", "q8_0", "int8"]
+    (rejected,) = done["gate"]["rejected"]
+    assert (rejected["vision"], "in fp16" in rejected["reasons"][0]) == ("int8", True)
+    assert "gate" not in manifest.quality, "nothing was measured"
+
+
+def test_features_alone_can_be_judged(toy_checkpoint: Path, tmp_path: Path) -> None:
+    source, options = FetchedCheckpoint(toy_checkpoint, None, None), ExportOptions(threads=1)
+    config = GateConfig((), threads=1)
+    done = export_quantized(
+        source, tmp_path / "out", options, config, NoProgress(), vision="int8", backbone="q8_0"
+    )
+    assert done.candidate.name == "int8 + q8_0"
+    gate = open_bundle(tmp_path / "out", check=True).manifest.quality["gate"]
+    assert gate["passed"]
+    assert gate["features"]["cosine"] >= 0.999
+    assert {"tokens", "answers"} & set(gate) == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"vision": "fp32", "prefill": None}, ("fp32", "q8_0", None)),
+        ({"exporter": "optimum", "prefill": None}, ("fp32", "q8_0", None)),
+        ({"backbone": "q4_0", "limit": 2, "imatrix": False, "force": True}, ("int8", "q4_0", "int8")),
+    ],
+    ids=["all named", "optimum", "a coarse backbone"],
+)
+def test_each_default_can_be_replaced(
+    toy_checkpoint: Path, tmp_path: Path, options: dict[str, Any], expected: tuple[str | None, ...]
+) -> None:
+    onevision.export(toy_checkpoint, tmp_path / "out", threads=1, progress=NoProgress(), **options)
+    files = open_bundle(tmp_path / "out").manifest.files
+    assert (
+        tuple(files[name].precision if name in files else None for name in (VISION, BACKBONE, PREFILL))
+        == expected
+    )
+
+
+def test_an_export_needs_room(toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "_needed_bytes", lambda *_, **__: 1 << 60)
+    with pytest.raises(ExportError, match="not enough disk space"):
+        onevision.export(toy_checkpoint, tmp_path / "out", progress=NoProgress())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interruption_leaves_nothing(

@@ -29,6 +29,8 @@ GOOD = {
     "dedup": (None, 0, 1.5, 255),
     "ttft_target": (None, 0.001, 5, 1e6),
     "exif": (True, False),
+    "page": (None, "1", "12", "2-4", "1,3-5", "3,1", "all"),
+    "stretch": (True, False),
     "ignore_end": (True, False),
     "template": (None, "training", "hf"),
     "system": (None, "", "Be brief."),
@@ -51,6 +53,8 @@ BAD = {
     "detail": ("medium", "", None),
     "dedup": (-0.1, 255.1, math.nan, "1"),
     "ttft_target": (0, -1, math.inf, math.nan, "5s"),
+    "page": ("", "0", "-1", "1-", "2-1", "1,,2", "last", 0, -1, 1.5, True, "1" * 10),
+    "stretch": (1, "yes", None),
     "template": ("chatml", "", 3),
     "stop": ("", ("",), ("END", ""), (3,), [None]),
 }
@@ -91,6 +95,10 @@ def test_defaults_are_greedy():
     assert options == AnswerOptions()
     assert options.max_tokens == DEFAULT_MAX_TOKENS
     assert options.temperature == 0
+
+
+def test_a_page_may_be_a_number():
+    assert make_options({"page": 3}) == make_options({"page": "3"})
 
 
 def test_one_stop_string_need_not_be_in_a_list():

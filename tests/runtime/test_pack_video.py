@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from onevision.bundle import NewlinePosition, Pooling, VideoInfo, open_bundle, pooled_side
+from onevision.eval.ask import EvalSettings, ReferenceModel
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.metrics import relative_error
 from onevision.planning.budget import video_size
@@ -216,3 +217,12 @@ def test_the_plan_counts_newlines_and_the_instruction(llava_video: Path, model: 
     without = prompt_cost(Shape.of(silent), [video_size(clip)], text_tokens=7, options=options)
     assert without.prompt_tokens == without.image_tokens + 7
     assert instruction == 67, "as with Qwen2's tokenizer; the toy's own has more tokens for it"
+
+
+def test_the_reference_of_an_evaluation_is_asked_the_same(llava_video: Path, model: OneVision, clip: Path):
+    settings = EvalSettings(options=AnswerOptions(frames=3, max_tokens=8))
+    reference = ReferenceModel(llava_video.parent / "checkpoint")
+    assert (
+        reference("Why?", (), clip, settings).text
+        == model.generate("Why?", video=clip, frames=3, max_tokens=8).text.strip()
+    )

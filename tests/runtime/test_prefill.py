@@ -18,10 +18,12 @@ from onevision.export.checkpoint import Checkpoint
 from onevision.export.synth import SynthSpec, synthesise
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.graphs.qwen2 import write_prefill
+from onevision.native import device as device_module
 from onevision.native.gguf import GgufFile
 from onevision.proof.verify import greedy_tokens
+from onevision.runtime.prefill import graph as graph_module
 from onevision.runtime.prefill import state as states
-from onevision.runtime.prefill.graph import KeysValues, PrefillGraph
+from onevision.runtime.prefill.graph import KeysValues, PrefillGraph, chunk_tokens
 from onevision.runtime.prefill.policy import EMBEDDING
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 from tests.conftest import make_bundle, replace_file
@@ -134,6 +136,37 @@ def test_chunks_change_nothing(toy_graphs: dict[str, Path], tokens: int, chunk: 
     tolerance = 1e-4 if precision == "fp32" else 0.05
     for a, b in zip(ours.keys + ours.values, theirs.keys + theirs.values, strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("threads", "tokens"), [(1, 128), (2, 128), (4, 128), (5, 256), (7, 256), (8, 512), (64, 512)]
+)
+def test_chunks_grow_with_threads(threads: int, tokens: int, monkeypatch: pytest.MonkeyPatch):
+    for size in (None, 1 << 20):
+        monkeypatch.setattr(graph_module, "l2_cache_bytes", lambda size=size: size)
+        assert chunk_tokens(threads) == tokens
+    monkeypatch.setattr(graph_module, "l2_cache_bytes", lambda: 0)
+    assert chunk_tokens(threads) == 128, "without flash attention, scores of a chunk are held"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "prefill", "on"),
+    [
+        ("x86_64", ["avx2", "i8mm", "sve"], "llama", True),
+        ("aarch64", ["asimd"], "llama", True),  # Neoverse N1
+        ("aarch64", ["i8mm", "sve"], "llama", False),
+        ("arm64", ["i8mm", "sve", "bf16"], "llama", False),
+        ("aarch64", ["i8mm", "sve"], "auto", True),  # the graph prefills
+    ],
+)
+def test_flash_attention_by_processor(
+    machine: str, flags: list[str], prefill: str, on: bool, small: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Off where llama.cpp prefills and is slower with it: llama.cpp issue 27086."""
+    monkeypatch.setattr(device_module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(device_module, "cpu_flags", lambda: flags)
+    with load(small, prefill) as model:
+        assert model.pipeline.backbone.flash_attention == on
 
 
 @pytest.fixture(scope="session")

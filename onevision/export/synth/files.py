@@ -15,7 +15,6 @@ from onevision.export.synth.vocabulary import QWEN2_TOKENS, SynthVocabulary
 from onevision.export.tokenizer import END_OF_TEXT, IM_END
 from onevision.models.shapes import (
     MEAN,
-    SIGLIP_TOWERS,
     SO400M,
     STD,
     ModelConfig,
@@ -24,6 +23,7 @@ from onevision.models.shapes import (
     SynthSize,
     VisionConfig,
     published_config,
+    siglip_tower,
 )
 
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -82,8 +82,8 @@ def _hf(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:
 
 def _lmms_lab(spec: SynthSpec, ids: dict[str, int]) -> dict[str, Json]:
     """``lmms-lab/llava-onevision-qwen2-…``; a tower other than SO400M is described in a subfolder."""
-    tower = _tower(spec.config.vision, spec.vision_layers + 1)  # LLaVA-NeXT drops the last
-    is_published = tower == _tower(SIGLIP_TOWERS[SO400M], SIGLIP_TOWERS[SO400M].layers)
+    vision = replace(spec.config.vision, layers=spec.vision_layers + 1)  # LLaVA-NeXT drops the last
+    tower, is_published = _tower(vision, vision.layers), vision == siglip_tower(SO400M)
     config = {
         "architectures": ["LlavaQwenForCausalLM"],
         "image_aspect_ratio": spec.aspect_ratio,

@@ -13,6 +13,7 @@ import numpy as np
 
 from onevision.bundle import BACKBONE, PREFILL
 from onevision.errors import GenerationError, UsageError, suggest
+from onevision.metrics import cosine
 from onevision.runtime.options import Prefill
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 
@@ -190,18 +191,13 @@ class PrefillRunner:
         except GenerationError as error:
             raise LayoutError(error.message) from error
         backbone.append(ids[-1])
-        cosine = _cosine(backbone.logits(), expected)
-        if not cosine >= _LEAST_COSINE:  # nan as well
-            raise LayoutError(f"after a few tokens its logits are not llama.cpp's (cosine {cosine:.2f})")
+        ours = backbone.logits()
+        alike = cosine(ours - ours.mean(), expected - expected.mean())
+        if not alike >= _LEAST_COSINE:  # nan as well
+            raise LayoutError(f"after a few tokens its logits are not llama.cpp's (cosine {alike:.2f})")
         return layout
 
 
 def _embedded(part: PromptPart, embedding: GgufFile) -> npt.NDArray[np.float32]:
     """Embeddings of a part, float32 [n, H]: of token ids, those that llama.cpp looks up."""
     return part if isinstance(part, np.ndarray) else embedding.rows(EMBEDDING, part)
-
-
-def _cosine(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
-    """Cosine of two rows of logits, each less its mean."""
-    a, b = ours - ours.mean(), theirs - theirs.mean()
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))

@@ -32,7 +32,13 @@ class PrefixReuse:
 
     def __init__(self, backbone: Backbone, cache: Cache | None, facts: tuple[object, ...]) -> None:
         self._backbone, self._cache = backbone, cache
-        self._facts = (*facts, backbone.cache_type, backbone.offloaded, library_version())
+        self._facts = (
+            *facts,
+            backbone.cache_type,
+            backbone.flash_attention,
+            backbone.offloaded,
+            library_version(),
+        )
         self._held: list[tuple[int | str, int]] = []  # items of the sequence, as PreparedPrompt.items
 
     def resume(self, prepared: PreparedPrompt, *, room: int, in_sequence: bool) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onevision.eval.intervals import Z, mcnemar, mean_interval, paired_interval, sign_test, wilson
+from onevision.metrics import Z, mcnemar, mean_interval, paired_interval, sign_test, wilson
 
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.

@@ -1,9 +1,11 @@
 """The demo: a bundle is verified and asked about five inputs; the answers become a web page.
 
 ``bundle -> verify -> inputs -> answers -> index.html``, in a folder with the images and the video, so that
-every question can be asked again. Without PyAV there is no video.
+every question can be asked again. Inputs are scenes of the suite's test split, as files, with a question in
+each form. Without PyAV there is no video.
 """
 
+# ruff: noqa: S311  # questions are drawn, not secrets
 from __future__ import annotations
 
 import os
@@ -11,8 +13,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -20,8 +24,8 @@ from onevision import html
 from onevision._version import __version__
 from onevision.bundle import BACKBONE, GOLDEN, VISION
 from onevision.errors import UsageError
-from onevision.eval.demo.inputs import DemoInput, make_inputs
-from onevision.eval.suite import Sample, score
+from onevision.eval.suite import Question, Sample, Scene, build_scene, score
+from onevision.eval.suite.sample import Form, Posed, pose
 from onevision.extras import missing
 from onevision.files import is_vacant, whole_folder
 from onevision.native.device import cpu_name
@@ -40,6 +44,32 @@ _MIME = {".png": "image/png", ".apng": "image/apng"}
 _MARK = re.compile(r'<meta name="generator" content="onevision demo: ([^"]*)">')
 #: The suite's longest sentence has half as many.
 MAX_TOKENS = 48
+SEED = 5
+#: Kind of scene, its number in the test split, and a heading. The numbers were chosen for how the images
+#: look, before there was a model to answer.
+SCENES = (
+    ("objects", 3, "A scene"),
+    ("small_print", 2, "Small print"),
+    ("bars", 7, "A chart"),
+    ("same", 6, "Two images"),
+    ("moving", 4, "A video"),
+)
+FRAME_MS = 400  # a frame of the video, for people who look at it
+
+
+@dataclass(frozen=True)
+class DemoInput:
+    """One input and its questions."""
+
+    title: str
+    caption: str  # what there is to see, in words
+    files: tuple[str, ...]  # names in the demo's folder: images, or the one video
+    samples: tuple[Sample, ...]
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file is a video."""
+        return self.samples[0].video is not None
 
 
 @dataclass(frozen=True)
@@ -225,3 +255,46 @@ def _error(stage: StageResult) -> str:
     """Relative or largest error of a stage, with one digit."""
     error = stage.max_error if stage.relative_error is None else stage.relative_error
     return "" if error is None else " 0" if error == 0 else f" {error:.0e}".replace("e-0", "e-")
+
+
+def make_inputs(folder: Path, *, video: bool = True) -> tuple[DemoInput, ...]:
+    """Write the files of all inputs into a folder, the video's if asked for. Always the same."""
+    return tuple(
+        _make(folder, name, number, title) for name, number, title in SCENES if video or name != "moving"
+    )
+
+
+def _make(folder: Path, name: str, number: int, title: str) -> DemoInput:
+    scene = build_scene(name, "test", SEED, number)
+    random = Random(f"demo {SEED} {name} {number}")
+    samples = [
+        posed.sample(f"{name}-test-{SEED}-{number}-{posed.form}", question.family, scene, "test")
+        for question, posed in _in_all_forms(scene.questions, random)
+    ]
+    return DemoInput(title, scene.caption, _write(scene, folder, name), tuple(samples))
+
+
+def _in_all_forms(questions: Sequence[Question], random: Random) -> list[tuple[Question, Posed]]:
+    """A question in each form: of another family each time, as long as there are more."""
+    families = [question.family for question in questions]
+    asked = sorted(range(len(questions)), key=lambda at: families[:at].count(families[at]))
+    posed = []
+    for form, at in zip(get_args(Form), cycle(asked), strict=False):
+        while (drawn := pose(questions[at], random)).form != form:
+            pass
+        posed.append((questions[at], drawn))
+    return posed
+
+
+def _write(scene: Scene, folder: Path, name: str) -> tuple[str, ...]:
+    """Without loss: PNG, and of a video the animated PNG, which browsers show as well."""
+    if scene.video is not None:
+        first, *others = map(Image.fromarray, scene.video)
+        file = f"{name}.apng"
+        first.save(folder / file, "PNG", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
+        return (file,)
+    several = len(scene.images) > 1
+    files = [f"{name}-{at}.png" if several else f"{name}.png" for at in range(1, len(scene.images) + 1)]
+    for file, image in zip(files, scene.images, strict=True):
+        Image.fromarray(image).save(folder / file)
+    return tuple(files)
