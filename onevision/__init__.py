@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from onevision.runtime.cache import Cache
     from onevision.runtime.engine import OneVision
     from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import AnswerOptions, Prefill, TemplateChoice
+    from onevision.runtime.options import AnswerOptions, Prefill, Template, TemplateChoice
 
     PathLike = str | os.PathLike[str]
 
@@ -386,6 +386,8 @@ def benchmark(
     isolate: bool = False,
     against: Sequence[str] = (),
     checkpoint: PathLike | None = None,
+    template: Template | None = None,
+    system: str | None = None,
     device: Device = "auto",
     threads: int | None = None,
     check: bool = False,
@@ -403,6 +405,8 @@ def benchmark(
         isolate: Run each scenario in a fresh process.
         against: Other engines to measure, see :data:`onevision.bench.peers.PEERS`.
         checkpoint: Checkpoint for transformers; None: the bundle's, if found.
+        template: Prompt format; None: the bundle's.
+        system: System prompt; None: the bundle's.
         device: ``cpu``, ``cuda``, or ``auto``: a GPU that both libraries can use, else the CPU.
         threads: CPU threads; None for all cores.
         check: Compare checksums of all files, not only sizes.
@@ -423,6 +427,7 @@ def benchmark(
     from onevision.native.llama import can_offload
     from onevision.native.ort import has_cuda
     from onevision.progress import LogProgress
+    from onevision.runtime.options import AnswerOptions
 
     if isolate and against:
         raise UsageError("--isolate and --against exclude each other")
@@ -437,6 +442,7 @@ def benchmark(
         isolate=isolate,
         against=choose_peers(against),
         checkpoint=_path(checkpoint),
+        options=AnswerOptions(template=template, system=system),
     )
     opened = open_bundle(named_bundle(bundle, progress), check=check)
     return measure(opened, settings, progress or LogProgress())

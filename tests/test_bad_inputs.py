@@ -33,6 +33,7 @@ from tests.bad.made import (
     folder,
     halved,
     honest,
+    in_folder,
     lmms_lab,
     lost_shard,
     manifest,
@@ -42,6 +43,7 @@ from tests.bad.made import (
     pickles,
     pipe,
     png,
+    still,
     template,
     two_pages,
 )
@@ -151,7 +153,59 @@ PICTURES = (
 
 VIDEOS = (
     Bad("missing", "run Hi -v no.mp4 -m {bundle}", "no.mp4 does not exist"),
-    Bad("a folder", "run Hi -v d -m {bundle}", "d is a folder", make=folder("d")),
+    Bad("an empty folder", "run Hi -v d -m {bundle}", "d is a folder without images", make=folder("d")),
+    Bad(
+        "a folder of folders",
+        "run Hi -v d -m {bundle}",
+        "d is a folder without images",
+        make=folder("d/x"),
+    ),
+    Bad(
+        "a folder of texts",
+        "run Hi -v d -m {bundle}",
+        "d is a folder without images",
+        make=in_folder("a.txt"),
+    ),
+    Bad(
+        "a folder of damaged frames",
+        "run Hi -v d -m {bundle}",
+        r"frame 1 of d: d.a\.png is empty",
+        make=in_folder("a.png"),
+    ),
+    Bad(
+        "the rate of a folder",
+        "run Hi -v d --fps 2 -m {bundle}",
+        "it is not known when the frames of d are shown",
+        make=in_folder("a.png"),
+    ),
+    Bad(
+        "a still WebP",
+        "run Hi -v a.webp -m {bundle}",
+        "a.webp is a WebP image, not a video",
+        make=still("a.webp"),
+    ),
+    Bad(
+        "a still PNG", "run Hi -v a.png -m {bundle}", "a.png is a PNG image, not a video", make=still("a.png")
+    ),
+    Bad("the rate of a picture", "run Hi -v {photo} --fps 1 -m {bundle}", "is a JPEG image, not a video"),
+    Bad(
+        "a document",
+        "run Hi -v a.pdf -m {bundle}",
+        "a.pdf is a PDF document, not a video",
+        make=two_pages("a.pdf"),
+    ),
+    Bad(
+        "pages", "run Hi -v a.tif -m {bundle}", "a.tif is a TIFF image, not a video", make=two_pages("a.tif")
+    ),
+    Bad(
+        "a damaged animation",
+        "run Hi -v a.webp -m {bundle}",
+        "a.webp",
+        make=file("a.webp", b"RIFF\x20\0\0\0WEBPVP8X" + bytes(20)),
+    ),
+    Bad("the second of two", "run Hi -v {clip} -v no.mp4 -m {bundle}", "no.mp4 does not exist"),
+    Bad("stdin", "run Hi -v - -m {bundle}", "- does not exist"),
+    Bad("a device", "run Hi -v /dev/null -m {bundle}", "/dev/null is not a regular file"),
     Bad("empty", "run Hi -v e.mp4 -m {bundle}", "e.mp4 is empty", make=file("e.mp4")),
     Bad("a text", "run Hi -v t.mp4 -m {bundle}", "t.mp4 is not a video", make=file("t.mp4", "Hello, world")),
     Bad("a picture", "run Hi -v {photo} -m {bundle}", "is a JPEG image, not a video"),
@@ -273,6 +327,33 @@ PROMPTS = (
         "run --messages m.json -m {bundle}",
         "cannot be read from a value of type dict",
         make=messages({"role": "user", "content": [{"type": "image", "image": {"url": "a.jpg"}}]}),
+    ),
+    Bad(
+        "frames that are no images",
+        "run --messages m.json -m {bundle}",
+        "frame 1 of the list: an image cannot be read from a value of type int",
+        make=messages({"role": "user", "content": [{"type": "video", "video": [1, 2]}]}),
+    ),
+    Bad(
+        "no frames",
+        "run --messages m.json -m {bundle}",
+        "the list of frames is empty",
+        make=messages({"role": "user", "content": [{"type": "video", "video": []}]}),
+    ),
+    *(
+        Bad(
+            f"page {page}",
+            "run --messages m.json -m {bundle}",
+            "has the page",
+            make=messages({"role": "user", "content": [{**PICTURE, "page": page}]}),
+        )
+        for page in (0, -1, "1", 1.5, True)
+    ),
+    Bad(
+        "the page of a video",
+        "run --messages m.json -m {bundle}",
+        "unknown key 'page'",
+        make=messages({"role": "user", "content": [{"type": "video", "video": "a.mp4", "page": 1}]}),
     ),
     Bad(
         "the assistant's picture",

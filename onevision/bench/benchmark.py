@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -30,6 +30,7 @@ from onevision.native.device import Device, default_threads
 from onevision.native.doctor import examine
 from onevision.progress import Progress
 from onevision.runtime.engine import OneVision
+from onevision.runtime.options import AnswerOptions
 
 #: Timed loads of a bundle: one from the disk if possible, the others from memory.
 LOADS = 4
@@ -49,6 +50,7 @@ class BenchSettings:
     loads: int = LOADS  # 0: skip
     against: tuple[str, ...] = ()  # peers
     checkpoint: Path | None = None  # for peers that need it; None: as the bundle says
+    options: AnswerOptions = field(default_factory=AnswerOptions)  # prompt format and system prompt
 
 
 def measure(bundle: Bundle, settings: BenchSettings, progress: Progress) -> Result:
@@ -99,7 +101,7 @@ class Benchmark:
         manifest = bundle.manifest
         checkpoint = find_checkpoint(manifest, settings.checkpoint, settings.against)
         threads = settings.threads or default_threads()
-        self._setup = TargetSetup(bundle.folder, checkpoint, settings.device, threads)
+        self._setup = TargetSetup(bundle.folder, checkpoint, settings.device, threads, settings.options)
         vision, backbone = (manifest.files[name].precision or "" for name in (VISION, BACKBONE))
         cache, sha256 = "f32" if backbone == "f32" else "f16", sha256_of(bundle.path(MANIFEST))
         self._result = Result(
@@ -178,7 +180,8 @@ class Benchmark:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
             if not settings.isolate:
-                targets.append(BundleTarget(stack.enter_context(self._load())))
+                model = stack.enter_context(self._load())
+                targets.append(BundleTarget(model, options=settings.options))
             for name in (OURS,) if settings.isolate else settings.against:
                 self._show(f"loading {name}")
                 targets.append(stack.enter_context(open_process(name, self._bundle, self._setup)))

@@ -153,7 +153,7 @@ def _load(name: str, setup: TargetSetup) -> Iterator[Target]:
         prefill: Any = "auto" if name == OURS else "llama"
         with OneVision(bundle, device=setup.device, threads=setup.threads, prefill=prefill) as model:
             model.pipeline.vision_encoder()
-            yield BundleTarget(model, name)
+            yield BundleTarget(model, name, setup.options)
     elif name.startswith("openvino"):
         from onevision.bench.peers.openvino import OpenVinoTarget
 

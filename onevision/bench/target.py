@@ -75,16 +75,16 @@ class Target(ABC):
 
 
 class BundleTarget(Target):
-    """A bundle in this package's runtime."""
+    """A bundle in this package's runtime; ``options`` are the prompt's."""
 
-    def __init__(self, model: OneVision, name: str = OURS) -> None:
-        self._model, self.name = model, name
+    def __init__(self, model: OneVision, name: str = OURS, options: AnswerOptions | None = None) -> None:
+        self._model, self.name, self._options = model, name, options or AnswerOptions()
 
     def ask(
         self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`."""
-        options = AnswerOptions(max_tokens=scenario.answer, frames=scenario.frames, ignore_end=True)
+        options = replace(self._options, max_tokens=scenario.answer, frames=scenario.frames, ignore_end=True)
         if scenario.again:
             first = self._model.run(
                 generate.answer(self._model.pipeline, messages, replace(options, max_tokens=SHORT))

@@ -18,10 +18,21 @@ from onevision.cli.console import (
     show,
     stdout,
 )
-from onevision.cli.options import CheckSums, Command, Device, Json, Model, Threads, bundle_folder, examples
+from onevision.cli.options import (
+    CheckSums,
+    Command,
+    Device,
+    Json,
+    Model,
+    Threads,
+    answer_options,
+    bundle_folder,
+    examples,
+)
 from onevision.errors import UsageError
 from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from onevision.bench.compare import BenchComparison
@@ -121,6 +132,7 @@ def register(parent: typer.Typer) -> None:
 
 
 @app.callback()
+@answer_options("template", "system")
 def bench(
     context: typer.Context,
     model: Model = None,
@@ -135,6 +147,8 @@ def bench(
     backbone: Backbone = None,
     against: Against = None,
     checkpoint: CheckpointFolder = None,
+    *,
+    options: AnswerOptions,
     device: Device = "auto",
     threads: Threads = None,
     check: CheckSums = False,
@@ -175,6 +189,8 @@ def bench(
         isolate=isolate,
         against=against or (),
         checkpoint=checkpoint,
+        template=options.template,
+        system=options.system,
         device=device,
         threads=threads,
         check=check,

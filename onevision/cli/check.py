@@ -132,12 +132,7 @@ def _print_bundle(bundle: Bundle, checked: bool) -> None:
     manifest = bundle.manifest
     vision, backbone, source = manifest.vision, manifest.backbone, manifest.source
     commit = f" at {source.revision[:12]}" if source.revision else ""
-    cut = AnyRes.parse(
-        vision.aspect_ratio,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        pinpoints=vision.grid_pinpoints,
-    )
+    cut = AnyRes.of(vision)
     most = max(height * width for height, width in cut.pinpoints) // cut.tile**2
     facts = {
         "name": manifest.name,

@@ -113,12 +113,7 @@ class Demo:
             for item, block in self.blocks
             for asked in block
         ]
-        return {
-            "verify": self.report.to_dict(),
-            "right": self.right,
-            "n": self.total,
-            "answers": answers,
-        }
+        return {"verify": self.report.to_dict(), "right": self.right, "n": self.total, "answers": answers}
 
 
 def check(target: Path) -> None:

@@ -179,12 +179,7 @@ def _other(
 
 @contextmanager
 def _loaded(
-    bundle: Bundle,
-    *,
-    device: Device,
-    threads: int | None,
-    noted: dict[str, None],
-    prefill: Prefill = "llama",
+    bundle: Bundle, *, device: Device, threads: int | None, noted: dict[str, None], prefill: Prefill = "llama"
 ) -> Iterator[tuple[str, Answerer, int]]:
     """A bundle, loaded and closed again; its fallbacks are added to ``noted``."""
     with OneVision(bundle, device=device, threads=threads, prefill=prefill) as model:

@@ -38,7 +38,9 @@ def read_objects(path: Path, *, unfinished: bool = False) -> dict[int, dict[str,
     }
 
 
-def read_as(kind: type[T], path: Path, noun: str, *, unfinished: bool = False) -> list[T]:
+def read_as(
+    kind: type[T], path: Path, noun: str, *, unfinished: bool = False, hint: str | None = None
+) -> list[T]:
     """Read the lines of a file as dataclass ``kind``, called ``noun`` in messages ("an answer").
 
     Raises:
@@ -49,7 +51,7 @@ def read_as(kind: type[T], path: Path, noun: str, *, unfinished: bool = False) -
         try:
             return build(kind, data)
         except ValueError as error:
-            raise InputError(f"{path}, line {number} is not {noun}: {error}") from error
+            raise InputError(f"{path}, line {number} is not {noun}: {error}", hint=hint) from error
 
     return [convert(*item) for item in read_objects(path, unfinished=unfinished).items()]
 

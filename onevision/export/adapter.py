@@ -225,12 +225,7 @@ def _scale(config: Section, module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _check_shape(
-    folder: Path,
-    module: str,
-    lora: _Lora,
-    shapes: dict[str, tuple[int, ...]],
-) -> None:
+def _check_shape(folder: Path, module: str, lora: _Lora, shapes: dict[str, tuple[int, ...]]) -> None:
     a, b = lora.a.shape, lora.b.shape
     expected = shapes.get(canonical_name(f"{module}.weight"))
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:

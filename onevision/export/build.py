@@ -166,11 +166,7 @@ def _write_models(
     """Write encoder, backbone, prefill graph and newline."""
     with progress.step(f"vision encoder to ONNX ({options.vision})") as advance:
         export_vision(
-            checkpoint,
-            folder / VISION,
-            precision=options.vision,
-            exporter=options.exporter,
-            advance=advance,
+            checkpoint, folder / VISION, precision=options.vision, exporter=options.exporter, advance=advance
         )
     with progress.step(f"backbone to GGUF ({options.backbone})") as advance:
         backbone = export_backbone(

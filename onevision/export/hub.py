@@ -72,11 +72,7 @@ class FetchedCheckpoint:
 
 
 def resolve(
-    source: str | None = None,
-    *,
-    size: str | None = None,
-    variant: str = "ov",
-    revision: str | None = None,
+    source: str | None = None, *, size: str | None = None, variant: str = "ov", revision: str | None = None
 ) -> Source:
     """Find out which checkpoint is meant; downloads nothing.
 
@@ -172,11 +168,7 @@ def fetch(
 
 
 def _fetch_repo(
-    repo: str,
-    revision: str | None,
-    progress: bool,
-    notify: Callable[[str], None],
-    vision_tower: str | None,
+    repo: str, revision: str | None, progress: bool, notify: Callable[[str], None], vision_tower: str | None
 ) -> FetchedCheckpoint:
     from huggingface_hub import HfApi, constants
 

@@ -21,6 +21,7 @@ from onevision.runtime import generate
 from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.clock import StageClock
 from onevision.runtime.container import probe_video
+from onevision.runtime.frames import Frames, given_video
 from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.pages import paged_messages, read_part
@@ -231,8 +232,9 @@ def video_size(source: VideoSource) -> Media:
     """
     if isinstance(source, Video):
         source = source.tiles
-    if isinstance(source, np.ndarray):
-        frames, height, width = source.shape[:3]
-        return Media("", "video", width, height, frames)
-    probe = probe_video(source)
-    return Media(str(source), "video", probe.width, probe.height, probe.frames, probe)
+    given = given_video(source)
+    if isinstance(given, Frames):
+        first = next(given.read([0], lambda _: None))
+        return Media(given.name, "video", first.width, first.height, given.count)
+    probe = probe_video(given)
+    return Media(str(given), "video", probe.width, probe.height, probe.frames, probe)

@@ -203,10 +203,7 @@ class Reference:
         return torch.cat(pixels), torch.cat(features), packed
 
     def _decode(
-        self,
-        ids: Sequence[int],
-        packed: Sequence[torch.Tensor],
-        max_tokens: int = GREEDY_STEPS,
+        self, ids: Sequence[int], packed: Sequence[torch.Tensor], max_tokens: int = GREEDY_STEPS
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits of the last prompt position [vocabulary], and the greedy continuation."""
         import torch
@@ -287,10 +284,7 @@ def golden_cases(reference: Reference, on_case: Callable[[str], None] | None = N
     """
     side = reference.config.vision.image_size
     one = [synthetic_image(side * 3 // 2, side, seed=1)]
-    two = [
-        synthetic_image(side, side * 2 // 3, seed=2),
-        synthetic_image(side // 2, side * 3 // 4, seed=3),
-    ]
+    two = [synthetic_image(side, side * 2 // 3, seed=2), synthetic_image(side // 2, side * 3 // 4, seed=3)]
     clip = np.stack([synthetic_image(side * 4 // 3, side, seed=seed) for seed in (4, 5)])
     inputs: dict[str, tuple[str, dict[str, Any]]] = {
         "image": ("What is in this picture?", {"images": one}),

@@ -60,12 +60,7 @@ def calibration_tiles(
     Raises:
         QuantError: No such folder, an empty one, or no readable image in it.
     """
-    spec = AnyRes.parse(
-        vision.aspect_ratio,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        pinpoints=vision.grid_pinpoints,
-    )
+    spec = AnyRes.of(vision)
     limit = limit or min(max(PIXELS // vision.image_size**2, 1), TILES)
     warnings: list[str] = []
     images = _built_in(vision.image_size) if folder is None else _read_folder(folder, warnings)
@@ -102,8 +97,7 @@ def files_in(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     if not files:
         raise QuantError(
-            f"the calibration folder {folder} is empty",
-            hint="put a dozen or more different images into it",
+            f"the calibration folder {folder} is empty", hint="put a dozen or more different images into it"
         )
     return files
 

@@ -12,13 +12,12 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from onevision.errors import ExportError, InputError, UsageError
-from onevision.eval.jsonl import read_objects, to_line
+from onevision.errors import ExportError, UsageError
+from onevision.eval.jsonl import read_as, to_line
 from onevision.files import os_errors, whole_file
 from onevision.metrics import wilson
 from onevision.quant.candidates import Candidate
 from onevision.quant.gates import GateResult
-from onevision.typed import build
 
 #: Costs beside the divergence: field of a row, label of its axis.
 AXES = {"bytes": "size, MB", "tile_ms": "time per tile, ms", "token_ms": "time per token, ms"}
@@ -110,16 +109,8 @@ def read_rows(path: Path) -> list[SweepRow]:
     Raises:
         InputError: The file cannot be read, or is no sweep.
     """
-    lines = read_objects(path, unfinished=True)
-    return [_row(data, f"{path}, line {number}") for number, data in lines.items()]
-
-
-def _row(data: dict[str, Any], where: str) -> SweepRow:
-    try:
-        return build(SweepRow, data)
-    except ValueError as error:
-        hint = "remove the file, or choose another folder"
-        raise InputError(f"{where} is no row of a sweep: {error}", hint=hint) from error
+    hint = "remove the file, or choose another folder"
+    return read_as(SweepRow, path, "a row of a sweep", unfinished=True, hint=hint)
 
 
 def write_csv(rows: Sequence[SweepRow], path: Path) -> None:

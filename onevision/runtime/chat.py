@@ -156,7 +156,7 @@ class Chat:
         self.turns = [*turns, Turn(given, prompt, answer.text)]
         self.dropped += dropped
         self._next = self._next[len(given) :]
-        shown = {id(item.part.source) for turn in self.turns for item in (*turn.given, *self._next)}
+        shown = {id(item.part) for turn in self.turns for item in (*turn.given, *self._next)}
         self._kept = {key: visual for key, visual in self._kept.items() if key[0] in shown}
         return answer
 

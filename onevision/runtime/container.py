@@ -7,6 +7,8 @@ frame before it; where they do not, or the file is damaged, everything is decode
 
 from __future__ import annotations
 
+import io
+import os
 from bisect import bisect_left, bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +23,8 @@ from onevision.runtime.images import read_image
 from onevision.runtime.kinds import existing_file, identify
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
     from fractions import Fraction
-    from pathlib import Path
     from types import ModuleType
     from typing import Any, TypeAlias
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
-    Source: TypeAlias = str | os.PathLike[str]
+    Source: TypeAlias = "str | os.PathLike[str] | VideoBytes"
     Prepare: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
     Tiles: TypeAlias = dict[int, NDArray[np.uint8]]
 
@@ -47,6 +47,7 @@ _DEMUXERS = (
     "yuv4mpegpipe,mp3,wav,flac,aac"
 )
 _OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+_HEAD = 512  # bytes that tell what kind of file it is
 _ANIMATIONS = ("a GIF image", "a PNG image")  # the two that FFmpeg reads as animations
 
 _TURNS = {
@@ -54,6 +55,13 @@ _TURNS = {
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_270,
 }
+
+
+class VideoBytes(bytes):
+    """A video file in memory; as a text, its name for messages."""
+
+    def __str__(self) -> str:
+        return f"the video of {len(self):,} bytes"
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,22 @@ def probe_video(source: Source) -> VideoProbe:
     )
 
 
+def file_head(source: Source) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        VideoError: It cannot be read.
+    """
+    if isinstance(source, VideoBytes):
+        return source[:_HEAD]
+    path = existing_file(source, VideoError)
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise VideoError(f"{path} cannot be opened: {error.strerror}") from error
+
+
 @contextmanager
 def open_video(source: Source) -> Iterator[tuple[ModuleType, InputContainer, VideoStream]]:
     """PyAV, the container and its first video stream that is not a cover image."""
@@ -165,44 +189,41 @@ def open_video(source: Source) -> Iterator[tuple[ModuleType, InputContainer, Vid
         import av.stream
     except ImportError as error:
         raise VideoError("reading videos needs PyAV", hint="pip install 'onevision[video]'") from error
-    path = existing_file(source, VideoError)
-    try:
-        with path.open("rb") as file:
-            kind = identify(file.read(512))
-    except OSError as error:
-        raise VideoError(f"{path} cannot be opened: {error.strerror}") from error
+    kind = identify(file_head(source))
     if kind is not None and kind.endswith("image") and kind not in _ANIMATIONS:
-        raise _not_a_video(path, kind)
+        raise _not_a_video(source, kind)
+    file = io.BytesIO(source) if isinstance(source, VideoBytes) else os.path.abspath(source)  # noqa: PTH100
     try:
-        container = av.open(str(path.absolute()), options=_OPTIONS, metadata_errors="ignore")
+        container = av.open(file, "r", options=_OPTIONS, metadata_errors="ignore")
     except av.error.FFmpegError as error:
-        raise _not_a_video(path, kind) from error
+        raise _not_a_video(source, kind) from error
     with container:
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             what = "has sound and no video" if container.streams.audio else "has no video in it"
-            raise VideoError(f"{path} {what}", hint="give a video file")
+            raise VideoError(f"{source} {what}", hint="give a video file")
         stream = streams[0]
         if stream.codec_context is None:
-            raise VideoError(f"{path} is in an unknown codec", hint="convert it to MP4 with H.264")
+            raise VideoError(f"{source} is in an unknown codec", hint="convert it to MP4 with H.264")
         if stream.width * stream.height > MAX_PIXELS:
             raise VideoError(
-                f"{path} is too large: {stream.width}x{stream.height} pixels", hint="make it smaller first"
+                f"{source} is too large: {stream.width}x{stream.height} pixels", hint="make it smaller first"
             )
         yield av, container, stream
 
 
-def _not_a_video(path: Path, kind: str | None) -> VideoError:
+def _not_a_video(source: Source, kind: str | None) -> VideoError:
     if kind is None:
         return VideoError(
-            f"{path} is not a video that can be read", hint="MP4, MOV, MKV, WebM, AVI, MPEG and GIF are read"
+            f"{source} is not a video that can be read",
+            hint="MP4, MOV, MKV, WebM, AVI, MPEG and GIF are read",
         )
     if kind.endswith("image"):
-        return VideoError(f"{path} is {kind}, not a video", hint="pass it with --image")
+        return VideoError(f"{source} is {kind}, not a video", hint="pass it with --image")
     if kind.endswith("video"):
-        return VideoError(f"{path} starts as {kind} and is damaged", hint="record or download it again")
-    return VideoError(f"{path} is {kind}, not a video", hint="give a video file")
+        return VideoError(f"{source} starts as {kind} and is damaged", hint="record or download it again")
+    return VideoError(f"{source} is {kind}, not a video", hint="give a video file")
 
 
 def nothing_decodes(source: Source) -> VideoError:

@@ -128,7 +128,8 @@ class OneVision:
             prompt: The question. Images stand before it.
             images: Paths, bytes, PIL images or arrays (H, W, 3) uint8. One is tiled (AnyRes), several are
                 padded to squares.
-            video: A path, or frames as an array (N, H, W, 3) uint8.
+            video: A file or its bytes, a folder of frames, a list of frames in the forms that ``images``
+                takes, or an array (N, H, W, 3) uint8.
             videos: Instead of ``video``, where there are several.
             messages: Instead of those above: a conversation, see
                 :func:`onevision.runtime.messages.parse_messages`.

@@ -42,7 +42,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video: a path, frames as an array (N, H, W, 3) uint8, or a video that was read already."""
+    """A video: see :func:`onevision.runtime.video.read_video`."""
 
     source: VideoSource
 
@@ -177,7 +177,8 @@ def parse_messages(
     * ``{"type": "text", "text": …}``, or ``input_text``;
     * ``{"type": "image_url", "image_url": {"url": …, "detail": …} | "…"}``, or ``input_image``;
     * ``{"type": "image", "image" | "url" | "path" | "base64": …}``, with ``"page": 2`` for one of several;
-    * ``{"type": "video", "video" | "url" | "path": …}``, ``{"type": "video_url", "video_url": …}``.
+    * ``{"type": "video", "video" | "url" | "path": …}``, ``{"type": "video_url", "video_url": …}``: a file, a
+      folder of frames, or a list of them.
 
     Ollama's form has ``"images": [base64, …]`` beside a text content; its images stand before the text. An
     image is a path, a ``file://`` or ``data:`` URI, or an object that :func:`read_image` takes.
@@ -317,6 +318,8 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         if value is None:
             raise PromptError(f"{where}.{found[0]} has no 'url'")
     if not is_image:
+        if isinstance(value, list):  # frames, as in the messages of transformers
+            return VideoPart([_referenced(frame, where, reading) for frame in value])
         return VideoPart(_referenced(value, where, reading))
     source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
     return _image_part(source, detail, part.get("page"), where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
 from onevision.runtime.cache import key_of
 from onevision.runtime.messages import ImagePart
-from onevision.runtime.options import TEMPLATES, Detail
+from onevision.runtime.options import TEMPLATES
 from onevision.runtime.pages import paged_messages, read_part
 from onevision.runtime.prompt import Control, time_instruction
 from onevision.runtime.template import lay_out
@@ -68,8 +69,8 @@ class VisualInput:
         return key_of(self.layout, self.tiles.shape, np.ascontiguousarray(self.tiles).data)
 
 
-#: Visual inputs by the identity of their source, page and detail, and whether there are several images.
-KeptVisuals = dict[tuple[int, tuple[int | None, Detail | None] | None, bool], VisualInput]
+#: Visual inputs by the identity of their part, and whether there are several images.
+KeptVisuals = dict[tuple[int, bool], VisualInput]
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,7 @@ class Preparer:
                     parts.append(self._tokens(times + segment if isinstance(segment, str) else segment))
                 times = ""
                 continue
-            wish = (segment.part.page, segment.part.detail) if isinstance(segment.part, ImagePart) else None
-            key = id(segment.part.source), wish, images > 1
+            key = id(segment.part), images > 1
             if (visual := kept.get(key)) is None:
                 if isinstance(segment.part, ImagePart):
                     visual = self._image(segment.part, images > 1, options, timer)
@@ -268,7 +268,7 @@ class Preparer:
         if most is None:
             most = video.frames_within(self._manifest.backbone.context_length)
         choice = FrameChoice.of(options, video.frames, most)
-        if self._cache is None or isinstance(source, (np.ndarray, Video)):
+        if self._cache is None or not isinstance(source, (str, os.PathLike)) or os.path.isdir(source):  # noqa: PTH112
             return read_video(source, frames=choice, prepare=self.frame)
         key = video_key(source, choice, self.anyres.tile)
         if data := self._cache.get(key):

@@ -19,7 +19,7 @@ from onevision.errors import PromptError, UsageError, VideoError
 from onevision.extras import installed_version
 from onevision.runtime.cache import entry_key
 from onevision.runtime.container import decode_all, decode_near, frame_times, nothing_decodes, probe_video
-from onevision.runtime.images import read_image
+from onevision.runtime.frames import Frames, given_video
 from onevision.runtime.kinds import existing_file
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onevision.runtime.container import Prepare, Source
+    from onevision.runtime.container import Prepare
+    from onevision.runtime.frames import GivenVideo
     from onevision.runtime.options import AnswerOptions, FramesBy
 
-    VideoSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Video"
+    VideoSource: TypeAlias = "GivenVideo | Video"
 
 _UNEVEN = 0.05  # of the video: how far a frame may lie from where its number says, at a steady rate
 _EXACT = 1e-6  # seconds: less than any container's unit
@@ -193,8 +194,8 @@ def read_video(source: VideoSource, *, frames: int | FrameChoice, prepare: Prepa
     """Choose frames of a video and prepare each, in the order in which they are shown.
 
     Args:
-        source: A file that FFmpeg can read, an array uint8 [N, H, W, 3], or a video that was read already,
-            which is returned.
+        source: A file that FFmpeg can read, its bytes, an animated image, a folder or list of images, or an
+            array uint8 [N, H, W, 3]; a video that was read already is returned.
         frames: Which, or how many: T, evenly spread by number.
         prepare: Makes uint8 [S, S, 3] of an upright RGB image.
 
@@ -211,9 +212,10 @@ def read_video(source: VideoSource, *, frames: int | FrameChoice, prepare: Prepa
         raise UsageError(f"the number of frames must be at least 1, not {choice.frames}")
     if isinstance(source, Video):
         return source
-    if isinstance(source, np.ndarray):
-        return _from_array(source, choice, prepare)
-    info = probe_video(source)
+    given = given_video(source)
+    if isinstance(given, Frames):
+        return _from_frames(given, choice, prepare)
+    source, info = given, probe_video(given)
     warnings, times, total = info.warnings, info.times, info.frames
     numbers, notes = choose_frames(total, times, choice, source)
     tiles = decode_near(info, source, numbers, prepare)
@@ -237,18 +239,17 @@ def read_video(source: VideoSource, *, frames: int | FrameChoice, prepare: Prepa
     return Video(pixels, tuple(tiles), shown, total, info.fps, info.duration, warnings)
 
 
-def _from_array(array: NDArray[np.uint8], choice: FrameChoice, prepare: Prepare) -> Video:
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
-        raise VideoError(
-            f"an array of shape {array.shape} and type {array.dtype} is not a video",
-            hint="give uint8 of shape (frames, height, width, 3), in the order red, green, blue",
-        )
-    positions, warnings = choose_frames(len(array), None, choice, "the array")
-    tiles = np.stack([prepare(read_image(array[position])) for position in positions])
-    return Video(tiles, positions, None, len(array), None, None, warnings)
+def _from_frames(given: Frames, choice: FrameChoice, prepare: Prepare) -> Video:
+    numbers, warnings = choose_frames(given.count, given.times, choice, given.name)
+    notes: list[str] = []
+    tiles = np.stack([prepare(image) for image in given.read(numbers, notes.append)])
+    times = None if given.times is None else tuple(given.times[number] for number in numbers)
+    fps = given.count / given.duration if given.duration else None
+    said = (*given.warnings, *dict.fromkeys(notes), *warnings)
+    return Video(tiles, numbers, times, given.count, fps, given.duration, said)
 
 
-def video_key(source: Source, choice: FrameChoice, side: int) -> str:
+def video_key(source: str | os.PathLike[str], choice: FrameChoice, side: int) -> str:
     """Key of the chosen frames of a file, by its content, for a cache.
 
     Raises:

@@ -7,18 +7,15 @@ import os
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from PIL import Image
 
 from tests.conftest import replace_file
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    Make = Callable[["Place"], object]
+Make = Callable[["Place"], object]
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,21 @@ def two_pages(name: str) -> Make:
     return lambda place: page.save(place.cwd / name, save_all=True, append_images=[page])
 
 
+def still(name: str) -> Make:
+    """An image."""
+    return lambda place: Image.new("RGB", (8, 8)).save(place.cwd / name)
+
+
+def in_folder(name: str) -> Make:
+    """An empty file in the folder ``d``."""
+
+    def make(place: Place) -> None:
+        (place.cwd / "d").mkdir()
+        (place.cwd / "d" / name).touch()
+
+    return make
+
+
 def pipe(name: str) -> Make:
     """A named pipe that nobody writes to."""
     return lambda place: os.mkfifo(place.cwd / name)
@@ -135,6 +147,7 @@ def halved(data: bytes) -> bytes:
 
 
 def as_is(data: bytes) -> Callable[[bytes], bytes]:
+    """Damage that replaces a file's contents."""
     return lambda _: data
 
 

@@ -37,6 +37,7 @@ def test_a_bench_from_end_to_end(
     out = tmp_path / "result.json"
     chosen = [word for name in SCENARIOS for word in ("--scenario", name)]
     words = ["bench", "-m", toy_bundle, *chosen, "--file", photo, "--runs", 1, "--threads", 1]
+    words += ["--template", "hf", "--system", "Be brief."]
     assert _run([*map(str, words), "--json", "--output", str(out)]) == 0
     data = json.loads(capfd.readouterr().out)
     result = read_result(out)

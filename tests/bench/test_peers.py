@@ -27,6 +27,7 @@ from onevision.errors import BundleError, CheckpointError, DeviceError, UsageErr
 from onevision.models import SHIPPED
 from onevision.runtime.clock import StageClock
 from onevision.runtime.engine import OneVision
+from onevision.runtime.options import AnswerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -312,3 +313,19 @@ def test_a_bench_against_others(
 def test_mistakes(words: list[str], message: str, toy_bundle: Path, capfd: pytest.CaptureFixture[str]):
     assert _run(["bench", "-m", str(toy_bundle), "--scenario", "text", *words]) == 2
     assert message in capfd.readouterr().err
+
+
+# The prompt's options.
+
+
+def test_a_prompt_format_and_a_system_prompt_are_the_same_for_all(
+    bundle: Bundle, setup: TargetSetup, ours: BundleTarget, tmp_path: Path
+):
+    scenario = SCENARIOS["text"]
+    usual = ours.ask(scenario, scenario.messages(tmp_path)).counts.prompt_tokens
+    options = AnswerOptions(template="hf", system="Be brief.")
+    other = TransformersTarget("transformers-fp32", bundle, replace(setup, options=options))
+    with OneVision(bundle, device="cpu", threads=1) as model:
+        asked = BundleTarget(model, options=options)
+        counts = [one.ask(scenario, scenario.messages(tmp_path)).counts for one in (asked, other)]
+    assert counts[0].prompt_tokens == counts[1].prompt_tokens != usual

@@ -90,10 +90,10 @@ def test_rows_of_another_sweep_are_not_mixed_in(tmp_path):
     [
         ("{\n", "not valid JSON"),
         ("[]\n", "not a JSON object"),
-        ('{"vision": "int8"}\n', "no row of a sweep"),
-        ('{"id": "colour-1", "text": "red"}\n', "no row of a sweep"),
-        (json.dumps(asdict(row()) | {"mean_kl": "low"}) + "\n", "no row of a sweep: mean_kl"),
-        (json.dumps(asdict(row()) | {"vision": "int4"}) + "\n", "no row of a sweep: vision"),
+        ('{"vision": "int8"}\n', "not a row of a sweep"),
+        ('{"id": "colour-1", "text": "red"}\n', "not a row of a sweep"),
+        (json.dumps(asdict(row()) | {"mean_kl": "low"}) + "\n", "not a row of a sweep: mean_kl"),
+        (json.dumps(asdict(row()) | {"vision": "int4"}) + "\n", "not a row of a sweep: vision"),
     ],
 )
 def test_a_damaged_file_is_refused_and_kept(tmp_path, text, message):

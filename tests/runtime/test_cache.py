@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from onevision import OneVision
+from onevision import Answer, OneVision
 from onevision.errors import PromptError, UsageError
 from onevision.runtime import cache as caching
 from onevision.runtime import generate as generating
 from onevision.runtime import pipeline
 from onevision.runtime import prepare as preparing
+from onevision.runtime import video as videos
 from onevision.runtime.cache import Cache, key_of
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.video import read_video, share_frames
@@ -177,6 +178,45 @@ def test_damage_is_passed_over_and_removed(
     assert answer.token_ids == expected[1]
     assert answer.usage.cached_tokens == 0
     assert Cache(tmp_path).get(files(tmp_path)[0].stem) is not None, "written anew"
+
+
+def test_a_state_that_llama_refuses_is_removed(toy_bundle: Path, picture: Path, tmp_path: Path, expected):
+    with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
+        model.generate(QUESTIONS[0], images=[picture], max_tokens=1)
+    (path,) = tmp_path.glob("prefix-*.ovc")
+    whole = Cache(tmp_path).get(path.stem)
+    assert whole is not None
+    cut = Cache(tmp_path)
+    cut.put(path.stem, bytes(whole[: len(whole) // 2]))
+    cut.flush()
+    with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
+        answer = model.generate(QUESTIONS[1], images=[picture], max_tokens=12)
+    assert (answer.token_ids, answer.usage.cached_tokens) == (expected[1], 0)
+    assert len(Cache(tmp_path).get(path.stem) or b"") > len(whole) // 2, "written anew"
+
+
+@pytest.mark.parametrize("library", ["onevision", "onnxruntime", "av"])
+def test_entries_of_other_versions_are_not_read(
+    toy_bundle: Path, clip: Path, tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+):
+    def ask() -> Answer:
+        with OneVision.load(toy_bundle, **SETTINGS, cache=tmp_path) as model:
+            return model.generate(QUESTIONS[0], video=clip, frames=2, max_tokens=1)
+
+    def kinds() -> list[str]:
+        return [path.stem.partition("-")[0] for path in files(tmp_path)]
+
+    ask()
+    assert kinds() == ["features", "features", "frames", "prefix"]
+    if library == "onevision":
+        monkeypatch.setattr(caching, "__version__", "0.0.1")
+    else:
+        module = pipeline if library == "onnxruntime" else videos
+        monkeypatch.setattr(module, "installed_version", lambda package: package)
+    again = ask()
+    assert (again.usage.cached_tokens > 0) == (library == "av")
+    more = {"onevision": 8, "onnxruntime": 7, "av": 5}[library]
+    assert len(kinds()) == more
 
 
 class FullDisk(io.FileIO):

@@ -494,11 +494,12 @@ def test_an_absurd_resolution_is_refused_before_decoding(tmp_path):
 def test_paths_that_cannot_be_opened(tmp_path):
     for source, message in [
         (tmp_path / "none.mp4", "none.mp4 does not exist"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "is a folder without images"),
         ("", "does not exist"),
         ("https://example.org/a.mp4", "is an address, not a file"),
         ("a\0b.mp4", "not a path"),
-        (b"bytes", "a path is needed, not a value of type bytes"),
+        (b"bytes", "the video of 5 bytes is not a video that can be read"),
+        (3, "a path is needed, not a value of type int"),
         (None, "a path is needed"),
     ]:
         with pytest.raises(VideoError, match=message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from onevision.bundle import PREFILL, Bundle, Manifest
 from onevision.errors import UsageError, suggest
 from onevision.models import SHIPPED
 from onevision.native.device import Device
+from onevision.runtime.options import AnswerOptions
 
 #: Our own bundle with llama.cpp's prefill instead of its prefill graph.
 LLAMA = "llama"
@@ -34,12 +35,14 @@ class TargetSetup:
         checkpoint: Folder of the checkpoint that the bundle was made from; None if no peer needs it.
         device: Where to run.
         threads: CPU threads.
+        options: Prompt format and system prompt.
     """
 
     bundle: Path
     checkpoint: Path | None
     device: Device
     threads: int
+    options: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 def choose_peers(values: Sequence[str]) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class TransformersTarget(Target):
         from onevision.export.checkpoint import Checkpoint
         from onevision.proof.reference import fits_in_memory
 
-        self.name, self._manifest = name, bundle.manifest
+        self.name, self._manifest, self._options = name, bundle.manifest, setup.options
         precision, folder = name.rpartition("-")[2], cast("Path", setup.checkpoint)
         library: Any = transformers  # much of it is untyped
         library.utils.logging.set_verbosity_error()
@@ -87,17 +87,15 @@ class TransformersTarget(Target):
         self._processor = _processor(folder, config)
 
     def ask(
-        self,
-        scenario: Scenario,
-        messages: Sequence[Message],
-        new_clock: NewClock = StageClock,
+        self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`."""
         import torch
 
         if scenario.again:
             raise UsageError("a second question contains the first answer, which differs between engines")
-        text, clock = "".join(map(_as_text, lay_out(messages, self._manifest.prompt))), new_clock()
+        segments = lay_out(messages, self._manifest.prompt, self._options.template, self._options.system)
+        text, clock = "".join(map(_as_text, segments)), new_clock()
         if self._device == "cuda":
             clock.synchronize = torch.cuda.synchronize
         with closing(_Stages(clock)) as stages:

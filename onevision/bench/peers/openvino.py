@@ -7,6 +7,7 @@ its recipe for transformers: activations per tensor, weights per channel, Smooth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from onevision.graphs.nodes import PIXELS
 from onevision.runtime import anyres
 from onevision.runtime.clock import StageClock
 from onevision.runtime.messages import ImagePart, Message
-from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prepare import PreparedPrompt, Preparer
 from onevision.runtime.tokenizer import open_tokenizer
 from onevision.runtime.vision import encode_once
@@ -40,7 +40,7 @@ class OpenVinoTarget(Target):
     def __init__(self, name: str, bundle: Bundle, setup: TargetSetup) -> None:
         import openvino
 
-        self.name, self._bundle = name, bundle
+        self.name, self._bundle, self._options = name, bundle, setup.options
         core: Any = openvino.Core()
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": setup.threads}
         try:
@@ -56,10 +56,7 @@ class OpenVinoTarget(Target):
             ) from error
 
     def ask(
-        self,
-        scenario: Scenario,
-        messages: Sequence[Message],
-        new_clock: NewClock = StageClock,
+        self, scenario: Scenario, messages: Sequence[Message], new_clock: NewClock = StageClock
     ) -> TimedAnswer:
         """See :meth:`Target.ask`. The answer has no tokens."""
         prepared = self._prepare(messages, scenario.frames)
@@ -110,4 +107,4 @@ class OpenVinoTarget(Target):
     def _prepare(self, messages: Sequence[Message], frames: int | None = None) -> PreparedPrompt:
         with open_tokenizer(self._bundle.path(BACKBONE)) as tokenizer:
             preparer = Preparer(self._bundle.manifest, tokenizer, np.load(self._bundle.path(NEWLINE)))
-            return preparer.prepare(tuple(messages), AnswerOptions(frames=frames))
+            return preparer.prepare(tuple(messages), replace(self._options, frames=frames))

@@ -105,11 +105,7 @@ def screen(random: Random, split: Split) -> Scene:
     canvas = Canvas(random, (random.randint(110, 150), random.randint(110, 150)))
     font = draw_font(random, split)
     colors, labels = random.sample(sorted(COLORS), count), draw_words(random, split, count)
-    canvas.rectangle(
-        (2, 2, canvas.width - 2, canvas.height * 0.13),
-        canvas.ink(),
-        radius=2,
-    )
+    canvas.rectangle((2, 2, canvas.width - 2, canvas.height * 0.13), canvas.ink(), radius=2)
     step = canvas.height * 0.84 / count
     for at, (color, label) in enumerate(zip(colors, labels, strict=True)):
         y = canvas.height * 0.15 + step * (at + 0.5)

@@ -51,11 +51,8 @@ class Canvas:
     def ink(self) -> Rgb:
         """A readable color for this ground: near black or near white, with a tint."""
         low, high = (205, 255) if self.dark else (0, 70)
-        return (
-            self.random.randint(low, high),
-            self.random.randint(low, high),
-            self.random.randint(low, high),
-        )
+        red, green, blue = (self.random.randint(low, high) for _ in range(3))
+        return red, green, blue
 
     def shape(
         self, shape: str, color: Rgb, center: tuple[float, float], size: float, angle: float = 0.0
@@ -165,11 +162,8 @@ def _ground(random: Random, size: tuple[int, int], *, dark: bool) -> Image.Image
     level = random.randint(15, 50) if dark else random.randint(215, 250)
 
     def tint() -> Rgb:
-        return (
-            level + random.randint(-12, 5),
-            level + random.randint(-12, 5),
-            level + random.randint(-12, 5),
-        )
+        red, green, blue = (level + random.randint(-12, 5) for _ in range(3))
+        return red, green, blue
 
     kind = random.choice(("plain", "graded", "blotched"))
     if kind == "plain":

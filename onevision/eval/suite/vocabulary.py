@@ -68,16 +68,9 @@ HELD_OUT_SUMS: frozenset[Sum] = frozenset(
 
 #: Files in ``fonts/``, and ``Aileron``, which Pillow brings.
 FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "Aileron",
-)
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic", "DejaVuSansMono", "DejaVuSansMono-Bold", "Aileron",
+)  # fmt: skip
 HELD_OUT_FONTS = frozenset(("Aileron", "DejaVuSerif-Bold"))
 
 #: Distances that a thing moves in a video, as fractions of the image's side.
