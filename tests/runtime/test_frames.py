@@ -1,196 +1,189 @@
-"""Videos that are given as images: animations, folders, lists, arrays; and files in memory."""
+"""Which frames of a video are taken, and that they are the same however they are decoded."""
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from onevision.errors import UsageError, VideoError
-from onevision.planning.budget import video_size
-from onevision.runtime.messages import VideoPart, conversation_of, parse_messages
-from onevision.runtime.video import FrameChoice, read_video
-from tests.runtime.media import encode_video, frame_numbers, numbered_frames
+from onevision.errors import PromptError, VideoError
+from onevision.runtime.container import decode_all, decode_near, probe_video
+from onevision.runtime.video import FrameChoice, Video, choose_frames, read_video, sample_positions
+from tests.runtime.media import encode_video, frame_numbers, noise, numbered_frames
+from tests.runtime.test_video import B_FRAMES, cut, prepare, read, rich_video, trim
 
-COUNT = 12
-FRAMES = [Image.fromarray(frame) for frame in numbered_frames(COUNT)]
-
-
-def square(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.resize((48, 48)))
-
-
-def read(source, **choice):
-    return read_video(source, frames=FrameChoice(**choice or {"frames": COUNT}), prepare=square)
-
-
-def animated(form: str, durations) -> bytes:
-    buffer = io.BytesIO()
-    options = {"lossless": True} if form == "WEBP" else {"quality": 100}
-    FRAMES[0].save(buffer, form, save_all=True, append_images=FRAMES[1:], duration=durations, **options)
-    return buffer.getvalue()
-
-
-def folder(path: Path, names) -> Path:
-    for name, frame in zip(names, FRAMES, strict=False):
-        frame.save(path / name)
-    return path
+#: Codecs, containers and ways to hide or reorder frames.
+SEEKING = {
+    "h264.mp4": {"options": {"bf": "3", "b_strategy": "0"}},
+    "open.mp4": {"options": {"bf": "3", "x264-params": "open-gop=1"}},
+    "refresh.mp4": {"options": {"x264-params": "intra-refresh=1"}},
+    "h264.mkv": {"options": {"bf": "2"}},
+    "h264.ts": {},
+    "open.mov": {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1:keyint={g}"}},
+    "mpeg4.mp4": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "mpeg2.mkv": {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "lag-in-frames": "9"}},
+    "hidden.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lookahead=0"}},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "turned.mp4": {"rotation": 90},
+}
+#: Those without an index or without presentation times, or whose key frames are not whole.
+DECODED_WHOLE = {"h264.ts", "mpeg4.avi", "refresh.mp4"}
 
 
-@pytest.mark.parametrize("kind", ["path", "text", "bytes", "file"])
-@pytest.mark.parametrize("form", ["WEBP", "AVIF"])
-def test_animations(form, kind, tmp_path):
-    (tmp_path / "a").write_bytes(data := animated(form, 50))
-    path = tmp_path / "a"
-    video = read({"path": path, "text": str(path), "bytes": data, "file": io.BytesIO(data)}[kind], frames=4)
-    assert frame_numbers(video.tiles) == [0, 3, 7, 11] == list(video.positions)
-    assert (video.total, video.fps, video.warnings) == (COUNT, pytest.approx(20), ())
-    assert video.duration == pytest.approx(0.6)
-    assert video.times == pytest.approx((0, 0.15, 0.35, 0.55))
+def moving(count: int) -> np.ndarray:
+    """Noise that moves, frame by frame."""
+    wide = np.asarray(noise(6, count + 8).resize(((count + 8) * 8, 48), Image.Resampling.NEAREST))
+    return np.stack([wide[:, at * 8 : at * 8 + 64] for at in range(count)])
 
 
-@pytest.mark.parametrize("form", ["WEBP", "AVIF"])
-def test_times_of_an_animation(form):
-    data = animated(form, [1000] + [100] * (COUNT - 1))
-    assert read(data, frames=3, by="time").positions == (0, 1, 11)
-    assert read(data, fps=1.0).positions == (0, 1, 11)
-    assert read(data, start=1.5, end=1.8).positions == (6, 7, 8, 9)
-    (warning,) = read(data, frames=3).warnings
-    assert "the frame rate of" in warning
+@pytest.mark.parametrize("gop", [1, 12, 40])
+@pytest.mark.parametrize("name", SEEKING)
+def test_frames_from_key_frames_are_those_of_a_whole_decode(name, gop, tmp_path):
+    settings = dict(SEEKING[name])
+    options = {key: value.format(g=gop) for key, value in settings.pop("options", {}).items()}
+    path = encode_video(tmp_path / name, moving(110), options={"g": str(gop), **options}, **settings)
+    probe = probe_video(path)
+    whole, stamps = decode_all(path, range(110), np.asarray, "AUTO")
+    assert len(whole) == len(stamps) == probe.frames == 110
+    seeks = []
+    for numbers in (sample_positions(110, 4), (0,), (109,), (108, 109), (3, 4, 5, 41), (41, 50, 80)):
+        near = decode_near(probe, path, numbers, np.asarray)
+        assert near is None or list(near) == list(numbers)
+        assert all(np.array_equal(frame, whole[number]) for number, frame in (near or {}).items())
+        seeks.append(near is not None)
+    if name not in DECODED_WHOLE:
+        assert all(seeks) if gop < 40 else any(seeks)
+    video = read(path, 4)
+    assert np.array_equal(video.tiles, [prepare(Image.fromarray(whole[n])) for n in sample_positions(110, 4)])
 
 
-def test_an_animation_without_durations_has_no_times():
-    video = read(animated("WEBP", 0), frames=4)
-    assert (video.positions, video.times, video.fps, video.duration) == ((0, 3, 7, 11), None, None, None)
-    with pytest.raises(VideoError, match="it is not known when the frames of"):
-        read(animated("WEBP", 0), fps=1.0)
+def test_frames_before_an_edit_list_are_a_way_to_those_after(tmp_path):
+    path = encode_video(tmp_path / "a.mp4", moving(100), options={"g": "10"})
+    trimmed = trim(path, tmp_path / "trimmed.mp4", Fraction(5, 10))
+    probe = probe_video(trimmed)
+    whole, _ = decode_all(trimmed, range(95), np.asarray, "AUTO")
+    assert probe.frames == len(whole) == 95
+    near = decode_near(probe, trimmed, (0, 2, 50), np.asarray)
+    assert near is not None
+    assert all(np.array_equal(frame, whole[number]) for number, frame in near.items())
 
 
-def test_damaged_animations():
-    data = animated("WEBP", 50)
-    for part in (0.1, 0.5, 0.9):
-        with pytest.raises(VideoError):
-            read(data[: int(part * len(data))])
+def test_few_frames_of_a_long_video_decode_few(tmp_path):
+    path = encode_video(tmp_path / "a.mp4", moving(400), options={"g": "10"})
+    probe = probe_video(path)
+    assert probe.work(sample_positions(400, 4)) <= 40
+    assert probe.work(range(0, 400, 5)) == 400
+    assert probe.work((7,)) == 8
 
 
-@pytest.mark.parametrize("form", ["WEBP", "AVIF", "PNG", "TIFF"])
-def test_a_still_image_is_no_video(form):
-    buffer = io.BytesIO()
-    FRAMES[0].save(buffer, form)
-    with pytest.raises(VideoError, match="image, not a video") as caught:
-        read(buffer.getvalue())
-    assert "--image" in caught.value.hint
+#: Times of frames; options of the choice; numbers of the frames taken.
+STEADY = tuple(number / 10 for number in range(40))
+STILL = (0.0, *(10 + number / 30 for number in range(59)))
+CHOICES = [
+    (STEADY, {"frames": 4}, (0, 13, 26, 39)),
+    (STEADY, {"frames": 4, "by": "time"}, (0, 13, 26, 39)),
+    (STEADY, {"fps": 1}, (0, 10, 20, 30)),
+    (STEADY, {"fps": 0.1}, (0,)),
+    (STEADY, {"fps": 2, "start": 1, "end": 2}, (10, 15, 20)),
+    (STEADY, {"fps": 5, "frames": 3}, (0, 18, 38)),
+    (STEADY, {"frames": 3, "start": 1.0}, (10, 24, 39)),
+    (STEADY, {"frames": 3, "end": 1.05}, (0, 5, 10)),
+    (STEADY, {"frames": 8, "start": 0.52, "end": 0.58}, (5,)),
+    (STEADY, {"frames": 8, "start": 3.9, "end": 99}, (39,)),
+    (STEADY, {"frames": 2, "start": 0, "end": 0, "by": "time"}, (0,)),
+    (STEADY, {"fps": 25}, tuple(range(40))),
+    (STILL, {"frames": 4}, (0, 19, 39, 59)),
+    (STILL, {"frames": 4, "by": "time"}, (0, 59)),
+    (STILL, {"frames": 13, "by": "time"}, (0, 29, 59)),
+    (STILL, {"fps": 1}, (0, 1, 31)),
+    (STILL, {"frames": 3, "start": 5, "end": 8}, (0,)),
+    (STILL, {"fps": 1, "start": 9.5}, (0, 16, 46)),
+    ((0.0,), {"frames": 8, "by": "time"}, (0,)),
+    ((0.0,), {"fps": 30}, (0,)),
+]
 
 
-def test_a_folder_is_sorted_by_its_numbers(tmp_path):
-    folder(tmp_path, [f"shot2-{number}.png" for number in range(COUNT)])
-    assert frame_numbers(read(tmp_path).tiles) == list(range(COUNT))
-    video = read(str(tmp_path), frames=3)
-    assert (video.positions, video.times, video.total, video.warnings) == ((0, 5, 11), None, COUNT, ())
+@pytest.mark.parametrize(("times", "options", "numbers"), CHOICES)
+def test_choices_by_time(times, options, numbers):
+    assert choose_frames(len(times), times, FrameChoice(**options), "a.mp4")[0] == numbers
 
 
-def test_names_without_and_with_leading_zeros(tmp_path):
-    folder(tmp_path, ["a.png", "a1.png", "a02.png", "A3.png", "a10.png", "b1.png"])
-    assert frame_numbers(read(tmp_path).tiles) == [0, 1, 2, 3, 4, 5]
-
-
-def test_other_files_of_a_folder_are_named(tmp_path):
-    folder(tmp_path, ["1.png", "2.png"])
-    for name in ("notes.txt", ".DS_Store"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "raw").mkdir()
-    assert read(tmp_path).warnings == (f"{tmp_path}: 2 of 4 files are no images, and are left out",)
-
-
-def test_only_the_chosen_frames_of_a_folder_are_read(tmp_path):
-    folder(tmp_path, [f"{number}.png" for number in range(COUNT)])
-    (tmp_path / "1.png").write_bytes(b"no image")
-    assert frame_numbers(read(tmp_path, frames=2).tiles) == [0, 11]
-    with pytest.raises(VideoError, match=r"frame 2 of .*1\.png is not an image"):
-        read(tmp_path)
-
-
-def test_warnings_about_frames(tmp_path):
-    buffer = io.BytesIO()
-    FRAMES[1].save(buffer, "JPEG")
-    video = read([FRAMES[0], buffer.getvalue()[:-2], buffer.getvalue()[:-2]])
-    assert [warning.partition(" is ")[2] for warning in video.warnings] == [
-        "cut off: only its end marker is missing"
-    ]
-
-
-@pytest.mark.parametrize("kind", [list, tuple])
-def test_a_list_of_frames(kind, tmp_path):
-    FRAMES[1].save(tmp_path / "1.png")
-    sources = kind([FRAMES[0], tmp_path / "1.png", np.asarray(FRAMES[2]), (tmp_path / "1.png").read_bytes()])
-    assert frame_numbers(read(sources).tiles) == [0, 1, 2, 1]
-
-
-def test_bytes_of_a_video(tmp_path):
-    path = encode_video(tmp_path / "a.mp4", numbered_frames(COUNT))
-    expected = read(path)
-    for source in (path.read_bytes(), io.BytesIO(path.read_bytes())):
-        video = read(source)
-        assert np.array_equal(video.tiles, expected.tiles)
-        assert (video.positions, video.times, video.warnings) == (expected.positions, expected.times, ())
-    with pytest.raises(VideoError, match=r"the video of \d+ bytes starts as an MP4 video and is damaged"):
-        read(path.read_bytes()[:-1000])
-
-
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        ([], "the list of frames is empty"),
-        (b"", "the video has 0 bytes"),
-        (b"x", "the video of 1 bytes is not a video"),
-        (["no.png"], "frame 1 of the list: no.png does not exist"),
-        ([[1]], "frame 1 of the list: an image cannot be read from a value of type list"),
-        (io.StringIO("x"), "the file is open as text"),
-    ],
+@given(
+    gaps=st.lists(st.floats(0.001, 9), max_size=30),
+    frames=st.integers(1, 9),
+    fps=st.none() | st.floats(0.05, 50),
+    span=st.none() | st.tuples(st.floats(0, 1), st.floats(0, 9)),
+    by=st.sampled_from(["number", "time"]),
 )
-def test_what_is_no_video(source, says):
-    with pytest.raises(VideoError, match=says):
-        read(source)
+def test_each_frame_is_taken_once_and_is_shown_in_the_part_asked_for(gaps, frames, fps, span, by):
+    times = (0.0, *np.cumsum(gaps))
+    start = None if span is None else times[-1] * span[0]
+    end = None if span is None else start + span[1]
+    choice = FrameChoice(frames, fps, start, end, by)
+    numbers, _ = choose_frames(len(times), times, choice, "a.mp4")
+    assert 1 <= len(numbers) <= frames
+    assert list(numbers) == sorted(set(numbers))
+    if span is not None:
+        until = [*times[1:], np.inf]
+        assert all(times[n] <= end + 1e-5 and until[n] >= start - 1e-5 for n in numbers)
 
 
-def test_a_list_of_videos_is_explained(tmp_path):
-    path = encode_video(tmp_path / "a.mp4", numbered_frames(3))
-    with pytest.raises(
-        VideoError, match=r"frame 1 of the list: .*a\.mp4 is an MP4 video, not an image"
-    ) as caught:
-        read([path, path])
-    assert "videos=" in caught.value.hint
+def test_warnings_of_choices():
+    def warnings(times, **options):
+        return choose_frames(len(times), times, FrameChoice(**options), "a.mp4")[1]
+
+    assert "uneven" in warnings(STILL, frames=4)[0]
+    assert "uneven" in warnings(STILL, frames=4, start=1)[0]
+    assert warnings(STILL, frames=4, by="time") == warnings(STILL, fps=1) == warnings(STEADY, frames=4) == ()
+    assert "fewer than 12.5 frames a second" in warnings(STEADY, fps=12.5)[0]
+    assert warnings(STEADY, fps=10) == ()
 
 
-def test_an_empty_folder(tmp_path):
-    with pytest.raises(VideoError, match="is a folder without images"):
-        read(tmp_path)
+def test_choices_that_cannot_be_made():
+    with pytest.raises(VideoError, match=r"from 4 s on, and the last one is at 3\.90 s"):
+        choose_frames(40, STEADY, FrameChoice(start=4), "a.mp4")
+    with pytest.raises(PromptError, match=r"40 frames of a\.mp4 are too many") as caught:
+        choose_frames(40, STEADY, FrameChoice(most=7), "a.mp4")
+    assert caught.value.hint == "--frames 7"
+    for options in ({"fps": 1}, {"start": 0}, {"end": 1}, {"by": "time"}):
+        with pytest.raises(VideoError, match="not known when the frames of the array are shown"):
+            read_video(numbered_frames(4), frames=FrameChoice(4, **options), prepare=prepare)
 
 
-def test_sizes_for_a_plan(tmp_path):
-    folder(tmp_path, [f"{number}.png" for number in range(3)])
-    for source in (tmp_path, FRAMES[:3], numbered_frames(3)):
-        media = video_size(source)
-        assert (media.width, media.height, media.frames) == (64, 48, 3)
+def test_too_many_frames_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    path = encode_video(tmp_path / "a.mp4", numbered_frames(40))
+    for name in ("decode_all", "decode_near"):
+        monkeypatch.setattr(f"onevision.runtime.video.{name}", None)
+    with pytest.raises(PromptError, match="40 frames"):
+        read_video(path, frames=FrameChoice(64, most=39), prepare=prepare)
 
 
-def test_frames_in_messages(tmp_path):
-    part = {"type": "video", "video": ["a.png", f"file://{tmp_path}/b.png", FRAMES[0]]}
-    (message,) = parse_messages([{"role": "user", "content": [part, {"type": "text", "text": "Hi"}]}])
-    assert message.content[0] == VideoPart(["a.png", tmp_path / "b.png", FRAMES[0]])
+def test_a_part_of_a_file(tmp_path):
+    path = encode_video(tmp_path / "a.mp4", numbered_frames(40), options=B_FRAMES)
+    video = read_video(path, frames=FrameChoice(fps=2, start=1, end=2.5), prepare=prepare)
+    assert video.positions == (10, 15, 20, 25)
+    assert video.times == pytest.approx((1, 1.5, 2, 2.5))
+    assert frame_numbers(video.tiles) == [10, 15, 20, 25]
 
 
-def test_one_video_or_several():
-    (message,) = conversation_of("Hi", ["a.png"], None, None, ["a.mp4", "b.mp4"])
-    assert [type(part).__name__ for part in message.content] == ["ImagePart", "VideoPart", "VideoPart", "str"]
-    (message,) = conversation_of("Hi", (), ["a.png", "b.png"], None)
-    assert message.content == (VideoPart(["a.png", "b.png"]), "Hi")
-    with pytest.raises(UsageError, match="either video or videos"):
-        conversation_of("Hi", (), "a.mp4", None, ["b.mp4"])
-    with pytest.raises(UsageError, match="videos must be a list"):
-        conversation_of("Hi", (), None, None, "b.mp4")
-    with pytest.raises(UsageError, match="either messages or a prompt"):
-        conversation_of(None, (), None, [{"role": "user", "content": "Hi"}], ["b.mp4"])
+def test_times_of_a_damaged_file_are_those_of_the_frames_that_decode(tmp_path):
+    path = cut(rich_video(tmp_path / "a.mkv", options=B_FRAMES), 0.6)
+    video = read_video(path, frames=FrameChoice(fps=1), prepare=prepare)
+    assert "cut off" in video.warnings[0]
+    assert video.positions == tuple(range(0, video.total, 10))
+
+
+@pytest.mark.parametrize("times", [None, (0.0, 1.5)])
+def test_a_video_in_a_cache(times):
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    video = Video(tiles, (0, 9), times, 10, None, 2.5, ("a.mp4 is cut off",))
+    again = Video.from_bytes(memoryview(video.to_bytes("a.mp4")), "b.mp4")
+    assert np.array_equal(again.tiles, tiles)
+    assert vars(again) | {"tiles": 0} == vars(video) | {"tiles": 0, "warnings": ("b.mp4 is cut off",)}
