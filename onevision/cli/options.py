@@ -100,7 +100,7 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Cache each image's features in DIR, so that further questions start almost at once.",
+        help="Cache image features and video frames in DIR, so that further questions start almost at once.",
         rich_help_panel=MACHINE,
     ),
 ]

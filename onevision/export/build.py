@@ -35,9 +35,9 @@ from onevision.bundle import (
 )
 from onevision.errors import ExportError
 from onevision.export.backbone import export_backbone
+from onevision.export.card import seal, tool_versions, writer_versions
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
-from onevision.export.seal import seal, tool_versions, writer_versions
 from onevision.export.template import choose_template
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.tokenizer import read_tokenizer

@@ -14,8 +14,8 @@ import numpy as np
 
 from onevision.bundle import CARD, GOLDEN, MANIFEST, Bundle, Manifest, files_of, write_bundle
 from onevision.errors import CheckpointError
+from onevision.export.card import seal, tool_versions
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.seal import seal, tool_versions
 from onevision.export.tokenizer import read_tokenizer
 from onevision.extras import require
 from onevision.models.shapes import ModelConfig

@@ -18,7 +18,7 @@ from onevision.bundle import BACKBONE, CARD, GOLDEN, VISION, VISION_DATA, Bundle
 from onevision.errors import QuantError, UsageError, suggest
 from onevision.eval.questions import TinySuite, read_questions, tiny_suite
 from onevision.eval.suite import FAMILIES, Sample
-from onevision.export.seal import tool_versions
+from onevision.export.card import tool_versions
 from onevision.files import disk_space, os_errors
 from onevision.graphs.siglip import write_siglip
 from onevision.graphs.stored import read_siglip

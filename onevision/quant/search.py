@@ -16,9 +16,9 @@ from onevision.bundle import BACKBONE, VISION, VISION_DATA, Bundle, open_bundle,
 from onevision.errors import ExportError, QuantError
 from onevision.export.backbone import own_type
 from onevision.export.build import ExportOptions, export
+from onevision.export.card import seal
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.hub import FetchedCheckpoint
-from onevision.export.seal import seal
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.files import disk_space, readable, scratch_folder
 from onevision.native.quantize import (
