@@ -99,6 +99,13 @@ class Demo:
         """Count of answers."""
         return sum(len(block) for _, block in self.blocks)
 
+    @property
+    def forms(self) -> dict[str, tuple[int, int]]:
+        """Right answers and all answers, by the form that was asked for."""
+        asked = [one for _, block in self.blocks for one in block]
+        rights = {form: [one.right for one in asked if one.sample.form == form] for form in get_args(Form)}
+        return {form: (sum(right), len(right)) for form, right in rights.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """The object that ``onevision demo --json`` prints, but for the places of page and bundle."""
         answers = [
@@ -232,6 +239,7 @@ def render(demo: Demo, facts: Mapping[str, str], folder: Path) -> str:
         files=[file for item, _ in demo.blocks for file in item.files],
         images={item: [_image(folder / file) for file in item.files] for item, _ in demo.blocks},
         stages={name: [stages.get(name) for stages in results] for name in names},
+        names={"short": "short answers", "letter": "letters", "sentence": "sentences"},
         error=_error,
         verdict=verdict,
     )

@@ -388,11 +388,12 @@ def test_an_unproven_bundle_says_so(unproven: Path, capsys: pytest.CaptureFixtur
     assert manifest.created_by.keys() == {"onevision", "gguf", "onnx"}
     assert "Unproven: " in (unproven / CARD).read_text(encoding="utf-8")
     assert _run(["inspect", str(unproven)]) == 0
-    assert "unproven; onevision verify --reference" in capsys.readouterr().out
+    proves = f"onevision verify -m {unproven} --reference CHECKPOINT"
+    assert f"unproven; {proves} --write proves it" in " ".join(capsys.readouterr().out.split())
     assert _run(["verify", "-m", str(unproven)]) == 1
     error = capsys.readouterr().err
     assert "no reference vectors" in error
-    assert "onevision verify --reference CHECKPOINT" in error
+    assert proves in error
 
 
 def test_it_is_proven_later(toy_checkpoint: Path, toy_bundle: Path, unproven: Path):
