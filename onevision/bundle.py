@@ -319,21 +319,24 @@ def check_target(target: Path, *, force: bool) -> None:
     if others := sorted({path.name for path in target.iterdir()} - NAMES):
         rest = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UsageError(
-            f"{target} has files that are no bundle's, so --force does not replace it: "
+            f"{target} has files that do not belong to a bundle, so --force does not replace it: "
             f"{', '.join(others[:3])}{rest}",
             hint="move them, or choose another folder",
         )
 
 
 @contextmanager
-def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
+def write_bundle(target: Path, *, force: bool = False, update: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``target`` if the body succeeds, see :func:`whole_folder`.
+
+    With ``update``, the body puts the files of ``target`` into the folder, those of the user too.
 
     Raises:
         UsageError: See :func:`check_target`, or the parent folder cannot be written.
         BundleError: The operating system refused a write, for example because the disk is full.
     """
-    check_target(target, force=force)
+    if not update:
+        check_target(target, force=force)
     try:
         with whole_folder(target) as work:
             yield work

@@ -422,6 +422,35 @@ OPTIONS = (
             ("--threads", "two", "--threads is 'two', it must be a whole number"),
         )
     ),
+    *(
+        Bad(f"form: {flags}", f"run Hi {flags} -m {{bundle}}", says, 2, make)
+        for flags, says, make in (
+            ("--regex 'a('", "--regex: unclosed group", file("x")),
+            ("--grammar 'start: x'", '--grammar: line 1, column 8: unknown name: "x"', file("x")),
+            ("--choices yes", "--choices has one choice", file("x")),
+            ("--choices yes,yes", "--choices has 'yes' twice", file("x")),
+            ("--choices yes,", "--choices has '', each must be a text", file("x")),
+            ("--choices yes,no --regex a", "--regex and --choices exclude each other", file("x")),
+            ("--letters", "--letters are for --choices", file("x")),
+            ("--logprobs", "--logprobs need --json", file("x")),
+            ("--top-logprobs 3", "--top-logprobs needs --logprobs", file("x")),
+            ("--json-schema s.json", "cannot read the --json-schema 's.json'", file("x")),
+            (
+                "--json-schema s.json",
+                "--json-schema is not valid JSON: .* line 1 column 10",
+                file("s.json", '{"type": '),
+            ),
+            ("--json-schema s.json", "has the keyword 'not' at #", file("s.json", '{"not": {}}')),
+            ("--json-schema s.json", "refers to 'http://a.b'", file("s.json", '{"$ref": "http://a.b"}')),
+            ("--json-schema s.json", "s.json is not UTF-8", file("s.json", b"\xff")),
+        )
+    ),
+    Bad(
+        "a request for several answers of a schema",
+        "run --messages m.json -m {bundle}",
+        "unknown key 'n'",
+        make=file("m.json", json.dumps({"messages": [USER], "format": "json", "n": 4})),
+    ),
     Bad("no template of its own", "run Hi --template own -m {bundle}", "has no chat template of its own", 2),
     Bad("no such option", "run Hi --frobnicate -m {bundle}", "no such option: --frobnicate", 2),
     Bad("an option without its value", "run Hi -m {bundle} --seed", "requires an argument", 2),

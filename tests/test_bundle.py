@@ -452,7 +452,11 @@ def occupied(kind: str, target: Path) -> None:
     ("kind", "force", "wrong"),
     [
         ("a bundle", False, "exists"),
-        ("a bundle and more", True, "no bundle's, so --force does not replace it: my_notes.txt, photos"),
+        (
+            "a bundle and more",
+            True,
+            "do not belong to a bundle, so --force does not replace it: my_notes.txt, photos",
+        ),
         ("another folder", False, "exists"),
         ("another folder", True, "is not a bundle, so --force does not replace it"),
         ("a file", False, "exists and is not a folder"),

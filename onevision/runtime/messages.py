@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.options import Detail
+from onevision.runtime.schema import requested_schema
 from onevision.typed import read_json
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ _REQUEST_OPTIONS = {
     "frames_by": "frames_by",
     "max_tiles": "max_tiles",
     "detail": "detail",
+    "logprobs": "logprobs",
+    "top_logprobs": "top_logprobs",
+    "choices": "choices",
+    "letters": "letters",
+    "regex": "regex",
+    "response_format": "json_schema",
+    "format": "json_schema",
 }
 #: Keys that say where and how a request is sent, and nothing about the answer.
 _REQUEST_ENVELOPE = ("model", "stream", "stream_options", "user", "store", "metadata")
@@ -163,7 +171,7 @@ def parse_request(data: object, reading: Reading = Reading()) -> Request:
         name = _REQUEST_OPTIONS[key]
         if name in options:
             raise PromptError(f"the request has {key!r} and another name of the same option")
-        options[name] = value
+        options[name] = requested_schema(value) if key in ("response_format", "format") else value
     return Request(parse_messages(data["messages"], reading), options)
 
 
