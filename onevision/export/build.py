@@ -111,7 +111,11 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         # Both before minutes of work.
         tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
         prompt = choose_template(
-            checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
+            checkpoint.folder,
+            checkpoint.config.format,
+            options.template,
+            repo=source.repo,
+            tokens=tokenizer.tokens,
         )
         if prompt.note:
             progress.note(prompt.note)
