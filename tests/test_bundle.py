@@ -315,7 +315,7 @@ def test_places_that_hold_no_bundle(tmp_path: Path, toy_checkpoint: Path, bundle
         open_bundle(toy_checkpoint)
     assert f"onevision export --source {toy_checkpoint}" in str(caught.value.hint)
     (bundle / MANIFEST).write_bytes(b"\xff\xfe{}")
-    with pytest.raises(BundleError, match="cannot read"):
+    with pytest.raises(BundleError, match="it is not UTF-8 text"):
         open_bundle(bundle)
 
 
