@@ -30,7 +30,7 @@ from onevision.extras import missing
 from onevision.files import is_vacant, whole_folder
 from onevision.native.device import cpu_name
 from onevision.progress import Progress
-from onevision.proof.golden import load_golden
+from onevision.proof.golden import golden_of
 from onevision.proof.verify import Report, StageResult, verify
 from onevision.runtime.answer import Answer
 from onevision.runtime.engine import OneVision
@@ -159,7 +159,7 @@ def make_demo(model: OneVision, target: Path, progress: Progress, *, options: Se
         report = Report(())
         if GOLDEN in model.bundle.manifest.files:
             with progress.step("verifying the bundle"):
-                report = verify(model, load_golden(model.bundle.path(GOLDEN)))
+                report = verify(model, golden_of(model.bundle))
         inputs = make_inputs(folder, video=has_video)
         with progress.step(f"asking about {len(inputs)} inputs") as advance:
             blocks = []

@@ -61,7 +61,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from onevision.cli import _run
-arguments = ["--vision", "fp32", "--backbone", "f32", "--threads", "1"]
+arguments = ["--vision", "fp32", "--backbone", "f32", "--prefill", "none", "--threads", "1"]
 assert _run(["export", "--source", sys.argv[1], "-o", sys.argv[2], *arguments]) == 0
 """
 
