@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from onevision.cli import _run
+from tests.bad import bundles, checkpoints, requests
 from tests.bad.made import (
     EMPTY_PDF,
     GIF_BOMB,
@@ -582,7 +583,7 @@ EXPORT = (
             ("target is a file", "-o f", "f exists and is not a folder", file("f", "x")),
             ("target below a file", "-o f/g/h", "cannot make the folder", file("f", "x")),
             ("--force on other files", "--force -o d", "d is not a bundle", folder("d/diary")),
-            ("--force on more", "--force -o bad", "no bundle's.*: diary", diary),
+            ("--force on more", "--force -o bad", "do not belong to a bundle.*: diary", diary),
         )
     ),
     *(
@@ -785,6 +786,9 @@ GROUPS = {
     "plan": PLAN,
     "inspect": INSPECT,
     "demo": DEMO,
+    "request": requests.ROWS,
+    "honest bundle": bundles.ROWS,
+    "checkpoint": checkpoints.ROWS,
     "cache": CACHE,
 }
 KINDS = [pytest.param(bad, id=f"{group}: {bad.name}") for group, table in GROUPS.items() for bad in table]
