@@ -249,6 +249,8 @@ def answer_options(
         kind, default = hints[item.name], defaults.get(item.name, item.default)
         if item.name in ("ttft_target", "from_time", "to_time"):
             kind = str | None
+        elif item.name == "choices":
+            kind, default = str | None, None
         elif item.name == "stop":
             kind, default = list[str] | None, None
         known = [choices(each) for each in (kind, *get_args(kind)) if get_origin(each) is Literal]

@@ -163,8 +163,8 @@ def _other(
     if (against / "config.json").is_file() and not (against / MANIFEST).is_file():
         if not settings.is_reference:
             raise UsageError(
-                "a checkpoint in transformers takes no --max-tiles, --detail, --dedup, --no-exif, --template "
-                "or --system",
+                "a checkpoint in transformers takes no --max-tiles, --detail, --dedup, --no-exif, "
+                "--template, --system or form",
                 hint="compare with a bundle, or with the answers file of another run",
             )
         if template != "training":

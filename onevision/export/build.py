@@ -111,7 +111,11 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         # Both before minutes of work.
         tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
         prompt = choose_template(
-            checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
+            checkpoint.folder,
+            checkpoint.config.format,
+            options.template,
+            repo=source.repo,
+            tokens=tokenizer.tokens,
         )
         if prompt.note:
             progress.note(prompt.note)
@@ -229,12 +233,12 @@ def _prove(bundle: Bundle, threads: int | None) -> Report:
     Raises:
         ExportError: The bundle differs from the reference.
     """
-    from onevision.proof.golden import load_golden
+    from onevision.proof.golden import golden_of
     from onevision.proof.verify import verify
     from onevision.runtime.engine import OneVision
 
     with OneVision(bundle, device="cpu", threads=threads) as model:
-        report = verify(model, load_golden(bundle.path(GOLDEN)))
+        report = verify(model, golden_of(bundle))
     for case, stage in report.failures:
         error = stage.relative_error if stage.relative_error is not None else stage.max_error
         raise ExportError(

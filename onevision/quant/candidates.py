@@ -25,7 +25,7 @@ from onevision.graphs.stored import read_siglip
 from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, quantize_gguf, report
 from onevision.precisions import BackbonePrecision, EncoderPrecision, VisionPrecision
 from onevision.progress import Progress
-from onevision.proof.golden import load_golden
+from onevision.proof.golden import golden_of
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import CalibrationTiles, calibration_tiles, files_in
 from onevision.quant.gates import FeatureQuality, GateResult, Thresholds, judge
@@ -239,7 +239,7 @@ class Quantizer:
         if GOLDEN not in bundle.manifest.files:
             return Report(())
         with self.load(bundle) as model:
-            return verify(model, load_golden(bundle.path(GOLDEN)))
+            return verify(model, golden_of(bundle))
 
     def _encoder(self, precision: EncoderPrecision) -> tuple[Path, dict[str, Any]]:
         """Folder of the encoder's files, and the manifest's ``quality.encoder`` if it is int8."""
