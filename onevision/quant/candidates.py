@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 from onevision.bundle import BACKBONE, CARD, GOLDEN, VISION, VISION_DATA, Bundle, files_of
 from onevision.errors import QuantError, UsageError, suggest
-from onevision.eval.questions import TinySuite, read_questions, tiny_suite
-from onevision.eval.suite import FAMILIES, Sample
+from onevision.eval.questions import Questions, read_questions, tiny_suite
+from onevision.eval.suite import FAMILIES
 from onevision.export.card import tool_versions
 from onevision.files import disk_space, os_errors
 from onevision.graphs.siglip import write_siglip
@@ -34,8 +34,6 @@ from onevision.quant.measure import GateReference, measure, record_reference
 from onevision.quant.vision import quantize_vision
 from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
-
-Questions = TinySuite | tuple[Sample, ...]
 
 #: With an importance matrix and without, the better one first, see docs/quantization.md.
 IMATRIX_ORDER = (True, False)
