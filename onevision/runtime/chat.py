@@ -123,7 +123,7 @@ class Chat:
             VideoError: It cannot be used.
         """
         video = self._pipeline.preparer.read_video(source, self._options)
-        self._next.append(Given(VideoPart(video), _saved("video", source)))
+        self._next.append(Given(VideoPart(replace(video, warnings=())), _saved("video", source)))
         return video.warnings
 
     def ask(self, prompt: str, on_progress: OnProgress | None = None) -> Answer:
