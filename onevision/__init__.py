@@ -296,10 +296,10 @@ def verify(
         BundleError: The bundle is damaged, or has no reference vectors.
         CheckpointError: The checkpoint is damaged, or not the source of the bundle.
     """
-    from onevision.bundle import GOLDEN, open_bundle
+    from onevision.bundle import open_bundle
     from onevision.named import named_bundle
     from onevision.progress import LogProgress
-    from onevision.proof.golden import load_golden
+    from onevision.proof.golden import golden_of
     from onevision.proof.verify import verify as compare
     from onevision.runtime.engine import OneVision
 
@@ -311,7 +311,7 @@ def verify(
         raise UsageError("--write stores the standard cases: leave --image and --prompt out")
     opened = open_bundle(named_bundle(bundle, progress), check=check)
     if reference is None:
-        cases: Sequence[ReferenceCase] = load_golden(opened.path(GOLDEN))
+        cases: Sequence[ReferenceCase] = golden_of(opened)
     else:
         from onevision.export.reference import reference_cases
 

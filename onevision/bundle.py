@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onevision.errors import BundleError, OneVisionError, UsageError
 from onevision.files import is_vacant, whole_folder
-from onevision.typed import build
+from onevision.typed import build, parse_json
 
 if TYPE_CHECKING:
     import os
@@ -34,6 +34,7 @@ PREFILL = "prefill.onnx"  # optional: the prefill graph
 PREFILL_DATA = "prefill.onnx.data"
 GOLDEN = "golden.npz"
 CARD = "README.md"
+_MAX_MANIFEST = 1 << 20  # bytes that are read of one; the rest is damage
 REQUIRED = (VISION, VISION_DATA, BACKBONE, NEWLINE)
 #: All that a bundle may hold.
 NAMES = frozenset((MANIFEST, *REQUIRED, PREFILL, PREFILL_DATA, GOLDEN, CARD))
@@ -157,15 +158,15 @@ class Manifest:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str) -> Manifest:
+    def from_json(cls, text: str | bytes, *, where: str) -> Manifest:
         """Parse and check a manifest.
 
         Raises:
             BundleError: Not JSON, an unknown schema version, or keys missing or of another type.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise BundleError(
                 f"{where} is not valid JSON: {error}", hint="copy or export the bundle again"
             ) from error
@@ -189,10 +190,15 @@ class Manifest:
     def _is_valid(self) -> bool:
         """Whether the sizes are possible, and all files lie in the bundle's folder."""
         vision, backbone, video = self.vision, self.backbone, self.video
-        sizes = (vision.patch_size, backbone.hidden, backbone.heads, backbone.context_length)
-        counts = (video.frames, video.pooled_side)
+        sizes = [
+            value
+            for section in (vision, backbone, video)
+            for value in vars(section).values()
+            if type(value) is int
+        ]
         return (
-            min(*sizes, *counts) > 0
+            0 < min(sizes) <= max(sizes) < 2**31
+            and backbone.heads % backbone.kv_heads == 0
             and vision.patch_size <= vision.image_size
             and video.pooled_side == pooled_side(vision.image_size // vision.patch_size, video.pooling)
             and len(vision.mean) == len(vision.std) == 3
@@ -245,23 +251,26 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
         BundleError: No bundle there, or a file is missing, truncated or (``check``) changed.
     """
     root = Path(folder)
-    if not root.exists():
-        raise BundleError(
-            f"no bundle at {root}: there is no such folder",
-            hint="onevision export -o FOLDER makes one; onevision.load and -m also take a size or a Hub id",
-        )
-    if not root.is_dir():
-        raise BundleError(f"{root} is a file, not a bundle folder", hint="give the folder that holds it")
     path = root / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        if not root.exists():
+            raise BundleError(
+                f"no bundle at {root}: there is no such folder",
+                hint="onevision export -o FOLDER makes one; "
+                "onevision.load and -m also take a size or a Hub id",
+            )
+        if not root.is_dir():
+            raise BundleError(f"{root} is a file, not a bundle folder", hint="give the folder that holds it")
+        with path.open("rb") as file:
+            text = file.read(_MAX_MANIFEST)
     except FileNotFoundError as error:
         hint = "give the folder that holds onevision.json"
         if (root / "config.json").exists():
             hint = f"this looks like a checkpoint: onevision export --source {root}"
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}", hint=hint) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"cannot read {path}: {reason}") from error
     bundle = Bundle(root, Manifest.from_json(text, where=str(path)))
     absent = [name for name in REQUIRED if name not in bundle.manifest.files]
     if absent:
@@ -310,21 +319,24 @@ def check_target(target: Path, *, force: bool) -> None:
     if others := sorted({path.name for path in target.iterdir()} - NAMES):
         rest = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UsageError(
-            f"{target} has files that are no bundle's, so --force does not replace it: "
+            f"{target} has files that do not belong to a bundle, so --force does not replace it: "
             f"{', '.join(others[:3])}{rest}",
             hint="move them, or choose another folder",
         )
 
 
 @contextmanager
-def write_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
+def write_bundle(target: Path, *, force: bool = False, update: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``target`` if the body succeeds, see :func:`whole_folder`.
+
+    With ``update``, the body puts the files of ``target`` into the folder, those of the user too.
 
     Raises:
         UsageError: See :func:`check_target`, or the parent folder cannot be written.
         BundleError: The operating system refused a write, for example because the disk is full.
     """
-    check_target(target, force=force)
+    if not update:
+        check_target(target, force=force)
     try:
         with whole_folder(target) as work:
             yield work

@@ -44,13 +44,20 @@ _OTHER_NAMES = {
 }
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Hint for an unknown name: the known name that is most like it, or all of them."""
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like an unknown one, or None."""
     names = {each.lower(): each for each in known}
     close = get_close_matches(name.lower(), names, 1)
     if (other := _OTHER_NAMES.get(name.lower())) in names.values():
         close = [str(other)]
-    return f"did you mean {names[close[0]]}?" if close else f"one of {', '.join(names.values())}"
+    return names[close[0]] if close else None
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Hint for an unknown name: the known name that is most like it, and all of them."""
+    names = tuple(known)
+    close = closest(name, names)
+    return f"did you mean {close}? " * bool(close) + f"one of {', '.join(names)}"
 
 
 class OneVisionError(Exception):

@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "heic": ("pillow_heif",),
     "pdf": ("pypdfium2",),
     "bench": ("matplotlib", "onnx"),
+    "schema": ("llguidance",),
 }
 
 

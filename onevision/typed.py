@@ -1,12 +1,66 @@
-"""Dataclasses from parsed JSON, each value checked against its annotation."""
+"""JSON, read strictly, and dataclasses made of it, each value checked against its annotation."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 T = TypeVar("T")
+
+_MAX_FILE = 256 << 20  # bytes; messages may hold images
+_MAX_DIGITS = 4000  # Python converts at most 4,300
+
+
+def read_json(path: Path, limit: int = _MAX_FILE) -> Any:  # noqa: ANN401
+    """Parse a JSON file of at most ``limit`` bytes, see :func:`parse_json`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is longer, or not JSON.
+    """
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return parse_json(data)
+
+
+def parse_json(data: bytes | str) -> Any:  # noqa: ANN401
+    """Parse JSON in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: Not JSON, or an object that has a key twice; the message says why, and where.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        if not error.doc.strip():
+            raise ValueError("it is empty") from error
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return values
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
 
 
 def build(kind: type[T], data: object, key: str = "") -> T:

@@ -315,7 +315,7 @@ def test_places_that_hold_no_bundle(tmp_path: Path, toy_checkpoint: Path, bundle
         open_bundle(toy_checkpoint)
     assert f"onevision export --source {toy_checkpoint}" in str(caught.value.hint)
     (bundle / MANIFEST).write_bytes(b"\xff\xfe{}")
-    with pytest.raises(BundleError, match="cannot read"):
+    with pytest.raises(BundleError, match="it is not UTF-8 text"):
         open_bundle(bundle)
 
 
@@ -452,7 +452,11 @@ def occupied(kind: str, target: Path) -> None:
     ("kind", "force", "wrong"),
     [
         ("a bundle", False, "exists"),
-        ("a bundle and more", True, "no bundle's, so --force does not replace it: my_notes.txt, photos"),
+        (
+            "a bundle and more",
+            True,
+            "do not belong to a bundle, so --force does not replace it: my_notes.txt, photos",
+        ),
         ("another folder", False, "exists"),
         ("another folder", True, "is not a bundle, so --force does not replace it"),
         ("a file", False, "exists and is not a folder"),

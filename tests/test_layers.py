@@ -33,6 +33,7 @@ LAYERS = (
     ("graphs",),
     ("native",),
     (
+        "arrays",
         "errors",
         "files",
         "progress",

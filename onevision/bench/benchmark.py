@@ -165,6 +165,8 @@ class Benchmark:
         with OneVision(self._bundle, device=self._settings.device, threads=self._settings.threads) as model:
             model.pipeline.vision_encoder()
             yield model
+            if model.pipeline.warnings:
+                self._add_facts(warnings=model.pipeline.warnings)
 
     def _time_loads(self) -> Load:
         times = []

@@ -56,6 +56,7 @@ def summary(result: Result) -> dict[str, Any]:
             "not_compared": list(not_compared(result)),
         },
         "rows": rows(result),
+        "warnings": warnings(result),
     }
 
 
@@ -243,7 +244,7 @@ def _limit(measured: Measured, stage: str, work: Work, result: Result) -> str:
 
 
 def warnings(result: Result) -> list[str]:
-    """What was skipped, not compared, or drifted, and why; a reason common to all scenarios once."""
+    """Fallbacks, and what was skipped, not compared or drifted; a reason common to all scenarios once."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in result.measured:
         if one.skipped:
@@ -253,7 +254,8 @@ def warnings(result: Result) -> list[str]:
         common = len(skipped) == scenarios > 1
         found += [f"{engine}: {reason}"] if common else [f"{name} {engine}: {reason}" for name in skipped]
     unsteady = [f"{one.scenario} {one.engine}" for one in result.measured if drifted(one)]
-    return [*found, *not_compared(result), *(f"{name}: its runs gave different tokens" for name in unsteady)]
+    drifts = (f"{name}: its runs gave different tokens" for name in unsteady)
+    return [*result.machine.get("warnings", ()), *found, *not_compared(result), *drifts]
 
 
 def to_markdown(result: Result) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from onevision.errors import ResultError
 from onevision.files import whole_file
 from onevision.runtime.clock import STAGES
-from onevision.typed import build
+from onevision.typed import build, read_json
 
 #: Raised when files of earlier versions can no longer be read.
 SCHEMA_VERSION = 2
@@ -161,10 +161,10 @@ def read_result(path: Path) -> Result:
         ResultError: It cannot be read, is damaged or has another schema version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ResultError(f"{path} is not a benchmark result: it is not valid JSON", hint=_HINT) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is None:

@@ -123,7 +123,7 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
 
 def _quantize(exported: Exported, target: Path, threads: int | None, progress: Progress) -> None:
     """The same bundle with an int8 encoder, whatever its error."""
-    from onevision.export.seal import seal
+    from onevision.export.card import seal
     from onevision.proof.verify import Report
     from onevision.quant.candidates import Candidate, GateConfig, Quantizer
     from onevision.quant.gates import Thresholds

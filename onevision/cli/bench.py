@@ -174,6 +174,8 @@ def bench(
         raise UsageError("--vision and --backbone are for --synthetic", hint="a bundle has its precisions")
     if output is not None and output.exists() and not force:
         raise UsageError(f"{output} exists", hint="--force replaces it")
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UsageError(f"cannot write {output}", hint="name a file in a folder that exists")
     if device == "cuda":
         require_cuda()  # before a bundle is made, which takes minutes
         vision = vision or "fp16"  # int8 graphs are made for CPUs

@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
     add_command(app, chat, *EXAMPLES)
 
 
-@answer_options(without=("ttft_target",))
+@answer_options(without=("ttft_target", "logprobs", "top_logprobs"))
 def chat(
     image: Images = None,
     video: Videos = None,

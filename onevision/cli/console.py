@@ -46,9 +46,9 @@ def duration(text: str | None, option: str) -> float | None:
 
 def print_error(message: str, hint: str | None, status: int = 1, *, as_json: bool = False) -> int:
     """Print an error and a hint on stderr, and as an object on stdout; returns the exit status."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_one_line(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {_one_line(hint)}", file=sys.stderr)
     if as_json:
         print_json({"error": {"message": message, "hint": hint, "status": status}})
     return status
@@ -56,7 +56,12 @@ def print_error(message: str, hint: str | None, status: int = 1, *, as_json: boo
 
 def print_warning(message: str) -> None:
     """Print a warning on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """A text whose control characters, which a file name may have, are escaped."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def print_next(command: str, *, quiet: bool = False) -> None:

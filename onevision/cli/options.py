@@ -100,7 +100,7 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Cache each image's features in DIR, so that further questions start almost at once.",
+        help="Cache image features and video frames in DIR, so that further questions start almost at once.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -249,6 +249,8 @@ def answer_options(
         kind, default = hints[item.name], defaults.get(item.name, item.default)
         if item.name in ("ttft_target", "from_time", "to_time"):
             kind = str | None
+        elif item.name == "choices":
+            kind, default = str | None, None
         elif item.name == "stop":
             kind, default = list[str] | None, None
         known = [choices(each) for each in (kind, *get_args(kind)) if get_origin(each) is Literal]

@@ -43,6 +43,8 @@ EXAMPLES = (
     'onevision run "What happens?" --video clip.mp4 --frames 16 -m bundle',
     'onevision run "What is it?" -i photo.jpg --ttft-target 5s -m bundle',
     'onevision run "And beside it?" -i photo.jpg --cache images/ -m bundle',
+    'onevision run "A dog?" -i photo.jpg --choices "yes,no" --json -m bundle',
+    'onevision run "A dog?" -i photo.jpg --json-schema dog.json -m bundle',
     "onevision run - --image scan.tiff --json -m bundle < question.txt",
 )
 
@@ -85,6 +87,8 @@ def run(
     question, requested = _question(prompt, image or [], video or [], messages)
     if requested:
         options = _merged(options, requested)
+    if options.logprobs and not as_json:
+        raise UsageError("--logprobs need --json")
     mention_tiny(model, image or (), quiet=quiet)
     folder = bundle_folder(model, quiet=quiet)
     with (
@@ -176,7 +180,8 @@ def _statistics(answer: Answer) -> str:
     images = f"{usage.tiles} tiles{reused}, {usage.image_tokens:,} of " if usage.tiles else ""
     predicted = answer.predicted_ttft
     expected = f" ({predicted:.2f} s predicted)" if predicted is not None else ""
+    chosen = "".join(f"{each.text} {each.probability:.1%}; " for each in answer.choices or ())
     return (
-        f"{images}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
+        f"{chosen}{images}{usage.prompt_tokens:,} prompt tokens; first token after {times.ttft / 1e3:.2f} s"
         f"{expected}{speed}; loaded in {times.load / 1e3:.2f} s"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onevision.errors import suggest
+from onevision.errors import closest
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -48,14 +48,14 @@ def explain(error: TyperException) -> tuple[str, str]:
                 }
                 value = found["value"] if "in the range" in pattern else repr(found["value"])
                 message = f"{name} is {value}, it must be {wanted.format(**found)}"
-                if found["choices"] and (close := suggest(found["value"], found["choices"].split(", "))):
-                    hint = close if close.startswith("did you mean") else hint
+                if found["choices"] and (close := closest(found["value"], found["choices"].split(", "))):
+                    hint = f"did you mean {close}?"
     elif context and (match := re.match(r"no such (command|option):? '?([^ '.]+)", message)):
         kind, name = match.groups()
         flags = [flag for param in context.command.params for flag in (*param.opts, *param.secondary_opts)]
-        close = suggest(name, context.command.list_commands(context) if kind == "command" else flags)
+        close = closest(name, context.command.list_commands(context) if kind == "command" else flags)
         message = match[0] + "'" * (kind == "command")
-        hint = close if close.startswith("did you mean") else hint
+        hint = f"did you mean {close}?" if close else hint
     elif match := re.search(r"unexpected extra argument\S* \((\S+)", message):
         if command.split()[-1] in ("run", "chat"):
             hint = f"give images with -i, one -i for each: {command} … -i a.png -i b.png"

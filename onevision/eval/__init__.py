@@ -11,6 +11,9 @@ from typing import Literal
 See = Literal["all", "base", "nothing"]
 
 #: Options of an answer that an evaluation may set; sampling is always greedy.
-EVAL_OPTIONS = ("max_tokens", "frames", "max_tiles", "detail", "dedup", "exif", "template", "system")
+EVAL_OPTIONS = (
+    "max_tokens", "frames", "max_tiles", "detail", "dedup", "exif", "template", "system",
+    "json_schema", "regex", "grammar", "choices", "letters",
+)  # fmt: skip
 #: Enough for the suite's longest sentence; ends an answer that never stops.
 EVAL_MAX_TOKENS = 64

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,14 +19,10 @@ from onevision.eval.records import EvalReply, Record
 from onevision.eval.suite import Sample
 from onevision.runtime.anyres import squash
 from onevision.runtime.engine import OneVision
-from onevision.runtime.images import read_image
+from onevision.runtime.images import ImageSource, read_image
 from onevision.runtime.options import AnswerOptions, Prefill
 from onevision.runtime.prompt import time_instruction
-from onevision.runtime.video import read_video
-
-if TYPE_CHECKING:
-    from onevision.runtime.images import ImageSource
-    from onevision.runtime.video import VideoSource
+from onevision.runtime.video import VideoSource, read_video
 
 
 @dataclass(frozen=True)

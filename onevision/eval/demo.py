@@ -30,7 +30,7 @@ from onevision.extras import missing
 from onevision.files import is_vacant, whole_folder
 from onevision.native.device import cpu_name
 from onevision.progress import Progress
-from onevision.proof.golden import load_golden
+from onevision.proof.golden import golden_of
 from onevision.proof.verify import Report, StageResult, verify
 from onevision.runtime.answer import Answer
 from onevision.runtime.engine import OneVision
@@ -99,6 +99,13 @@ class Demo:
         """Count of answers."""
         return sum(len(block) for _, block in self.blocks)
 
+    @property
+    def forms(self) -> dict[str, tuple[int, int]]:
+        """Right answers and all answers, by the form that was asked for."""
+        asked = [one for _, block in self.blocks for one in block]
+        rights = {form: [one.right for one in asked if one.sample.form == form] for form in get_args(Form)}
+        return {form: (sum(right), len(right)) for form, right in rights.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """The object that ``onevision demo --json`` prints, but for the places of page and bundle."""
         answers = [
@@ -152,7 +159,7 @@ def make_demo(model: OneVision, target: Path, progress: Progress, *, options: Se
         report = Report(())
         if GOLDEN in model.bundle.manifest.files:
             with progress.step("verifying the bundle"):
-                report = verify(model, load_golden(model.bundle.path(GOLDEN)))
+                report = verify(model, golden_of(model.bundle))
         inputs = make_inputs(folder, video=has_video)
         with progress.step(f"asking about {len(inputs)} inputs") as advance:
             blocks = []
@@ -232,6 +239,7 @@ def render(demo: Demo, facts: Mapping[str, str], folder: Path) -> str:
         files=[file for item, _ in demo.blocks for file in item.files],
         images={item: [_image(folder / file) for file in item.files] for item, _ in demo.blocks},
         stages={name: [stages.get(name) for stages in results] for name in names},
+        names={"short": "short answers", "letter": "letters", "sentence": "sentences"},
         error=_error,
         verdict=verdict,
     )

@@ -20,7 +20,7 @@ from onevision.errors import UsageError
 from onevision.eval import See
 from onevision.eval.ask import Answerer, EvalSettings, ask, of_bundle, run_id
 from onevision.eval.compare import EvalComparison, compare, matched
-from onevision.eval.questions import QuestionSet, choose_questions
+from onevision.eval.questions import Questions, choose_questions
 from onevision.eval.records import AnswersFile, Record, read_records
 from onevision.eval.report import EvalReport, report
 from onevision.extras import require
@@ -39,7 +39,7 @@ class Evaluation:
     """Scores of a bundle and, if it was compared, the comparison."""
 
     bundle: Bundle
-    questions: QuestionSet
+    source: dict[str, Any]  # where the questions come from
     settings: EvalSettings
     prefill: Prefill
     records: tuple[Record, ...]
@@ -60,7 +60,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON object of ``onevision eval --json``."""
-        data = {"bundle": str(self.bundle.folder), **self.questions.source, **self.settings.to_dict()}
+        data = {"bundle": str(self.bundle.folder), **self.source, **self.settings.to_dict()}
         data |= {"prefill": self.prefill, "warnings": list(self.warnings), **self.report.to_dict()}
         if self.comparison is not None:
             data["against"] = {"name": self.against, **self.comparison.to_dict()}
@@ -114,7 +114,7 @@ def evaluate(
     progress = progress or LogProgress()
     settings = EvalSettings(see) if options is None else EvalSettings(see, options)
     # Everything is checked before a model is loaded.
-    chosen = choose_questions(suite, _path(questions), families=families, limit=limit, seed=seed)
+    chosen, source = choose_questions(suite, _path(questions), families=families, limit=limit, seed=seed)
     if settings.options.frames is not None and questions is None:
         raise UsageError("--frames needs --questions: the videos of a suite are used whole")
     if force and output is None:
@@ -139,7 +139,7 @@ def evaluate(
     name = None if against is None else str(against)
     scores = report(records)
     return Evaluation(
-        opened, chosen, settings, prefill, tuple(records), scores, name, comparison, tuple(noted)
+        opened, source, settings, prefill, tuple(records), scores, name, comparison, tuple(noted)
     )
 
 
@@ -149,7 +149,7 @@ def _path(path: str | os.PathLike[str] | None) -> Path | None:
 
 def _other(
     against: Path,
-    questions: QuestionSet,
+    questions: Questions,
     load: Callable[[Bundle], Loading],
     settings: EvalSettings,
     progress: Progress,
@@ -163,8 +163,8 @@ def _other(
     if (against / "config.json").is_file() and not (against / MANIFEST).is_file():
         if not settings.is_reference:
             raise UsageError(
-                "a checkpoint in transformers takes no --max-tiles, --detail, --dedup, --no-exif, --template "
-                "or --system",
+                "a checkpoint in transformers takes no --max-tiles, --detail, --dedup, --no-exif, "
+                "--template, --system or form",
                 hint="compare with a bundle, or with the answers file of another run",
             )
         if template != "training":
@@ -200,7 +200,7 @@ def _reference(folder: Path, progress: Progress) -> Iterator[tuple[str, Answerer
 def _run(
     load: Callable[[], Loading],
     *,
-    questions: QuestionSet,
+    questions: Questions,
     settings: EvalSettings,
     progress: Progress,
     run: str,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from onevision.errors import InputError
 from onevision.files import os_errors
-from onevision.typed import build
+from onevision.typed import build, parse_json
 
 T = TypeVar("T")
 
@@ -64,8 +64,8 @@ def to_line(data: dict[str, Any]) -> bytes:
 def _parse(line: str, where: str) -> dict[str, Any]:
     hint = "each line must be one whole JSON object"
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(line)
+    except ValueError as error:
         raise InputError(f"{where} is not valid JSON: {error}", hint=hint) from error
     if not isinstance(data, dict):
         raise InputError(f"{where} is not a JSON object", hint=hint)

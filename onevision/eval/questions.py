@@ -60,18 +60,8 @@ class TinySuite:
         return islice(chain.from_iterable(zip(*streams, strict=True)), self.limit)
 
 
-@dataclass(frozen=True)
-class QuestionSet:
-    """Questions of a run and where they come from, as in the JSON of ``onevision eval``."""
-
-    samples: TinySuite | tuple[Sample, ...]
-    source: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self.samples)
+#: Questions of a run: they have a length, and can be iterated again.
+Questions = TinySuite | tuple[Sample, ...]
 
 
 def choose_questions(
@@ -81,7 +71,7 @@ def choose_questions(
     families: Sequence[str] = (),
     limit: int | None = None,
     seed: int | None = None,
-) -> QuestionSet:
+) -> tuple[Questions, dict[str, Any]]:
     """Questions of a suite, or of a user's file.
 
     Args:
@@ -91,6 +81,9 @@ def choose_questions(
         limit: Number of questions; None for 100 of each family of a suite, or the whole file.
         seed: Seed of a suite; None for 0.
 
+    Returns:
+        The questions, and where they come from, as in the JSON of ``onevision eval``.
+
     Raises:
         UsageError: Unknown suite or family, or options that exclude each other.
         InputError: The file cannot be read, or has something wrong in it.
@@ -98,11 +91,11 @@ def choose_questions(
     if file is not None:
         if suite is not None or seed is not None:
             raise UsageError("--questions cannot be combined with --suite or --seed")
-        return QuestionSet(read_questions(file, families, limit=limit), {"questions": str(file)})
+        return read_questions(file, families, limit=limit), {"questions": str(file)}
     if suite not in (None, *SUITES):
         raise UsageError(f"unknown suite {suite!r}", hint=suggest(suite, SUITES))
     samples = tiny_suite(families, limit=limit, seed=seed or 0)
-    return QuestionSet(samples, {"suite": SUITES[0], "seed": samples.seed})
+    return samples, {"suite": SUITES[0], "seed": samples.seed}
 
 
 def tiny_suite(families: Sequence[str] = (), *, limit: int | None = None, seed: int = 0) -> TinySuite:

@@ -96,14 +96,18 @@ class Adapter:
                 raise CheckpointError(
                     f"{folder / WEIGHTS} has only one of the two factors of {module}", hint=_HINT
                 )
-            scale = _scale(config, module, sides["A"].shape[0])
-            lora = _Lora(sides["A"], sides["B"], scale, is_embedding)
+            rank = next(iter(sides["A"].shape), 0)
+            if rank == 0:
+                raise CheckpointError(f"{folder / WEIGHTS}: the factors of {module} are empty", hint=_HINT)
+            lora = _Lora(sides["A"], sides["B"], _scale(config, module, rank), is_embedding)
             self._loras[canonical_name(f"{module}.weight")] = lora
             _check_shape(folder, module, lora, shapes)
         if (folder / EXTRA_WEIGHTS).is_file():
             for stored in read_header(folder / EXTRA_WEIGHTS):
                 self._add_whole(stored)
         self.names = frozenset(self._loras) | frozenset(self._whole)
+        if not self.names:
+            raise CheckpointError(f"{folder / WEIGHTS} has no tensors", hint=_HINT)
         if foreign := sorted(self.names - shapes.keys()):
             raise CheckpointError(
                 f"the adapter {folder} changes {foreign[0]}, which the checkpoint does not have",
@@ -209,10 +213,14 @@ def _scale(config: Section, module: str, rank: int) -> float:
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern")
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        try:
+            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
+        except re.error as error:
+            raise CheckpointError(f"{CONFIG}: alpha_pattern has {pattern!r}: {error}", hint=_HINT) from error
+        if found:
             alpha = value
             break
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise CheckpointError(f"{CONFIG}: lora_alpha is {alpha!r}, a number is needed", hint=_HINT)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -35,9 +35,9 @@ from onevision.bundle import (
 )
 from onevision.errors import ExportError
 from onevision.export.backbone import export_backbone
+from onevision.export.card import seal, tool_versions, writer_versions
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
-from onevision.export.seal import seal, tool_versions, writer_versions
 from onevision.export.template import choose_template
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.export.tokenizer import read_tokenizer
@@ -111,7 +111,11 @@ def export(source: FetchedCheckpoint, target: Path, options: ExportOptions, prog
         # Both before minutes of work.
         tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
         prompt = choose_template(
-            checkpoint.folder, checkpoint.config.format, options.template, repo=source.repo
+            checkpoint.folder,
+            checkpoint.config.format,
+            options.template,
+            repo=source.repo,
+            tokens=tokenizer.tokens,
         )
         if prompt.note:
             progress.note(prompt.note)
@@ -229,12 +233,12 @@ def _prove(bundle: Bundle, threads: int | None) -> Report:
     Raises:
         ExportError: The bundle differs from the reference.
     """
-    from onevision.proof.golden import load_golden
+    from onevision.proof.golden import golden_of
     from onevision.proof.verify import verify
     from onevision.runtime.engine import OneVision
 
     with OneVision(bundle, device="cpu", threads=threads) as model:
-        report = verify(model, load_golden(bundle.path(GOLDEN)))
+        report = verify(model, golden_of(bundle))
     for case, stage in report.failures:
         error = stage.relative_error if stage.relative_error is not None else stage.max_error
         raise ExportError(

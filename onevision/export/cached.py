@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision._version import __version__
 from onevision.bundle import open_bundle
 from onevision.errors import BundleError, ExportError
 from onevision.extras import require
 from onevision.files import cache_folder
-from onevision.progress import LogProgress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from onevision.progress import Progress
+from onevision.progress import LogProgress, Progress
 
 
 def cached_bundle(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.adapter import Adapter, is_adapter
@@ -27,14 +29,7 @@ from onevision.export.tensors import (
     optional_tensors,
 )
 from onevision.export.weights import StoredTensor, damaged, read_header
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.models.shapes import ModelConfig
+from onevision.models.shapes import ModelConfig
 
 StoredType = Literal["F32", "F16", "BF16"]
 

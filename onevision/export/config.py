@@ -9,7 +9,6 @@ transformers 4 and 5 save other keys: ``torch_dtype`` and ``dtype``, ``rope_thet
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import replace
@@ -30,6 +29,7 @@ from onevision.models.shapes import (
     published_config,
     siglip_tower,
 )
+from onevision.typed import parse_json
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 VIDEO_TOKEN = "<video>"  # noqa: S105
@@ -272,8 +272,8 @@ def _listed(value: object, image_size: int) -> object:
     corners = [(int(width), int(height)) for width, height in re.findall(r"\((\d{1,4})x(\d{1,4})\)", value)]
     if not corners:
         try:
-            return json.loads(value.replace("(", "[").replace(")", "]"))
-        except (ValueError, RecursionError):
+            return parse_json(value.replace("(", "[").replace(")", "]"))
+        except ValueError:
             return value
     (width_from, height_from), (width_to, height_to) = corners[0], corners[-1]
     widths, heights = range(width_from, width_to + 1), range(height_from, height_to + 1)

@@ -6,11 +6,11 @@ it a checkpoint.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from onevision.export.adapter import CONFIG, is_adapter
 from onevision.export.tensors import EMBEDDING, HEAD, canonical_name
+from onevision.typed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,7 +108,7 @@ def tensor_hint(
 def _base_of(adapter: Path) -> str | None:
     """Name of the model that an adapter was trained on, as its config says."""
     try:
-        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(adapter / CONFIG)
     except (OSError, ValueError):
         return None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None

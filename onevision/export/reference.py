@@ -14,8 +14,8 @@ import numpy as np
 
 from onevision.bundle import CARD, GOLDEN, MANIFEST, Bundle, Manifest, files_of, write_bundle
 from onevision.errors import CheckpointError
+from onevision.export.card import seal, tool_versions
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.seal import seal, tool_versions
 from onevision.export.tokenizer import read_tokenizer
 from onevision.extras import require
 from onevision.models.shapes import ModelConfig
@@ -114,7 +114,7 @@ def record_proof(bundle: Bundle, cases: Sequence[ReferenceCase], report: Report)
         BundleError: An error of the disk.
     """
     measured = {name: value for name, value in bundle.manifest.quality.items() if name != "verify"}
-    with write_bundle(bundle.folder, force=True) as folder:
+    with write_bundle(bundle.folder, update=True) as folder:
         replaced = shutil.ignore_patterns(GOLDEN, CARD, MANIFEST)
         shutil.copytree(bundle.folder, folder, copy_function=_link, ignore=replaced, dirs_exist_ok=True)
         save_golden(folder / GOLDEN, cases)

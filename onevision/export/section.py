@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, get_args
 
+from onevision import typed
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ def read_json(path: Path) -> object:
         CheckpointError: The file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return typed.read_json(path)
     except FileNotFoundError:
         hint = "name the folder that holds the checkpoint's config.json and weights"
         raise CheckpointError(f"{path.parent} has no {path.name}", hint=hint) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}", hint=DAMAGED_HINT) from error
 
 

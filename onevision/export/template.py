@@ -5,7 +5,7 @@ In: a checkpoint's folder. Out: the name of a format, and the template where it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from onevision.export.section import DAMAGED_HINT, Section, read_json
 from onevision.models.shapes import CheckpointFormat
 from onevision.runtime.messages import ImagePart, Message, VideoPart
 from onevision.runtime.options import Template, TemplateChoice
-from onevision.runtime.prompt import render
+from onevision.runtime.prompt import Control, render
 from onevision.runtime.template import render_template
 
 #: Files that may hold a chat template, as transformers' processors look for it.
@@ -48,7 +48,12 @@ class PromptFormat:
 
 
 def choose_template(
-    folder: Path, form: CheckpointFormat, choice: TemplateChoice, *, repo: str | None
+    folder: Path,
+    form: CheckpointFormat,
+    choice: TemplateChoice,
+    *,
+    repo: str | None,
+    tokens: Collection[str],
 ) -> PromptFormat:
     """Prompt format of a checkpoint's bundle.
 
@@ -61,11 +66,12 @@ def choose_template(
         form: Its format.
         choice: As asked for.
         repo: Its repository on the Hub.
+        tokens: Of its tokenizer.
 
     Raises:
         UsageError: An unknown choice.
         CheckpointError: The file with the template is damaged.
-        UnsupportedCheckpointError: The template fails, or places no images.
+        UnsupportedCheckpointError: The template fails, places no images, or has a token that is not there.
     """
     if choice not in get_args(TemplateChoice):
         raise UsageError(f"template is {choice!r}, it must be one of {', '.join(get_args(TemplateChoice))}")
@@ -79,6 +85,11 @@ def choose_template(
         name = _named(source)
     except PromptError as error:
         raise UnsupportedCheckpointError(f"{file}: {error.message}", hint=error.hint) from error
+    if unknown := [token for token in _controls(source) if token not in tokens]:
+        raise UnsupportedCheckpointError(
+            f"{file}: the chat template has {unknown[0]}, which is no token of the tokenizer",
+            hint="--template training is the format that LLaVA-OneVision was trained with",
+        )
     note = None if name == "training" else f"prompt format {name}, as {file} has it"
     # LLaMA-Factory trains with the tokenizer's template, and leaves the processor's as it was.
     with suppress(PromptError):
@@ -98,6 +109,12 @@ def _named(source: str) -> Template:
         render_template(source, messages)
     names: tuple[Template, ...] = ("training", "hf")
     return next((name for name in names if all(_is_same(source, each, name) for each in _SHAPES)), "own")
+
+
+def _controls(source: str) -> list[str]:
+    """Control tokens of the prompts that a template renders."""
+    segments = [segment for messages in _NEEDED for segment in render_template(source, messages)]
+    return [segment.token for segment in segments if isinstance(segment, Control)]
 
 
 def _is_same(source: str, messages: Sequence[Message], name: Template) -> bool:

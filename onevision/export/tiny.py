@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from onevision.export.build import ExportOptions, export
 from onevision.export.hub import FetchedCheckpoint
 from onevision.models import SHIPPED
 from onevision.progress import LogProgress
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE, VARIANT = "tiny", "ov"
 

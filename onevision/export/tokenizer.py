@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.config import IMAGE_TOKEN, VIDEO_TOKEN
 from onevision.export.section import DAMAGED_HINT, SCOPE_HINT, Section, read_json, show
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from onevision.models.shapes import ModelConfig
+from onevision.models.shapes import ModelConfig
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"

@@ -42,7 +42,7 @@ class StoredTensor:
         if not _is_finite(values):
             raise CheckpointError(
                 f"{self.file}: {self.name} has values that are not finite",
-                hint="training diverged, or the file is damaged: take an earlier one",
+                hint="training diverged, or the file is damaged: take an earlier checkpoint",
             )
         return values
 

@@ -98,7 +98,9 @@ _DEQUANTIZE = (None, c_void_p, c_void_p, c_int64)  # dequantize_row_<type>: bloc
 @cache
 def library() -> Any:  # noqa: ANN401
     """The functions by name. One that this build does not export is None: kernels may be a plug-in."""
-    silence_llama()
+    callback = silence_llama()
+    # The base may be loaded twice, by two of its names: each copy has a log.
+    _function("ggml_log_set", None, type(callback), ctypes.c_void_p)(callback, None)
     found = SimpleNamespace()
     for name, signature in _SIGNATURES.items():
         setattr(found, name, _function(name, *signature))

@@ -1,13 +1,14 @@
 """llama.cpp's threads and its log.
 
-Lines that llama.cpp logs, on any of its threads, do not reach the terminal: :func:`last_llama_error` has the
-last error, :func:`llama_log` hands the lines to a listener. Import this module before ``llama_cpp``.
+Lines that llama.cpp logs do not reach the terminal: :func:`last_llama_error` has the last error of the
+calling thread, :func:`llama_log` hands its lines to a listener. Import this module before ``llama_cpp``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,13 +29,32 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
-_last_error: str | None = None
-_listeners: list[Callable[[str], None]] = []
+
+class _Log:
+    """Where the lines of a call go."""
+
+    def __init__(self, listener: Callable[[str], None] | None = None) -> None:
+        self.listener = listener
+        self.error: str | None = None
 
 
-def silence_llama() -> None:
-    """Keep llama.cpp's log off the terminal; call it before any other function of llama_cpp."""
-    _log_callback()
+class _Thread(threading.local):
+    """The log of each thread: llama.cpp logs on the thread that calls it."""
+
+    def __init__(self) -> None:
+        self.log = _Log()
+
+
+_thread = _Thread()
+
+
+def silence_llama() -> object:
+    """Keep llama.cpp's log off the terminal; call it before any other function of llama_cpp.
+
+    Returns:
+        The callback that takes the log.
+    """
+    return _log_callback()
 
 
 def can_offload() -> bool:
@@ -46,25 +66,24 @@ def can_offload() -> bool:
 
 
 def last_llama_error() -> str | None:
-    """The last line that llama.cpp logged as an error, or None."""
-    return _last_error
+    """Last line that llama.cpp logged as an error in calls of this thread, or None."""
+    return _thread.log.error
 
 
 @contextmanager
 def llama_log(listener: Callable[[str], None]) -> Iterator[None]:
-    """Hand the lines logged during the body to ``listener``; errors from before the body are forgotten.
+    """Hand the lines that this thread's calls log during the body to ``listener``.
 
-    Args:
-        listener: Called with each line, on the thread that logs it.
+    Errors from before the body are forgotten.
     """
-    global _last_error  # noqa: PLW0603 - the log is one per process, so is its last error
     silence_llama()
-    _last_error = None
-    _listeners.append(listener)
+    before, _thread.log = _thread.log, _Log(listener)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        before.error = _thread.log.error
+        _thread.log.listener = None  # an interrupted call may still log
+        _thread.log = before
 
 
 def call_apart(function: Callable[..., T], *arguments: object) -> T:
@@ -72,8 +91,14 @@ def call_apart(function: Callable[..., T], *arguments: object) -> T:
 
     On the main thread, a Ctrl-C that arrives while llama.cpp calls back to log would be lost.
     """
+    log = _thread.log
+
+    def apart() -> T:
+        _thread.log = log
+        return function(*arguments)
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(apart).result()
 
 
 @cache
@@ -82,12 +107,12 @@ def _log_callback() -> object:
     import llama_cpp
 
     def keep(level: int, text: bytes, _user_data: object) -> None:
-        global _last_error  # noqa: PLW0603
         line = text.decode("utf-8", errors="replace").strip()
+        log = _thread.log
         if level == _ERROR and line:
-            _last_error = line
-        for listener in tuple(_listeners):
-            listener(line)
+            log.error = line
+        if log.listener:
+            log.listener(line)
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))

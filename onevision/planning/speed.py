@@ -21,7 +21,7 @@ from onevision.files import cache_folder, os_errors, whole_file
 from onevision.native.device import cpu_name, default_threads
 from onevision.native.llama import can_offload
 from onevision.native.ort import has_cuda
-from onevision.typed import build
+from onevision.typed import build, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,8 +115,8 @@ def profile_path(bundle: Bundle, device: Device, threads: int | None) -> Path:
 def read_profile(path: Path) -> SpeedProfile | None:
     """A speed profile, or None if there is none that can be read."""
     try:
-        return build(SpeedProfile, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return build(SpeedProfile, read_json(path))
+    except (OSError, ValueError):
         return None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,7 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onevision.arrays import parse_array
+from onevision.bundle import GOLDEN, Bundle
 from onevision.errors import BundleError
+from onevision.typed import build, parse_json
 
 #: Stands for a whole image or video in ``prompt_ids`` (LLaVA's IMAGE_TOKEN_INDEX).
 VISUAL_ID = -200
@@ -27,25 +29,13 @@ VISUAL_ID = -200
 GREEDY_STEPS = 32
 #: Rows of a matrix that ``golden.npz`` keeps in full; of the others it keeps the norms.
 KEPT_ROWS = 48
-#: Largest size of the unpacked arrays; those of the 72b take 20 MB.
+#: Largest size of the unpacked arrays, whatever the bundle; those of the 72b take 20 MB.
 _MAX_BYTES = 64 << 20
+#: What a bundle's arrays take at most: cases, tiles with the images that they are cut of, and the rest.
+_CASES, _MAX_TILES, _SMALL = 4, 64, 1 << 20
 
-# Errors of zipfile and numpy on damaged archives; they have no common base.
-_DAMAGE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Errors of zipfile on damaged archives; they have no common base.
+_DAMAGE = (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -119,24 +109,29 @@ def save_golden(path: Path, cases: Sequence[ReferenceCase]) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
-def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
+def golden_of(bundle: Bundle) -> tuple[ReferenceCase, ...]:
+    """Reference vectors of a bundle. No more is unpacked than a bundle of its shapes can have.
+
+    Raises:
+        BundleError: See :func:`load_golden`.
+    """
+    vision, backbone = bundle.manifest.vision, bundle.manifest.backbone
+    numbers = _CASES * (backbone.vocab_size + 2 * KEPT_ROWS * backbone.hidden)
+    return load_golden(bundle.path(GOLDEN), 4 * numbers + _MAX_TILES * 3 * vision.image_size**2 + _SMALL)
+
+
+def load_golden(path: Path, limit: int = _MAX_BYTES) -> tuple[ReferenceCase, ...]:
     """Read a file of :func:`save_golden`.
+
+    Args:
+        path: The file.
+        limit: Largest size of the unpacked arrays, in bytes.
 
     Raises:
         BundleError: The file is missing, damaged, too large or of another form.
     """
     try:
-        # Opened here: of a damaged archive numpy leaves its own file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            entries = data.zip.infolist()
-            if any(entry.comment or entry.extra for entry in entries):
-                # None was written: a wrong length, behind which the next entry is hidden.
-                raise zipfile.BadZipFile("an entry has a comment")
-            if sum(entry.file_size for entry in entries) > _MAX_BYTES:
-                raise zipfile.BadZipFile("too large")
-            arrays = {name: data[name] for name in data.files}
-        heads = json.loads(str(arrays["cases"]))
-        return tuple(_case(arrays, head["name"], head["prompt"]) for head in heads)
+        entries = _unpacked(path, limit)
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} is missing: the bundle has no reference vectors",
@@ -144,24 +139,71 @@ def load_golden(path: Path) -> tuple[ReferenceCase, ...]:
         ) from error
     except _DAMAGE as error:
         raise BundleError(f"{path} is damaged", hint="copy or export the bundle again") from error
+    try:
+        arrays = {name.removesuffix(".npy"): parse_array(data) for name, data in entries.items()}
+        heads = parse_json(str(arrays.pop("cases", "")))
+        cases = tuple(_case(arrays, head) for head in build(_Heads, {"cases": heads}).cases)
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged: {error}", hint="copy or export the bundle again") from error
+    if not cases:
+        raise BundleError(f"{path} is damaged: it has no cases", hint="copy or export the bundle again")
+    return cases
 
 
-def _case(arrays: dict[str, npt.NDArray[Any]], name: str, prompt: str) -> ReferenceCase:
+def _unpacked(path: Path, limit: int) -> dict[str, bytes]:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.comment or entry.extra for entry in entries):
+            # None was written: a wrong length, behind which the next entry is hidden.
+            raise zipfile.BadZipFile("an entry has a comment")
+        if sum(entry.file_size for entry in entries) > limit:
+            raise zipfile.BadZipFile("too large")
+        return {entry.filename: archive.read(entry) for entry in entries}
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Name and question of a case."""
+
+    name: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class _Heads:
+    cases: tuple[_Head, ...]
+
+
+def _case(arrays: dict[str, npt.NDArray[Any]], head: _Head) -> ReferenceCase:
+    def array(key: str, kind: type[np.generic], dimensions: int) -> npt.NDArray[Any] | None:
+        found = arrays.get(f"{head.name}/{key}")
+        if found is not None and (found.dtype != kind or found.ndim != dimensions):
+            raise ValueError(f"{head.name}/{key} is {found.dtype} of {found.ndim} dimensions")
+        return found
+
+    def needed(key: str, kind: type[np.generic], dimensions: int) -> npt.NDArray[Any]:
+        if (found := array(key, kind, dimensions)) is None:
+            raise ValueError(f"{head.name}/{key} is missing")
+        return found
+
     def rows(key: str) -> Rows | None:
-        if f"{name}/{key}/index" not in arrays:
+        if (index := array(f"{key}/index", np.int64, 1)) is None:
             return None
-        return Rows(*(arrays[f"{name}/{key}/{part}"] for part in ("index", "values", "norms")))
+        found = Rows(index, needed(f"{key}/values", np.float32, 2), needed(f"{key}/norms", np.float32, 1))
+        if len(found.values) != len(index) or not (index < len(found.norms)).all() or (index < 0).any():
+            raise ValueError(f"{head.name}/{key} has rows that are not there")
+        return found
 
-    count = sum(key.startswith(f"{name}/image") for key in arrays)
+    count = sum(key.startswith(f"{head.name}/image") for key in arrays)
     return ReferenceCase(
-        name=name,
-        prompt=prompt,
-        images=tuple(arrays[f"{name}/image{number}"] for number in range(count)),
-        video=arrays.get(f"{name}/video"),
-        prompt_ids=arrays[f"{name}/prompt_ids"],
-        tiles=arrays.get(f"{name}/tiles"),
+        name=head.name,
+        prompt=head.prompt,
+        images=tuple(needed(f"image{number}", np.uint8, 3) for number in range(count)),
+        video=array("video", np.uint8, 4),
+        prompt_ids=needed("prompt_ids", np.int64, 1),
+        tiles=array("tiles", np.uint8, 4),
         features=rows("features"),
         embeddings=rows("embeddings"),
-        logits=arrays.get(f"{name}/logits"),
-        tokens=arrays.get(f"{name}/tokens"),
+        logits=array("logits", np.float32, 1),
+        tokens=array("tokens", np.int64, 1),
     )

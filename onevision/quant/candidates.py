@@ -16,16 +16,16 @@ from typing import Any, get_args
 
 from onevision.bundle import BACKBONE, CARD, GOLDEN, VISION, VISION_DATA, Bundle, files_of
 from onevision.errors import QuantError, UsageError, suggest
-from onevision.eval.questions import TinySuite, read_questions, tiny_suite
-from onevision.eval.suite import FAMILIES, Sample
-from onevision.export.seal import tool_versions
+from onevision.eval.questions import Questions, read_questions, tiny_suite
+from onevision.eval.suite import FAMILIES
+from onevision.export.card import tool_versions
 from onevision.files import disk_space, os_errors
 from onevision.graphs.siglip import write_siglip
 from onevision.graphs.stored import read_siglip
 from onevision.native.quantize import FLOAT_BYTES, RECIPES, BackboneReport, quantize_gguf, report
 from onevision.precisions import BackbonePrecision, EncoderPrecision, VisionPrecision
 from onevision.progress import Progress
-from onevision.proof.golden import load_golden
+from onevision.proof.golden import golden_of
 from onevision.proof.verify import Report, verify
 from onevision.quant.calibration import CalibrationTiles, calibration_tiles, files_in
 from onevision.quant.gates import FeatureQuality, GateResult, Thresholds, judge
@@ -34,8 +34,6 @@ from onevision.quant.measure import GateReference, measure, record_reference
 from onevision.quant.vision import quantize_vision
 from onevision.runtime.cache import Cache
 from onevision.runtime.engine import OneVision
-
-Questions = TinySuite | tuple[Sample, ...]
 
 #: With an importance matrix and without, the better one first, see docs/quantization.md.
 IMATRIX_ORDER = (True, False)
@@ -239,7 +237,7 @@ class Quantizer:
         if GOLDEN not in bundle.manifest.files:
             return Report(())
         with self.load(bundle) as model:
-            return verify(model, load_golden(bundle.path(GOLDEN)))
+            return verify(model, golden_of(bundle))
 
     def _encoder(self, precision: EncoderPrecision) -> tuple[Path, dict[str, Any]]:
         """Folder of the encoder's files, and the manifest's ``quality.encoder`` if it is int8."""

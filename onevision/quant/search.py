@@ -14,11 +14,12 @@ from typing import Any
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA, Bundle, open_bundle, write_bundle
 from onevision.errors import ExportError, QuantError
+from onevision.eval.questions import Questions
 from onevision.export.backbone import own_type
 from onevision.export.build import ExportOptions, export
+from onevision.export.card import seal
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.hub import FetchedCheckpoint
-from onevision.export.seal import seal
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.files import disk_space, readable, scratch_folder
 from onevision.native.quantize import (
@@ -32,14 +33,7 @@ from onevision.native.quantize import (
 from onevision.precisions import BackboneChoice, BackbonePrecision, EncoderChoice, EncoderPrecision
 from onevision.progress import LogProgress, Progress
 from onevision.proof.verify import LOGITS_TOLERANCE, Report
-from onevision.quant.candidates import (
-    Candidate,
-    GateConfig,
-    Quantizer,
-    Questions,
-    check_source,
-    precisions_of,
-)
+from onevision.quant.candidates import Candidate, GateConfig, Quantizer, check_source, precisions_of
 from onevision.quant.gates import GateResult, Thresholds
 
 #: Candidates of ``auto``: types that a CPU multiplies fast, and q4_k_m, which is as small where rows divide

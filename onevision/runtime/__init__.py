@@ -13,6 +13,8 @@ The stages, in the order of the data:
 * :mod:`~onevision.runtime.pack`: image features to visual tokens float32 [n, H]
 * :mod:`~onevision.runtime.prefill`: the prompt to the KV cache, in ONNX Runtime or llama.cpp
 * :mod:`~onevision.runtime.backbone`, :mod:`~onevision.runtime.sampler`: the next token, in llama.cpp
+* :mod:`~onevision.runtime.schema`, :mod:`~onevision.runtime.grammar`: tokens that keep an answer in its form
+* :mod:`~onevision.runtime.choices`, :mod:`~onevision.runtime.logprobs`: probabilities of choices and tokens
 * :mod:`~onevision.runtime.text`: bytes of tokens to text
 
 And around them:
@@ -21,6 +23,7 @@ And around them:
 * :mod:`~onevision.runtime.generate`: an answer in pieces
 * :mod:`~onevision.runtime.engine`: ``OneVision``, the public face
 * :mod:`~onevision.runtime.chat`: conversations
-* :mod:`~onevision.runtime.options`, :mod:`~onevision.runtime.answer`: what goes in and comes out besides
+* :mod:`~onevision.runtime.options`, :mod:`~onevision.runtime.forms`: what goes in besides
+* :mod:`~onevision.runtime.answer`: what comes out
 * :mod:`~onevision.runtime.cache`: image features and prompt beginnings, kept
 """

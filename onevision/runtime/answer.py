@@ -68,6 +68,28 @@ class Devices:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the logarithm of its probability: the model's, before temperature, penalty and form.
+
+    ``top`` are the most likely tokens in its place, in order.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """A choice and its probability among the choices; ``logprob`` is that of its tokens and the end after."""
+
+    text: str
+    probability: float
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer and how it came about.
 
@@ -82,6 +104,8 @@ class Answer:
         warnings: What the user should know: damaged files, fallbacks, a cache that cannot be written.
         predicted_ttft: Seconds to the first token that were predicted, with empty caches; None without a
             target.
+        logprobs: Of each token, if they were asked for.
+        choices: Scores of the choices, if there were any, in their order.
     """
 
     text: str
@@ -93,9 +117,12 @@ class Answer:
     options: AnswerOptions
     warnings: tuple[str, ...] = ()
     predicted_ttft: float | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    choices: tuple[ChoiceScore, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``onevision run --json`` prints."""
+        """The object that ``onevision run --json`` prints; ``choices`` and ``logprobs`` if asked for."""
+        asked = (("choices", self.choices), ("logprobs", self.logprobs))
         return {
             "text": self.text,
             "token_ids": list(self.token_ids),
@@ -105,6 +132,7 @@ class Answer:
             "warnings": list(self.warnings),
             "budget": self.options.budget(self.predicted_ttft),
             "timings_ms": {name: round(value, 3) for name, value in asdict(self.timings).items()},
+            **{name: [asdict(each) for each in values] for name, values in asked if values is not None},
         }
 
 

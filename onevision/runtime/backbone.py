@@ -9,21 +9,18 @@ positions and attention are those of text. Logits are computed for the last posi
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import llama_cpp as api  # after native.llama, which sets its threads up
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import DeviceError, GenerationError, PromptError
 from onevision.native.device import Device, default_threads
 from onevision.native.llama import LlamaModel, call_apart, can_offload, free_with, last_llama_error
 from onevision.runtime.tokenizer import GgufTokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
 
 #: Tokens per call of llama_decode. More are not faster on a CPU, and Ctrl-C waits for the end of a call.
 CHUNK = 512

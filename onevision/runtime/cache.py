@@ -16,18 +16,15 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onevision._version import __version__
 from onevision.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    Buffer = bytes | memoryview
+Buffer = bytes | memoryview
 
 MEMORY_BYTES = 256 << 20
 DISK_BYTES = 4 << 30
@@ -35,7 +32,7 @@ DISK_BYTES = 4 << 30
 _MAGIC = b"ovcache1"
 _HEADER = len(_MAGIC) + 32
 _SUFFIX, _PART = ".ovc", ".part"
-_UNWRITTEN = 256 << 20  # bytes that may wait to be written; more are written at once
+_UNWRITTEN = 256 << 20  # bytes that may wait to be written, beside those that are being written
 _RECOUNT = 64  # writes after which the folder is counted again: other processes write there too
 
 
@@ -124,8 +121,13 @@ class Cache:
         if self._folder is None or len(data) + _HEADER > self._disk_bytes:
             return
         self._unwritten[key] = data
-        if sum(map(len, self._unwritten.values())) > _UNWRITTEN:
-            self.flush()
+        if self._waiting() > _UNWRITTEN:
+            self.write()
+            if self._waiting() > _UNWRITTEN:  # the disk is slower than what comes
+                self.flush()
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._unwritten.values()))
 
     def write(self) -> None:
         """Begin to write what was put, in the background, unless an earlier write is still at it."""

@@ -193,7 +193,7 @@ class Chat:
             InputError: Not such a file, or an image that cannot be used.
         """
         path = Path(path)
-        parsed = read_messages(path, Message("user", ("",))).messages[
+        parsed = read_messages(path, Message("user", ("?",))).messages[
             :-1
         ]  # in the place of the next question
         options = self._options

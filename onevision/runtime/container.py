@@ -10,11 +10,16 @@ from __future__ import annotations
 import io
 import os
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from onevision.errors import VideoError
@@ -23,20 +28,15 @@ from onevision.runtime.images import read_image
 from onevision.runtime.kinds import existing_file, identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from fractions import Fraction
-    from types import ModuleType
-    from typing import Any, TypeAlias
-
-    import numpy as np
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
-    from numpy.typing import NDArray
 
-    Source: TypeAlias = "str | os.PathLike[str] | VideoBytes"
-    Prepare: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
-    Tiles: TypeAlias = dict[int, NDArray[np.uint8]]
+Source: TypeAlias = "str | os.PathLike[str] | VideoBytes"
+
+Prepare: TypeAlias = Callable[[Image.Image], NDArray[np.uint8]]
+
+Tiles: TypeAlias = dict[int, NDArray[np.uint8]]
 
 _NEAR = 0.5  # most frames to decode by key frames, of all: above, one pass over everything is as fast
 

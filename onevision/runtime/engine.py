@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict, Unpack
 from weakref import WeakSet
 
 from onevision.bundle import Bundle, open_bundle
 from onevision.errors import UsageError
+from onevision.native.device import Device
 from onevision.runtime.answer import Answer, AnswerStream, OnProgress
+from onevision.runtime.cache import Cache
+from onevision.runtime.chat import Chat
 from onevision.runtime.generate import answer
+from onevision.runtime.images import ImageSource
 from onevision.runtime.messages import Message, conversation_of
-from onevision.runtime.options import AnswerOptions, make_options
+from onevision.runtime.options import AnswerOptions, Prefill, make_options
 from onevision.runtime.pipeline import Pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Unpack
-
-    from onevision.native.device import Device
-    from onevision.runtime.cache import Cache
-    from onevision.runtime.chat import Chat
-    from onevision.runtime.images import ImageSource
-    from onevision.runtime.options import Prefill
-    from onevision.runtime.video import VideoSource
+from onevision.runtime.video import VideoSource
 
 #: Answering of messages in pieces; :func:`onevision.planning.budget.answer` takes a ``ttft_target`` as well.
 AnswerFunction = Callable[

@@ -9,27 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from onevision.errors import ImageError, VideoError
-from onevision.runtime.container import VideoBytes, file_head
+from onevision.runtime.container import Source, VideoBytes, file_head
 from onevision.runtime.imagefile import FORMATS, decode
-from onevision.runtime.images import open_source, read_image, to_rgb, whole_source
+from onevision.runtime.images import ImageSource, open_source, read_image, to_rgb, whole_source
 from onevision.runtime.kinds import identify
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from onevision.runtime.container import Source
-    from onevision.runtime.images import ImageSource
-
-    #: A file, its bytes, a folder of frames, frames in order, or frames as an array uint8 [N, H, W, 3].
-    GivenVideo: TypeAlias = (
-        str | os.PathLike[str] | bytes | BinaryIO | io.BytesIO | Sequence[ImageSource] | NDArray[np.uint8]
-    )
+#: A file, its bytes, a folder of frames, frames in order, or frames as an array uint8 [N, H, W, 3].
+GivenVideo: TypeAlias = (
+    str | os.PathLike[str] | bytes | BinaryIO | io.BytesIO | Sequence[ImageSource] | NDArray[np.uint8]
+)
 
 Warn: TypeAlias = Callable[[str], None]
 

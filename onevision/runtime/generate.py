@@ -7,15 +7,22 @@ hold is refused before anything is encoded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.answer import Answer, Devices, FinishReason, OnProgress, Timings
+from onevision.runtime.answer import Answer, ChoiceScore, Devices, FinishReason, OnProgress, Timings
+from onevision.runtime.choices import score
+from onevision.runtime.logprobs import log_softmax, token_logprob
+from onevision.runtime.sampler import Sampler
 from onevision.runtime.text import TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from onevision.runtime.answer import TokenLogprob
     from onevision.runtime.clock import StageClock
     from onevision.runtime.messages import Message
     from onevision.runtime.options import AnswerOptions
@@ -80,42 +87,14 @@ def complete(
     embeddings = pipeline.encode(rest, on_progress)
     pipeline.prefill(prepared, embeddings, room=room, known=known, on_progress=on_progress)
     del embeddings
-    tokens: list[int] = []
-    text = TextStream(options.stop)
-    finish: FinishReason = "length"
-    with pipeline.sampler(options) as sampler:
-        with clock.stage("first_token"):
-            token = sampler.sample(backbone)
-        ttft = clock.elapsed()
-        while True:
-            if backbone.tokenizer.ends(token) and not options.ignore_end:
-                finish = "stop"
-                break
-            tokens.append(token)
-            with clock.stage("detokenize"):
-                piece = text.add(backbone.tokenizer.piece(token))
-            if piece:
-                yield piece
-            if len(tokens) == 1:
-                pipeline.keep(prepared, known)
-            if text.stopped:
-                finish = "stop"
-                break
-            if len(tokens) == room:
-                break
-            with clock.stage("decode"):
-                backbone.append(token)
-                token = sampler.sample(backbone)
-            reuse.append(tokens[-1])
-    if end := text.finish():
-        yield end
-    timings = Timings(load=pipeline.load_ms, ttft=ttft, total=clock.elapsed(), **clock.stages)
+    text = yield from (_choose if options.choices else _write)(pipeline, prepared, known, options, room)
+    timings = Timings(load=pipeline.load_ms, ttft=text.ttft, total=clock.elapsed(), **clock.stages)
     pipeline.flush(_PATIENCE)
     return Answer(
         text.text,
-        tuple(tokens),
-        finish,
-        prepared.usage(completion_tokens=len(tokens), cached_tokens=known),
+        text.tokens,
+        text.finish,
+        prepared.usage(completion_tokens=len(text.tokens), cached_tokens=known),
         timings,
         Devices(
             pipeline.vision_device if rest.visuals else None,
@@ -124,7 +103,86 @@ def complete(
         ),
         options,
         (*prepared.warnings, *pipeline.warnings),
+        logprobs=text.logprobs if options.logprobs else None,
+        choices=text.choices,
     )
+
+
+class _Written(NamedTuple):
+    """What was written after a prompt, and milliseconds from the call to its first token."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: FinishReason
+    ttft: float
+    logprobs: tuple[TokenLogprob, ...]
+    choices: tuple[ChoiceScore, ...] | None = None
+
+
+def _write(
+    pipeline: Pipeline, prepared: PreparedPrompt, known: int, options: AnswerOptions, room: int
+) -> Generator[str, None, _Written]:
+    """Write token by token, until the model, a stop string, the form or ``room`` ends it."""
+    clock, backbone = pipeline.clock, pipeline.backbone
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    text = TextStream(options.stop)
+    finish: FinishReason = "length"
+    with pipeline.sampler(options) as sampler:
+        with clock.stage("first_token"):
+            token = sampler.sample(backbone)
+        ttft = clock.elapsed()
+        while True:
+            if backbone.tokenizer.ends(token) and not (options.ignore_end and not options.form):
+                finish = "stop"
+                break
+            tokens.append(token)
+            if options.logprobs:
+                row = log_softmax(backbone.logits())
+                logprobs.append(token_logprob(row, token, backbone.tokenizer, options.top_logprobs))
+            with clock.stage("detokenize"):
+                piece = text.add(backbone.tokenizer.piece(token))
+            if piece:
+                yield piece
+            if len(tokens) == 1:
+                pipeline.keep(prepared, known)
+            if text.stopped or sampler.complete:
+                finish = "stop"
+                break
+            if len(tokens) == room:
+                break
+            with clock.stage("decode"):
+                backbone.append(token)
+                token = sampler.sample(backbone)
+            pipeline.reuse.append(tokens[-1])
+    if end := text.finish():
+        yield end
+    return _Written(text.text, tuple(tokens), finish, ttft, tuple(logprobs))
+
+
+def _choose(
+    pipeline: Pipeline, prepared: PreparedPrompt, known: int, options: AnswerOptions, room: int
+) -> Generator[str, None, _Written]:
+    """Score all choices, and write the most likely one, or with a temperature one of the likely."""
+    clock, backbone, tokenizer = pipeline.clock, pipeline.backbone, pipeline.backbone.tokenizer
+    names = ascii_uppercase if options.letters else options.choices
+    sequences = [tokenizer.encode(name) for name, _ in zip(names, options.choices, strict=False)]
+    with clock.stage("decode"):
+        scored = score(backbone, sequences, options.top_logprobs)
+    logs = np.array([log for log, _ in scored], np.float32)
+    with clock.stage("first_token"), Sampler(options, len(scored)) as sampler:
+        chosen = sampler.choose(np.arange(len(scored)), logs)
+    ttft = clock.elapsed()
+    shares = np.exp(log_softmax(logs)).tolist()
+    choices = tuple(map(ChoiceScore, options.choices, shares, logs.tolist()))
+    tokens, text = sequences[chosen][:room], options.choices[chosen]
+    whole = len(tokens) == len(sequences[chosen])
+    if not whole:
+        text = b"".join(map(tokenizer.piece, tokens)).decode("utf-8", "ignore")
+    yield text
+    pipeline.keep(prepared, known)
+    finish: FinishReason = "stop" if whole else "length"
+    return _Written(text, tuple(tokens), finish, ttft, scored[chosen][1][:room], choices)
 
 
 def _room(prepared: PreparedPrompt, options: AnswerOptions, context: int) -> int:

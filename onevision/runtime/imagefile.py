@@ -9,9 +9,10 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -20,9 +21,6 @@ from onevision.errors import ImageError
 from onevision.runtime.jpeg import ends_in_zeros, read_cut_jpeg
 from onevision.runtime.kinds import identify
 from onevision.runtime.pdf import open_pdf
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; at 3 bytes a pixel that is half a gibibyte
 MAX_SIDE = 65_535  # JPEG's longest side

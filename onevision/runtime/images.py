@@ -8,15 +8,18 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from onevision.errors import ImageError
 from onevision.runtime.imagefile import (
     DAMAGE,
+    PagedImage,
     check_size,
     decode,
     is_preview,
@@ -27,17 +30,9 @@ from onevision.runtime.imagefile import (
 from onevision.runtime.kinds import existing_file
 from onevision.runtime.levels import has_wide_colors, to_8_bits
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeAlias
-
-    from numpy.typing import NDArray
-
-    from onevision.runtime.imagefile import PagedImage
-
-    ImageSource: TypeAlias = (
-        str | os.PathLike[str] | bytes | BinaryIO | io.BytesIO | Image.Image | NDArray[np.uint8]
-    )
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | BinaryIO | io.BytesIO | Image.Image | NDArray[np.uint8]
+)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

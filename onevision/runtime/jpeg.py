@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO
 
 from PIL import Image, ImageChops
 
 from onevision.errors import ImageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _SCAN = b"\xff\xda"
 _END = b"\xff\xd9"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from onevision.errors import InputError
+from onevision.errors import InputError
 
 # (offset, bytes there, kind of file). The first match counts.
 _SIGNATURES = (

@@ -6,13 +6,10 @@ image looks black or white as it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _LEAST_SHARE = 0.25  # of the range; an image that uses less shows 64 levels at most
 

@@ -7,18 +7,18 @@ videos are paths, bytes or Python objects. A part or key that is not known is re
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 from urllib.request import url2pathname
 
 from onevision.errors import PromptError, UsageError
 from onevision.runtime.options import Detail
+from onevision.runtime.schema import requested_schema
+from onevision.typed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,13 @@ _REQUEST_OPTIONS = {
     "frames_by": "frames_by",
     "max_tiles": "max_tiles",
     "detail": "detail",
+    "logprobs": "logprobs",
+    "top_logprobs": "top_logprobs",
+    "choices": "choices",
+    "letters": "letters",
+    "regex": "regex",
+    "response_format": "json_schema",
+    "format": "json_schema",
 }
 #: Keys that say where and how a request is sent, and nothing about the answer.
 _REQUEST_ENVELOPE = ("model", "stream", "stream_options", "user", "store", "metadata")
@@ -128,10 +135,10 @@ def read_messages(path: Path, *more: Message) -> Request:
         PromptError: The file cannot be read, or see :func:`parse_request`.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = read_json(path)
     except OSError as error:
         raise PromptError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PromptError(f"{path} is not valid JSON: {error}") from error
     if isinstance(data, list):
         data = [*data, *more]
@@ -161,7 +168,10 @@ def parse_request(data: object, reading: Reading = Reading()) -> Request:
                 f"the request has the unknown key {key!r}",
                 hint=f"known: messages, {', '.join((*_REQUEST_OPTIONS, *_REQUEST_ENVELOPE))}",
             )
-        options[_REQUEST_OPTIONS[key]] = value
+        name = _REQUEST_OPTIONS[key]
+        if name in options:
+            raise PromptError(f"the request has {key!r} and another name of the same option")
+        options[name] = requested_schema(value) if key in ("response_format", "format") else value
     return Request(parse_messages(data["messages"], reading), options)
 
 
@@ -201,6 +211,8 @@ def parse_messages(
         raise PromptError("messages is empty")
     if parsed[-1].role != "user":
         raise PromptError(f"the last message must be the user's, not the {parsed[-1].role}'s")
+    if not any(part.strip() if isinstance(part, str) else True for part in parsed[-1].content):
+        raise PromptError("the prompt is empty")
     for index, message in enumerate(parsed):
         if message.role == "system" and index > 0:
             raise PromptError(f"messages[{index}] is a system message: only the first can be")
@@ -252,10 +264,12 @@ def _sources(images: object) -> list[Any]:
 def _message(item: object, where: str, reading: Reading) -> Message:
     if not isinstance(item, Mapping):
         raise PromptError(f"{where} is not an object with role and content")
-    role = "system" if item.get("role") == "developer" else item.get("role")
+    if "role" not in item:
+        raise PromptError(f"{where} has no role", hint=f"one of {', '.join(get_args(Role))}")
+    role = "system" if item["role"] == "developer" else item["role"]
     if role not in get_args(Role):
         raise PromptError(
-            f"{where} has the role {item.get('role')!r}", hint=f"one of {', '.join(get_args(Role))}"
+            f"{where} has the role {item['role']!r}", hint=f"one of {', '.join(get_args(Role))}"
         )
     _only(item, ("role", "content", "images"), where)
     if item.get("content") is None and (role == "user" or "content" not in item):
@@ -269,7 +283,7 @@ def _message(item: object, where: str, reading: Reading) -> Message:
         parts = [_part(part, f"{where}.content[{at}]", reading) for at, part in enumerate(content)]
     else:
         raise PromptError(
-            f"{where} has no content: a {type(content).__name__} is not a text or a list of parts"
+            f"{where} has the content {content!r:.60}", hint="content is a text or a list of parts"
         )
     if images is not None:
         if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
@@ -287,7 +301,8 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(part, Mapping) or kind not in _KINDS:
-        raise PromptError(f"{where} has the type {kind!r}", hint=f"one of {', '.join(_KINDS)}")
+        fault = "is not an object with a type" if kind is None else f"has the type {kind!r}"
+        raise PromptError(f"{where} {fault}", hint=f"one of {', '.join(_KINDS)}")
     if kind in _TEXT_KEYS:
         _only(part, ("type", "text", "annotations"), where)
         if part.get("text") is None:
@@ -339,7 +354,8 @@ def _referenced(value: Any, where: str, reading: Reading) -> Any:  # noqa: ANN40
         return value
     if value[:5].lower() == "data:":
         return _data_uri(value, where)
-    scheme = urlsplit(value).scheme.lower() if "://" in value else ""
+    scheme, separator, _ = value.partition("://")
+    scheme = scheme.lower() if separator else ""
     if scheme in ("http", "https"):
         if reading.fetch is None:
             raise PromptError(
@@ -348,15 +364,15 @@ def _referenced(value: Any, where: str, reading: Reading) -> Any:  # noqa: ANN40
             )
         return reading.fetch(value)
     if scheme == "file":
-        split = urlsplit(value)
-        if split.netloc not in ("", "localhost"):
-            raise PromptError(f"{where} is a file of another machine: {split.netloc}")
-        return Path(url2pathname(unquote(split.path)))
+        host, slash, rest = value[len("file://") :].partition("/")
+        if host not in ("", "localhost"):
+            raise PromptError(f"{where} is a file of another machine: {host}")
+        return Path(url2pathname(unquote(slash + rest)))
     if scheme:
         raise PromptError(f"{where} has an address of the scheme {scheme!r}", hint="file:// or a path")
     if reading.base is None and not value.startswith("~"):
         return value
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown ~user as it is
     return path if reading.base is None or path.is_absolute() else reading.base / path
 
 
@@ -367,7 +383,7 @@ def _data_uri(value: str, where: str) -> bytes:
         raise PromptError(f"{where} is a data URI without data")
     if head.lower().endswith(";base64"):
         return _decoded(unquote(data), where)
-    return unquote_to_bytes(data)
+    return unquote_to_bytes(data.encode(errors="surrogatepass"))
 
 
 def _decoded(value: object, where: str) -> bytes:
@@ -376,7 +392,7 @@ def _decoded(value: object, where: str) -> bytes:
     text = "".join(value.split()).replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise PromptError(f"{where} is not valid base64") from error
 
 

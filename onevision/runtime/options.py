@@ -13,6 +13,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from onevision.errors import UsageError, suggest
+from onevision.runtime.forms import check_choices, grammar_text, parse_choices
+from onevision.runtime.grammar import compile_grammar
+from onevision.runtime.schema import schema_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,6 +75,10 @@ def _option(
 
 def _integer(least: int, most: float = inf) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_selection(value: str) -> bool:
@@ -226,6 +233,62 @@ class AnswerOptions:
         metavar="TIME",
         panel="Budget",
     )
+    json_schema: str | None = _option(
+        None,
+        "Answer with JSON of this schema; a keyword that cannot be kept to is refused. Needs "
+        "onevision[schema].",
+        _is_text,
+        "an object, or JSON text or a file of one",
+        metavar="FILE|JSON",
+        panel="Form of the answer",
+    )
+    regex: str | None = _option(
+        None,
+        "Answer with a text that this regular expression matches as a whole. Needs onevision[schema].",
+        _is_text,
+        "a text",
+        metavar="REGEX",
+        panel="Form of the answer",
+    )
+    grammar: str | None = _option(
+        None,
+        "Answer with a text of this grammar, GBNF or Lark. Needs onevision[schema].",
+        _is_text,
+        "a text, or a file of one",
+        metavar="FILE|TEXT",
+        panel="Form of the answer",
+    )
+    choices: tuple[str, ...] = _option(
+        (),
+        'Answer with one of these, "yes,no" or a JSON list; each gets a probability.',
+        metavar="LIST",
+        panel="Form of the answer",
+    )
+    letters: bool = _option(
+        False,
+        "List the choices after the question, and score a letter for each, as in training.",
+        lambda value: isinstance(value, bool),
+        "true or false",
+        metavar=None,
+        flags=("--letters",),
+        panel="Form of the answer",
+    )
+    logprobs: bool = _option(
+        False,
+        "Give the logarithm of each token's probability.",
+        lambda value: isinstance(value, bool),
+        "true or false",
+        metavar=None,
+        flags=("--logprobs",),
+        panel="Form of the answer",
+    )
+    top_logprobs: int = _option(
+        0,
+        "And those of the N most likely tokens in its place.",
+        _integer(0, 100),
+        "from 0 to 100",
+        panel="Form of the answer",
+    )
     exif: bool = _option(True, "Turn images as their EXIF data say.", metavar=None, panel="Input")
     page: str | None = _option(
         None,
@@ -277,6 +340,29 @@ class AnswerOptions:
             raise UsageError(f"from_time is {self.from_time:g} s, after to_time, {self.to_time:g} s")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError("a stop string is empty, or not a string")
+        self._check_form()
+
+    @property
+    def form(self) -> tuple[str, str] | None:
+        """Kind and text of the form that tokens are held to; None for a free answer or choices."""
+        kinds: tuple[str, ...] = ("json_schema", "regex", "grammar")
+        return next(((kind, text) for kind in kinds if (text := getattr(self, kind)) is not None), None)
+
+    def _check_form(self) -> None:
+        kinds = ("json_schema", "regex", "grammar", "choices")
+        given = [kind for kind in kinds if getattr(self, kind) not in (None, ())]
+        if given and self.stop:
+            given.append("stop")
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} exclude each other", hint="leave one of them out")
+        if self.choices:
+            check_choices(self.choices, letters=self.letters)
+        elif self.letters:
+            raise UsageError("letters are for choices, and there are none")
+        if self.top_logprobs and not self.logprobs:
+            raise UsageError("top_logprobs needs logprobs")
+        if self.form:
+            compile_grammar(*self.form)
 
     def budget(self, predicted_ttft: float | None = None) -> dict[str, Any]:
         """What may be spent on images and videos, as JSON has it.
@@ -302,7 +388,10 @@ class AnswerOptions:
 
 
 def make_options(options: Mapping[str, Any]) -> AnswerOptions:
-    """Options from keyword arguments. ``stop`` may be one string, ``page`` a number, and times ``mm:ss``.
+    """Options from keyword arguments.
+
+    ``stop`` may be one string, ``page`` a number, times ``mm:ss``, ``choices`` a text as on the command line,
+    ``json_schema`` an object, and it or ``grammar`` a file.
 
     Raises:
         UsageError: An unknown name, or a value that is not valid.
@@ -310,18 +399,21 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     known = AnswerOptions.__dataclass_fields__
     if unknown := set(options) - set(known):
         name = sorted(unknown)[0]
-        raise UsageError(
-            f"unknown option {name!r}", hint=suggest(name, ("images", "video", "videos", "messages", *known))
-        )
+        close = suggest(name, ("images", "video", "videos", "messages", *known))
+        names = f" Known: {', '.join(sorted(known))}" if close.startswith("did") else ""
+        raise UsageError(f"unknown option {name!r}", hint=close + names)
     stop, page = options.get("stop"), options.get("page")
     given: dict[str, Any] = {
         name: _seconds(name, options[name])
         for name in ("from_time", "to_time")
         if isinstance(options.get(name), str)
     }
-    given["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,) if stop else ()
+    given["stop"] = () if stop is None else tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
     if isinstance(page, int) and not isinstance(page, bool):
         given["page"] = str(page)
+    for name, parse in (("json_schema", schema_text), ("grammar", grammar_text), ("choices", parse_choices)):
+        value = options.get(name)
+        given[name] = known[name].default if value is None else parse(value)
     return AnswerOptions(**{**options, **given})
 
 

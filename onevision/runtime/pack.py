@@ -9,12 +9,12 @@ otherwise. Sizes are (height, width).
 from __future__ import annotations
 
 import math
-import tokenize
 from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onevision.arrays import parse_array
 from onevision.bundle import pooled_side
 from onevision.errors import BundleError
 
@@ -37,16 +37,18 @@ def read_newline(path: Path, hidden: int) -> NDArray[np.float32]:
     Raises:
         BundleError: The file cannot be read, or holds another shape or type.
     """
+    hint = "copy or export the bundle again"
     try:
-        with path.open("rb") as file:
-            newline: NDArray[np.float32] = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, SyntaxError, MemoryError, tokenize.TokenError) as error:
-        raise BundleError(f"cannot read {path}: {error}", hint="copy or export the bundle again") from error
+        newline: NDArray[np.float32] = parse_array(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
+    except ValueError as error:
+        raise BundleError(f"cannot read {path}: {error}", hint=hint) from error
     if newline.shape != (hidden,) or newline.dtype != np.float32:
-        raise BundleError(
-            f"{path} is {newline.dtype} {list(newline.shape)}, not float32 [{hidden}]",
-            hint="copy or export the bundle again",
-        )
+        found = f"{newline.dtype} {list(newline.shape)}"
+        raise BundleError(f"{path} is {found}, not float32 [{hidden}]", hint=hint)
+    if not np.isfinite(newline).all():
+        raise BundleError(f"{path} has values that are not finite", hint=hint)
     return newline
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -12,11 +12,7 @@ from PIL import Image
 from onevision.errors import ImageError
 from onevision.runtime.images import open_source, read_image, whole_source
 from onevision.runtime.messages import ImagePart, Message, Part
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from onevision.runtime.options import AnswerOptions
+from onevision.runtime.options import AnswerOptions
 
 
 def paged_messages(messages: Sequence[Message], options: AnswerOptions) -> Sequence[Message]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+from PIL import Image
 
 from onevision.errors import ImageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from PIL import Image
 
 #: Pixels of a page's longer side: that of the largest canvas of the published models' AnyRes, 6 tiles of 384.
 PAGE_SIDE = 2304

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from onevision.bundle import BACKBONE, NEWLINE, PREFILL, VISION, VISION_DATA
 from onevision.extras import installed_version
@@ -18,6 +19,7 @@ from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
 from onevision.runtime.backbone import Backbone
 from onevision.runtime.cache import Cache
+from onevision.runtime.choices import with_letters
 from onevision.runtime.clock import StageClock
 from onevision.runtime.pack import read_newline
 from onevision.runtime.prefill.policy import PrefillRunner
@@ -158,6 +160,8 @@ class Pipeline:
         self.clock = clock or StageClock()
         if self.backbone.offloaded:
             self.clock.synchronize = self.backbone.synchronize
+        if options.letters:
+            messages = with_letters(messages, options.choices)
         return self.preparer.prepare(messages, options, self.clock.stage, kept)
 
     def image_features(
@@ -265,8 +269,20 @@ class Pipeline:
             self._cache.flush(seconds)
 
     def sampler(self, options: AnswerOptions) -> Sampler:
-        """A sampler that never chooses an unused row or a placeholder token."""
-        return Sampler(options, self.backbone.tokenizer.size, self.banned_tokens)
+        """A sampler that keeps to the form, and never chooses an unused row or a placeholder token."""
+        constraint = None
+        if form := options.form:
+            from onevision.runtime.grammar import Constraint, compile_grammar
+
+            constraint = Constraint(self._grammar_tokens, compile_grammar(*form))
+        return Sampler(options, self.backbone.tokenizer.size, self.banned_tokens, constraint)
+
+    @cached_property
+    def _grammar_tokens(self) -> Any:  # noqa: ANN401
+        from onevision.runtime.grammar import make_tokens
+
+        with self._loading():
+            return make_tokens(self.backbone.tokenizer, self.banned_tokens)
 
     def _never_sampled(self) -> tuple[int, ...]:
         """Rows beyond the tokenizer, ``<image>`` and ``<video>``."""

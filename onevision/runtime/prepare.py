@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from onevision.bundle import Manifest
 from onevision.errors import BundleError
 from onevision.runtime import anyres, pack
 from onevision.runtime.answer import Usage
 from onevision.runtime.anyres import AnyRes, choose_tiling
-from onevision.runtime.cache import key_of
-from onevision.runtime.messages import ImagePart
-from onevision.runtime.options import TEMPLATES
+from onevision.runtime.cache import Cache, key_of
+from onevision.runtime.clock import StageTimer
+from onevision.runtime.messages import ImagePart, Message, VideoPart
+from onevision.runtime.options import TEMPLATES, AnswerOptions
 from onevision.runtime.pages import paged_messages, read_part
-from onevision.runtime.prompt import Control, time_instruction
+from onevision.runtime.prompt import Control, Segment, time_instruction
 from onevision.runtime.template import lay_out
-from onevision.runtime.video import FrameChoice, Video, read_video, share_frames, video_key
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import numpy.typing as npt
-
-    from onevision.bundle import Manifest
-    from onevision.runtime.cache import Cache
-    from onevision.runtime.clock import StageTimer
-    from onevision.runtime.messages import Message, VideoPart
-    from onevision.runtime.options import AnswerOptions
-    from onevision.runtime.prompt import Segment
-    from onevision.runtime.tokenizer import GgufTokenizer
-    from onevision.runtime.video import VideoSource
+from onevision.runtime.tokenizer import GgufTokenizer
+from onevision.runtime.video import FrameChoice, Video, VideoSource, read_video, share_frames, video_key
 
 
 @dataclass(frozen=True)

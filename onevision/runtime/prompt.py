@@ -11,15 +11,11 @@ user's text is never parsed for control tokens, so ``<image>`` or ``<|im_end|>``
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from onevision.runtime.messages import ImagePart, Message, Part, VideoPart
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onevision.runtime.options import Template
+from onevision.runtime.options import Template
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp as api  # after native.llama, which sets its threads up
@@ -76,6 +77,11 @@ class GgufTokenizer:
     def ends(self, token: int) -> bool:
         """Whether a token ends the answer (``<|im_end|>``, ``<|endoftext|>``)."""
         return bool(api.llama_vocab_is_eog(self._vocab, token))
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Ids of all tokens that end the answer."""
+        return [token for token in range(self.size) if self.ends(token)]
 
     @property
     def unused(self) -> range:

@@ -9,30 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onevision.errors import PromptError, UsageError, VideoError
 from onevision.extras import installed_version
 from onevision.runtime.cache import entry_key
-from onevision.runtime.container import decode_all, decode_near, frame_times, nothing_decodes, probe_video
-from onevision.runtime.frames import Frames, given_video
+from onevision.runtime.container import (
+    Prepare,
+    decode_all,
+    decode_near,
+    frame_times,
+    nothing_decodes,
+    probe_video,
+)
+from onevision.runtime.frames import Frames, GivenVideo, given_video
 from onevision.runtime.kinds import existing_file
+from onevision.runtime.options import AnswerOptions, FramesBy
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from onevision.runtime.container import Prepare
-    from onevision.runtime.frames import GivenVideo
-    from onevision.runtime.options import AnswerOptions, FramesBy
-
-    VideoSource: TypeAlias = "GivenVideo | Video"
+VideoSource: TypeAlias = "GivenVideo | Video"
 
 _UNEVEN = 0.05  # of the video: how far a frame may lie from where its number says, at a steady rate
 _EXACT = 1e-6  # seconds: less than any container's unit

@@ -5,23 +5,18 @@ In: pixel values of tiles, float32 [T, 3, S, S]. Out: image features, float32 [T
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onevision.errors import BundleError, GenerationError, InputError
 from onevision.graphs.nodes import FEATURES, PIXELS, PRECISION
 from onevision.native.device import Device, check_device, default_threads
 from onevision.native.ort import EXPORT_HINT, first_line, open_session, ort_errors
-from onevision.runtime.cache import entry_key
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    from onevision.runtime.cache import Cache
+from onevision.runtime.cache import Cache, entry_key
 
 # Several tiles in one call are no faster on a CPU, whose cores one tile keeps busy, and cost memory.
 _BATCH = {"cpu": 1, "cuda": 8}

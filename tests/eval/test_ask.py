@@ -105,7 +105,7 @@ def test_a_damaged_picture_does_not_end_the_run(see: str, model: OneVision, phot
     (tmp_path / "cut.jpg").write_bytes(photo.read_bytes()[:5000])
     samples = [sample(0, images=(tmp_path / "cut.jpg",)), sample(1, prompt=" "), sample(2, kind="text")]
     cut, empty, text = ask(model, samples, replace(SETTINGS, see=see))
-    assert "cut.jpg is damaged" in cut.error
+    assert "cut.jpg is cut off" in cut.error
     assert empty.error == "the prompt is empty"
     assert (cut.right, cut.text, cut.ttft_ms, cut.finish_reason) == (False, "", None, None)
     assert text.error is None

@@ -206,9 +206,7 @@ def test_a_damaged_picture(cli, tmp_path):
     status, out, err = cli("--questions", ".", "--json", "-o", "o.jsonl")
     data = json.loads(out)
     assert (status, data["errors"], data["accuracy"], data["ttft_ms"]) == (0, 2, 0.0, None)
-    assert err.startswith(
-        "warning: 2 questions could not be asked, and count as wrong; 1: a.png is damaged: "
-    )
+    assert err.startswith("warning: 2 questions could not be asked, and count as wrong; 1: a.png is damaged")
     assert err.count("\n") == 1
     assert all("damaged" in answer["error"] for answer in lines(tmp_path / "o.jsonl"))
     assert re.search(r"^overall +2 +0\.0% +0\.0–65\.8$", cli("--questions", ".")[1], re.MULTILINE)

@@ -61,7 +61,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from onevision.cli import _run
-arguments = ["--vision", "fp32", "--backbone", "f32", "--threads", "1"]
+arguments = ["--vision", "fp32", "--backbone", "f32", "--prefill", "none", "--threads", "1"]
 assert _run(["export", "--source", sys.argv[1], "-o", sys.argv[2], *arguments]) == 0
 """
 
@@ -388,11 +388,12 @@ def test_an_unproven_bundle_says_so(unproven: Path, capsys: pytest.CaptureFixtur
     assert manifest.created_by.keys() == {"onevision", "gguf", "onnx"}
     assert "Unproven: " in (unproven / CARD).read_text(encoding="utf-8")
     assert _run(["inspect", str(unproven)]) == 0
-    assert "unproven; onevision verify --reference" in capsys.readouterr().out
+    proves = f"onevision verify -m {unproven} --reference CHECKPOINT"
+    assert f"unproven; {proves} --write proves it" in " ".join(capsys.readouterr().out.split())
     assert _run(["verify", "-m", str(unproven)]) == 1
     error = capsys.readouterr().err
     assert "no reference vectors" in error
-    assert "onevision verify --reference CHECKPOINT" in error
+    assert proves in error
 
 
 def test_it_is_proven_later(toy_checkpoint: Path, toy_bundle: Path, unproven: Path):

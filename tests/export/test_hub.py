@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from onevision.export.config import read_config
 from onevision.export.hub import FetchedCheckpoint, Source, fetch, resolve
 from onevision.models import SHIPPED
 from onevision.models.shapes import repositories
+from tests.export.conftest import as_lmms_lab
 from tests.export.hub_server import Hub, Repo
 
 if TYPE_CHECKING:
@@ -210,6 +212,19 @@ def test_tower_folder_comes_along(hub: Hub, files: dict[str, bytes]) -> None:
     hub.repos[ID] = Repo(files | {"tower/config.json": b"{}", "tower/model.safetensors": b"unneeded"})
     folder = get(ID).folder
     assert [path.name for path in (folder / "tower").iterdir()] == ["config.json"]
+
+
+def test_a_tower_that_is_named_goes_before_the_config(hub: Hub, tiny: Path) -> None:
+    """The config is checked before the weights come."""
+    as_lmms_lab(tiny)
+    tower = shutil.move(tiny / "tower", tiny.parent / "tower")
+    held = {path.name: path.read_bytes() for path in tiny.iterdir()} | {"tokenizer.json": b"{}"}
+    hub.repos[ID] = Repo(held)
+    fails(ID, "mm_vision_tower", UnsupportedCheckpointError)
+    assert hub.requests(WEIGHTS) == []
+    found = fetch(resolve(ID), progress=False, notify=[].append, vision_tower=str(tower))
+    assert found.vision_tower == str(tower)
+    assert (found.folder / "model.safetensors").is_file()
 
 
 def test_revisions(hub: Hub, files: dict[str, bytes]) -> None:

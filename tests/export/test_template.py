@@ -51,6 +51,19 @@ QWEN2 = (
 )
 QWEN25 = QWEN2.replace("You are a helpful assistant.", "You are Qwen, created by Alibaba Cloud.")
 
+#: LLaMA-Factory's for llava_next_qwen, which it saves with the tokenizer.
+LLAMA_FACTORY = (
+    "{% set system_message = 'You are a helpful assistant.' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}"
+    "{% set loop_messages = messages %}{% endif %}{% if system_message is defined %}"
+    "{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in loop_messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ '<|im_start|>user\n' + content + '<|im_end|>\n<|im_start|>assistant\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ content + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}"
+)
+TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
 CONVERSATIONS = {
     "text": (Message("user", ("Hello <|im_end|>.",)),),
     "image": (Message("user", (IMAGE, "What is it?")),),
@@ -73,7 +86,7 @@ def checkpoint(folder: Path, template: object, name: str = "chat_template.json")
 
 
 def chosen(folder: Path, choice: Any = "auto", form: Any = "hf", repo: str | None = None) -> Any:
-    found = choose_template(folder, form, choice, repo=repo)
+    found = choose_template(folder, form, choice, repo=repo, tokens=TOKENS)
     return found.template, found.chat_template
 
 
@@ -82,12 +95,13 @@ def chosen(folder: Path, choice: Any = "auto", form: Any = "hf", repo: str | Non
     [
         (CHAT_TEMPLATE, "training", False),
         (QWEN2, "training", False),
+        (LLAMA_FACTORY, "training", False),
         (HUB_TEMPLATE, "hf", False),
         (CHATML, "own", True),
         (MARKED, "own", True),
         (QWEN25, "own", True),
     ],
-    ids=["ours", "qwen2", "hub", "chatml", "generation tags", "qwen2.5"],
+    ids=["ours", "qwen2", "llama-factory", "hub", "chatml", "generation tags", "qwen2.5"],
 )
 @pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 def test_the_template_decides(template: str, name: str, stored: bool, file: str, tmp_path: Path):
@@ -125,7 +139,7 @@ def test_files_in_the_order_of_transformers(tmp_path: Path):
 @pytest.mark.parametrize(
     ("processor", "tokenizer", "said"),
     [
-        (HUB_TEMPLATE, QWEN2, "prompt format hf, .* another: --template training to use that$"),
+        (HUB_TEMPLATE, LLAMA_FACTORY, "prompt format hf, .* another: --template training to use that$"),
         (HUB_TEMPLATE, CHATML, "prompt format hf, .* another: remove chat_template.json to use that$"),
         (QWEN2, HUB_TEMPLATE, "prompt format training, .* another: --template hf to use that$"),
         (HUB_TEMPLATE, HUB_TEMPLATE + " ", "prompt format hf, as chat_template.json has it$"),
@@ -143,7 +157,7 @@ def test_a_processor_and_a_tokenizer_that_disagree(
 ):
     checkpoint(tmp_path, processor)
     checkpoint(tmp_path, tokenizer, "tokenizer_config.json")
-    note = choose_template(tmp_path, "hf", "auto", repo=None).note
+    note = choose_template(tmp_path, "hf", "auto", repo=None, tokens=TOKENS).note
     assert note is None if said is None else re.match(said, note or "")
 
 
@@ -173,6 +187,10 @@ UNUSABLE = {
         "does not place <image>",
     ),
     "nothing": ("", "does not place <image>"),
+    "a token that is not there": (
+        CHATML.replace("<|im_end|>", "<|eot_id|>"),
+        "has <|eot_id|>, which is no token",
+    ),
     "the messages as they are": ("{{ messages }}<image>", "leaves out a text"),
 }
 
@@ -181,7 +199,7 @@ UNUSABLE = {
 def test_a_template_that_cannot_be_used_is_refused(template: str, tmp_path: Path):
     source, said = UNUSABLE[template]
     with pytest.raises(
-        UnsupportedCheckpointError, match=r"^chat_template.json: the chat template cannot"
+        UnsupportedCheckpointError, match=r"^chat_template.json: the chat template "
     ) as caught:
         chosen(checkpoint(tmp_path, source))
     assert said in caught.value.message

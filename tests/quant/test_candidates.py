@@ -13,7 +13,7 @@ import pytest
 from onevision import OneVision, __version__
 from onevision.bundle import BACKBONE, CARD, GOLDEN, NEWLINE, VISION, VISION_DATA, open_bundle
 from onevision.errors import ExportError, QuantError, UsageError
-from onevision.export.seal import seal
+from onevision.export.card import seal
 from onevision.native.quantize import RECIPES
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 from onevision.quant.candidates import Candidate, GateConfig, Quantizer, check_source

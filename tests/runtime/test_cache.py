@@ -101,18 +101,32 @@ def test_a_slow_disk_delays_no_token(
 
 
 def test_what_waits_to_be_written_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The bound is for what waits: beyond it writing begins, and is waited for if it is at work already."""
+    go, write, flush = threading.Event(), caching._write, Cache.flush
+    waited: list[str] = []
+
+    def slow(path: Path, data: Any) -> None:
+        assert go.wait(60)
+        write(path, data)
+
+    def flushed(self: Cache, seconds: float | None = None) -> None:
+        waited.append(name)
+        go.set()
+        flush(self, seconds)
+
     monkeypatch.setattr(caching, "_UNWRITTEN", 250)
+    monkeypatch.setattr(caching, "_write", slow)
+    monkeypatch.setattr(Cache, "flush", flushed)
     cache = Cache(tmp_path, memory_bytes=0)
-    for name in "ab":
+    for name in "abcdef":
         cache.put(name, name.encode() * 100)
-    assert not files(tmp_path)
-    assert cache.get("a") == b"a" * 100
-    cache.put("c", b"c" * 100)
-    assert [path.stem for path in files(tmp_path)] == ["a", "b", "c"]
-    cache.put("d", b"d" * 100)
-    cache.remove("d")
+        assert name == "c" or cache.get(name) == name.encode() * 100
+    assert waited == ["f"]
+    assert [path.stem for path in files(tmp_path)] == list("abcdef")
+    cache.put("g", b"g" * 100)
+    cache.remove("g")
     cache.flush()
-    assert cache.get("d") is None
+    assert cache.get("g") is None
 
 
 def test_another_process_goes_on(toy_bundle: Path, picture: Path, tmp_path: Path, expected):

@@ -35,6 +35,13 @@ GOOD = {
     "template": (None, "training", "hf"),
     "system": (None, "", "Be brief."),
     "stop": ((), ("\n",), ("END", "\n\n")),
+    "json_schema": (None, "{}", '{"type": "object"}'),
+    "regex": (None, "", "[a-z]+", "(?i)yes|no"),
+    "grammar": (None, 'root ::= "yes" | "no"', "start: /a+/"),
+    "choices": ((), ("yes", "no"), ("yes", "yes, please", "Yes")),
+    "letters": (False,),
+    "logprobs": (True, False),
+    "top_logprobs": (0,),
 }
 BAD = {
     "temperature": (-0.1, math.inf, math.nan, 1e30, "0.5", None, True),
@@ -57,6 +64,13 @@ BAD = {
     "stretch": (1, "yes", None),
     "template": ("chatml", "", 3),
     "stop": ("", ("",), ("END", ""), (3,), [None]),
+    "json_schema": (3, [], "[1]", '"x"', "{", "", "no-such-file.json", False, {"typ": "object"}),
+    "regex": (3, "(", "(?=a)b", r"(a)\1", b"a"),
+    "grammar": (3, "no-such-file.lark", "root ::= [a-", "start: other", "start: start"),
+    "choices": ((1, 2), ["yes"], [], "", "yes,,no", "yes,yes", '["a", 1]', "[", 5, {"a": 1, "b": 2}),
+    "letters": (True, 1, None),  # True: without choices
+    "logprobs": (1, None, "yes"),
+    "top_logprobs": (-1, 101, 1.5, None, 3),  # 3: without logprobs
 }
 
 
@@ -105,6 +119,10 @@ def test_one_stop_string_need_not_be_in_a_list():
     assert make_options({"stop": "END"}).stop == ("END",)
     assert make_options({"stop": ["a", "b"]}).stop == ("a", "b")
     assert make_options({"stop": None}).stop == ()
+
+
+def test_no_form_is_a_free_answer():
+    assert make_options({"json_schema": None, "grammar": None, "choices": None}) == AnswerOptions()
 
 
 @pytest.mark.parametrize("name", ["temprature", "max_new_tokens", "sampling", "do_sample"])

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onevision.runtime.choices import LETTER_INSTRUCTION
+
 if TYPE_CHECKING:
     from onevision.runtime.images import ImageSource
     from onevision.runtime.video import VideoSource
@@ -28,7 +30,7 @@ LETTERS = "ABCD"
 FORMS: tuple[Form, ...] = ("short", "short", "letter", "sentence")  # drawn from
 INSTRUCTIONS: dict[Form, str] = {
     "short": "Answer the question using a single word or phrase.",
-    "letter": "Answer with the option's letter from the given choices directly.",
+    "letter": LETTER_INSTRUCTION,
     "sentence": "Answer the question with a full sentence.",
 }
 

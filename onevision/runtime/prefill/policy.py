@@ -6,28 +6,23 @@ logits of the last position. Decoding is llama.cpp's either way.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from onevision.bundle import BACKBONE, PREFILL
+from onevision.bundle import BACKBONE, PREFILL, Bundle
 from onevision.errors import GenerationError, UsageError, suggest
 from onevision.metrics import cosine
+from onevision.native.gguf import GgufFile
+from onevision.runtime.backbone import Backbone
 from onevision.runtime.options import Prefill
+from onevision.runtime.prefill.graph import PrefillGraph
 from onevision.runtime.prefill.state import LayoutError, StateLayout
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy.typing as npt
-
-    from onevision.bundle import Bundle
-    from onevision.native.gguf import GgufFile
-    from onevision.runtime.backbone import Backbone
-    from onevision.runtime.prefill.graph import PrefillGraph
-
-    PromptPart = Sequence[int] | npt.NDArray[np.float32]
+PromptPart = Sequence[int] | npt.NDArray[np.float32]
 
 #: What computes a prefill in the end: the prefill graph in ONNX Runtime, or llama.cpp.
 PrefillBackend = Literal["onnx", "llama"]

@@ -5,18 +5,12 @@ In: a prompt of known length. Out: the number of its tokens that the backbone no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from onevision.errors import GenerationError
-from onevision.runtime.backbone import library_version
-from onevision.runtime.cache import entry_key
-
-if TYPE_CHECKING:
-    from onevision.runtime.backbone import Backbone
-    from onevision.runtime.cache import Cache
-    from onevision.runtime.prepare import PreparedPrompt
+from onevision.runtime.backbone import Backbone, library_version
+from onevision.runtime.cache import Cache, entry_key
+from onevision.runtime.prepare import PreparedPrompt
 
 _COUNT = 8  # bytes before a state: the tokens in it
 
