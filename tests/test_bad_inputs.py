@@ -868,6 +868,30 @@ def test_bad_stdin(
     check_error(status, *capfd.readouterr(), says=says, expected=1)
 
 
+@pytest.mark.parametrize(
+    ("data", "says", "expected"),
+    [
+        (b"", "the image on stdin has 0 bytes", 1),
+        (b"Hello", "the image of 5 bytes is not an image that can be read", 1),
+        (None, "stdin is a terminal, not an image", 2),
+    ],
+)
+def test_bad_image_on_stdin(
+    data: bytes | None,
+    says: str,
+    expected: int,
+    place: Place,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(data or b""))
+    monkeypatch.setattr(stdin.buffer, "isatty", lambda: data is None, raising=False)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    capfd.readouterr()
+    status = _run(["run", "Hi", "-i", "-", "-m", str(place.bundle)])
+    check_error(status, *capfd.readouterr(), says=says, expected=expected)
+
+
 def test_cuda_that_is_not_there(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     import llama_cpp
 
