@@ -81,7 +81,7 @@ def test_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_help(command: str, width: int, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     status, out, err = cli(*command.split(), "--help")
@@ -89,6 +89,8 @@ def test_help(command: str, width: int, cli: Cli, monkeypatch: pytest.MonkeyPatc
     assert f"Usage: onevision {command}" in out
     assert f"Examples:\n    onevision {command}" in out
     assert "--json" in out or command == "chat"
+    shown = out.replace(out.partition("Examples:")[2].partition("\n\n")[0], "")  # a command stays on its line
+    assert max(map(len, shown.splitlines())) <= min(width, 80)
     assert max(map(len, out.splitlines())) <= 80
     assert cli(*command.split(), "-h") == (0, out, "")
 
@@ -279,14 +281,31 @@ def test_on_a_terminal(toy_bundle: Path, photo: Path) -> None:
     assert plain[0] == shown[0]
 
 
-def in_terminal(command: Sequence[str]) -> tuple[str, str]:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_chat_on_a_terminal(toy_bundle: Path, photo: Path) -> None:
+    """A bar for each image while it is encoded, and commands in two columns."""
+    chat = [sys.executable, "-m", "onevision", "chat", "-n", "4", "-m", str(toy_bundle)]
+    out, err = in_terminal(chat, f"/help\n/image {photo}\nWhat is it?\n/stats\n")
+    assert out.strip()
+    assert re.search(r"/image FILE +add an image to the next question\r", re.sub(r"\x1b\[[0-9;]*m", "", err))
+    assert "loading the model" in err
+    assert re.search(r"encoding tiles.*31/31", err)
+    assert re.search(r"reading the prompt.* (\d+)/\1", err)
+    assert "known before" in err
+
+
+def in_terminal(command: Sequence[str], stdin: str = "") -> tuple[str, str]:
     """Stdout through a pipe, and what a terminal of 120 columns gets as stderr."""
     master, slave = os.openpty()
     environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=slave, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=slave, text=True, env=environment
     ) as process:
         os.close(slave)
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(stdin)
+        process.stdin = None
         seen = b""
         while True:
             try:
