@@ -128,7 +128,7 @@ class Chat:
         """
         video = self._pipeline.preparer.read_video(source, VideoPart(source, own).options(self._options))
         saved = _saved("video", source)
-        self._next.append(Given(VideoPart(video), saved and {**saved, **own}))
+        self._next.append(Given(VideoPart(replace(video, warnings=())), saved and {**saved, **own}))
         return video.warnings
 
     def ask(self, prompt: str, on_progress: OnProgress | None = None) -> Answer:
