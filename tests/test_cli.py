@@ -298,7 +298,8 @@ def test_chat_on_a_terminal(toy_bundle: Path, photo: Path) -> None:
     chat = [sys.executable, "-m", "onevision", "chat", "-n", "4", "-m", str(toy_bundle)]
     out, err = in_terminal(chat, f"/help\n/image {photo}\nWhat is it?\n/stats\n")
     assert out.strip()
-    assert re.search(r"/image FILE +add an image to the next question\r", re.sub(r"\x1b\[[0-9;]*m", "", err))
+    err = re.sub(r"\x1b\[[0-9;]*m", "", err)
+    assert re.search(r"/image FILE +add an image to the next question\r", err)
     assert "loading the model" in err
     assert re.search(r"encoding tiles.*31/31", err)
     assert re.search(r"reading the prompt.* (\d+)/\1", err)
