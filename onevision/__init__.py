@@ -338,6 +338,9 @@ def plan(
 ) -> PromptPlan:
     """Plan a prompt: tiles, tokens, operations, memory and time, before anything is run.
 
+    Times are those of the speed profile that :func:`benchmark` keeps. Without one, a bundle of up to 200 MB
+    is measured for a second or two; times of a larger one, and of a ``size``, are estimates.
+
     Args:
         media: Images and videos of the prompt, or sizes (width, height) that stand for images.
         prompt: The question.
@@ -352,6 +355,7 @@ def plan(
         UsageError: ``ttft_target`` for a bundle whose speed was not measured, or for a size.
         ImageError, VideoError: A file cannot be read.
     """
+    from onevision.bench.calibrate import small_profile
     from onevision.bundle import open_bundle
     from onevision.named import named_bundle
     from onevision.planning.cost import Media
@@ -364,15 +368,21 @@ def plan(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
     items: list[Media] = []
+    warnings: list[str] = []
     for item in [media] if isinstance(media, (str, Path)) else media:
         if isinstance(item, tuple):
             items.append(Media(f"{item[0]}x{item[1]}", "image", *item))
         else:
-            items += media_sizes(str(item), options)
+            items += media_sizes(str(item), options, warnings.append)
     if size is not None and size != "tiny":
-        return plan_published(size, items, prompt, options)
+        found = plan_published(size, items, prompt, options, threads)
+        return replace(found, warnings=(*warnings, *found.warnings))
     opened = open_bundle(named_bundle(None if size else bundle))
-    return plan_bundle(opened, items, prompt, options, prefill=prefill, device=device, threads=threads)
+    profile = None if options.ttft_target else small_profile(opened, device, threads)
+    found = plan_bundle(
+        opened, items, prompt, options, prefill=prefill, device=device, threads=threads, profile=profile
+    )
+    return replace(found, warnings=(*warnings, *found.warnings))
 
 
 def benchmark(

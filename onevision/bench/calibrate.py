@@ -7,7 +7,7 @@ sizes of usual prompts, after a run to warm up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onevision.bench.scenarios import QUESTION, photograph, write_video
 from onevision.bundle import Bundle
 from onevision.native.device import Device
-from onevision.planning.speed import PrefillSpeed, SpeedProfile, profile_path, write_profile
+from onevision.planning.speed import PrefillSpeed, SpeedProfile, profile_path, read_profile, write_profile
 from onevision.runtime.container import decode_all, probe_video
 from onevision.runtime.engine import OneVision
 from onevision.runtime.messages import conversation_of
@@ -29,7 +29,11 @@ from onevision.runtime.prefill.policy import LEAST, PrefillBackend
 _SIZE = (640, 480)
 #: Tokens of the prompts; the last is about a photograph's, and times for 7,000 are extrapolated.
 _LENGTHS = (32, 256, 1024, 3072)
+#: The same in a hurry.
+_FEW_LENGTHS = (32, 256, 1024)
 _TEXTS = 3
+#: Maximum size of a bundle that is measured unasked: that takes a second or two.
+_SMALL_BYTES = 200_000_000
 
 
 def keep_profile(bundle: Bundle, device: Device, threads: int, on_step: Callable[[str], object]) -> None:
@@ -43,8 +47,33 @@ def keep_profile(bundle: Bundle, device: Device, threads: int, on_step: Callable
         write_profile(profile_path(bundle, device, threads), measure_profile(model, on_step))
 
 
-def measure_profile(model: OneVision, on_step: Callable[[str], object] = lambda _: None) -> SpeedProfile:
+def small_profile(bundle: Bundle, device: Device, threads: int | None) -> SpeedProfile | None:
+    """The kept speed profile of a bundle, or one of a small bundle that is measured now, in a hurry.
+
+    Returns:
+        None for a large bundle that was not measured.
+
+    Raises:
+        OneVisionError: As for :func:`keep_profile`.
+    """
+    kept = read_profile(profile_path(bundle, device, threads))
+    if kept or bundle.bytes > _SMALL_BYTES:
+        return kept
+    with OneVision(bundle, device=device, threads=threads) as model:
+        return measure_profile(model, lengths=_FEW_LENGTHS)
+
+
+def measure_profile(
+    model: OneVision,
+    on_step: Callable[[str], object] = lambda _: None,
+    lengths: Sequence[int] = _LENGTHS,
+) -> SpeedProfile:
     """Measure the speed profile of a bundle; its cache, if it has one, should be empty.
+
+    Args:
+        model: The loaded bundle.
+        on_step: Called with the name of each part.
+        lengths: Tokens of the prompts.
 
     Raises:
         GenerationError: A native library refused the work.
@@ -58,10 +87,10 @@ def measure_profile(model: OneVision, on_step: Callable[[str], object] = lambda 
     video = _video(pipeline)
     prefill, runner = {}, pipeline.prefill_runner
     for backend in get_args(PrefillBackend):
-        runner.load(max(_LENGTHS), backend)  # a graph that cannot be used is known from now on
-        if runner.backend(max(_LENGTHS), backend) == backend:
+        runner.load(max(lengths), backend)  # a graph that cannot be used is known from now on
+        if runner.backend(max(lengths), backend) == backend:
             on_step(f"speed profile, prefill by {backend}")
-            prefill[backend] = _prefill(pipeline, embeddings, backend)
+            prefill[backend] = _prefill(pipeline, embeddings, backend, lengths)
     return SpeedProfile(fixed, image, video, tile, prefill)
 
 
@@ -96,11 +125,14 @@ def _video(pipeline: Pipeline) -> float | None:
 
 
 def _prefill(
-    pipeline: Pipeline, embeddings: npt.NDArray[np.float32], backend: PrefillBackend
+    pipeline: Pipeline,
+    embeddings: npt.NDArray[np.float32],
+    backend: PrefillBackend,
+    wanted: Sequence[int],
 ) -> PrefillSpeed:
     least = LEAST if backend == "onnx" else 1
     most = pipeline.backbone.context_length - 1
-    lengths = sorted({min(length, most) for length in _LENGTHS if length >= least})
+    lengths = sorted({min(length, most) for length in wanted if length >= least})
 
     def seconds(length: int) -> float:
         prompt = np.resize(embeddings, (length, embeddings.shape[1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mimetypes
 import os
-import re
 import shlex
 import sys
 from contextlib import closing
@@ -14,7 +13,7 @@ from urllib.request import url2pathname
 
 import typer
 
-from onevision.cli.console import AnswerProgress, print_error, print_warning, stderr
+from onevision.cli.console import AnswerProgress, print_error, print_facts, print_warning, stderr
 from onevision.cli.options import (
     TINY_NOTE,
     CacheFolder,
@@ -46,14 +45,16 @@ EXAMPLES = (
     "onevision chat --image photo.jpg -m bundle < questions.txt",
 )
 
-COMMANDS = """/image FILE  add an image to the next question
-/video FILE  add a video to the next question
-/reset       forget everything
-/save FILE   write the conversation
-/load FILE   continue a saved conversation
-/stats       counts and times of the last answer
-/help        this list
-/quit        end the conversation, like /exit and Ctrl-D; Ctrl-C only stops an answer"""
+COMMANDS = {
+    "/image FILE": "add an image to the next question",
+    "/video FILE": "add a video to the next question",
+    "/reset": "forget everything",
+    "/save FILE": "write the conversation as messages",
+    "/load FILE": "continue a saved conversation",
+    "/stats": "counts and times of the last answer",
+    "/help": "this list",
+    "/exit": "end the conversation, like Ctrl-D; Ctrl-C only stops an answer",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -182,9 +183,9 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
         "/load": talk.load,
     }
     if name == "/help":
-        print(COMMANDS, file=sys.stderr)
+        print_facts(COMMANDS, stderr())
     elif name == "/stats":
-        print(_stats(last), file=sys.stderr)
+        stderr().print(_stats(last))
     elif name == "/reset":
         talk.reset()
         print("forgotten", file=sys.stderr)
@@ -201,8 +202,9 @@ def _command(talk: Chat, line: str, last: Answer | None) -> None:
         elif name == "/load":
             print(f"loaded {len(talk.turns)} turns from {path}", file=sys.stderr)
     else:
-        commands = re.findall(r"^/\w+", COMMANDS, re.MULTILINE)
-        raise UsageError(f"unknown command {name}", hint=suggest(name, commands))
+        raise UsageError(
+            f"unknown command {name}", hint=suggest(name, [each.split()[0] for each in COMMANDS])
+        )
 
 
 def _dropped(text: str) -> list[str]:

@@ -140,11 +140,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], *,
         console.print(lines)
 
 
-def print_facts(facts: Mapping[str, str]) -> None:
-    """Print names and values in two columns on stdout; a long value is continued below itself."""
+def print_facts(facts: Mapping[str, str], console: Console | None = None) -> None:
+    """Print names and values in two columns, on stdout by default; a long value is continued below itself."""
     from rich.text import Text
 
-    console = stdout()
+    console = console or stdout()
     indent = max(map(len, facts)) + 2
     for name, value in facts.items():
         lines = wrap(value, console.width - indent, break_on_hyphens=False) or [""]

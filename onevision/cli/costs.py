@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from onevision.planning.plan import PromptPlan
     from onevision.runtime.prefill.policy import PrefillBackend
 
+_SPEEDS = {
+    "measured": "measured with this bundle",
+    "estimated": "estimated; onevision bench --quick measures them",
+}
 _BACKENDS: dict[PrefillBackend, str] = {"onnx": "the prefill graph", "llama": "llama.cpp"}
 
 
@@ -40,10 +44,12 @@ def print_plan(plan: PromptPlan) -> None:
     unit, name = (1e12, "TFLOP") if least >= 1e11 else (1e9, "GFLOP")
     for stage, count in cost.flops.items():
         if count:  # without an image nothing is encoded
-            seconds = f", {_duration(cost.seconds[stage], forecast)} here" if cost.seconds else ""
+            seconds = f", {_duration(cost.seconds[stage])} here" if cost.seconds else ""
             facts[stage] = f"{count / unit:,.1f} {name}{seconds}"
     if forecast.ttft is not None:
-        facts["first token"] = _duration(forecast.ttft, forecast)
+        facts["first token"] = _duration(forecast.ttft)
+    if plan.speed:
+        facts["times"] = _SPEEDS[plan.speed]
     print_facts(facts)
     if cost.prompt_tokens >= cost.context_length:
         stdout().print("the context cannot hold this prompt", style="red")
@@ -65,9 +71,8 @@ def _print_budgets(rows: Sequence[Forecast], chosen: Forecast) -> None:
     for row in rows:
         cost = row.cost
         (item,) = cost.inputs
-        seconds = sum(cost.seconds.values()) if row.ttft is None and cost.seconds else row.ttft
         mark = "chosen" if cost.inputs == chosen.cost.inputs else ""
-        time = "" if seconds is None else _duration(seconds, row)
+        time = "" if row.ttft is None else _duration(row.ttft)
         lines.append((_flag(row), _grid(item), str(cost.tiles), f"{cost.image_tokens:,}", time, mark))
     print()
     print_table(("budget", "grid", "tiles", "tokens", "time", ""), lines, notes=True)
@@ -89,9 +94,10 @@ def _grid(item: MediaCost) -> str:
     return f"{item.frames} frames" if item.frames else "–"
 
 
-def _duration(seconds: float, forecast: Forecast) -> str:
-    """A rough time, or one predicted from measurements."""
-    how = "roughly" if forecast.ttft is None else "about"
+def _duration(seconds: float) -> str:
+    """Seconds with two significant digits."""
     if seconds < 0.1:
         return "< 0.1 s"
-    return f"{how} {seconds:,.1f} s" if seconds < 120 else f"{how} {seconds / 60:,.0f} min"
+    if seconds < 9.95:
+        return f"{seconds:.{1 if seconds >= 0.995 else 2}f} s"
+    return f"{float(f'{seconds:.2g}'):,.0f} s"

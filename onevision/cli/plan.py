@@ -77,8 +77,8 @@ def plan(
 ) -> None:
     """Show what a prompt costs, before it is run.
 
-    Tiles, tokens, operations, memory and time; times are rough until `onevision bench` has measured the
-    bundle.
+    Tiles, tokens, operations, memory and time; times are those that `onevision bench` has measured. Without
+    them a bundle of up to 200 MB is measured now, and a larger one, or a size, is estimated.
     """
     import onevision
     from onevision.cli.costs import print_plan
@@ -94,8 +94,8 @@ def plan(
         device=device,
         threads=threads,
     )
-    if found.warning:
-        print_warning(found.warning)
+    for warning in found.warnings:
+        print_warning(warning)
     show(as_json, found.to_dict(), print_plan, found)
 
 

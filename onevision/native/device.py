@@ -101,6 +101,11 @@ def _quota_of(group: Path) -> float | None:
     return limit if limit > 0 else None  # -1 in version 1
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited for a core, over the last minute; None on Windows."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def l2_cache_bytes() -> int | None:
     """Size of the L2 cache as the C library gives it; 0 where it does not know; None on other systems.
 

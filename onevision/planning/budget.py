@@ -68,7 +68,6 @@ class Forecaster:
         text_tokens: Tokens of the rest.
         backend: Prefill backend for a prompt of so many tokens.
         profile: Of this machine; None: no time to the first token is predicted.
-        rate: Operations a second, for rough times of the stages where there is no profile.
     """
 
     def __init__(
@@ -78,10 +77,9 @@ class Forecaster:
         text_tokens: int,
         backend: Callable[[int], PrefillBackend],
         profile: SpeedProfile | None,
-        rate: float | None = None,
     ) -> None:
         self._shape, self._backend, self._profile = shape, backend, profile
-        self._cost = partial(prompt_cost, shape, media, text_tokens=text_tokens, flops_per_second=rate)
+        self._cost = partial(prompt_cost, shape, media, text_tokens=text_tokens)
         self._images = [item for item in media if item.kind == "image"]
         self._videos = [item for item in media if item.kind == "video"]
 

@@ -7,11 +7,8 @@ memory, and rough times. Counts of tiles and visual tokens are exact: a run make
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
 from onevision.models.shapes import ModelConfig, backbone_info, video_info, vision_info
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
 KV_BYTES = 2
-#: Fraction of the rate of one large NumPy matmul that the stages reach, measured on AVX2 and AVX-512.
-EFFICIENCY = 0.8
 #: The reference's budget.
 REFERENCE = AnswerOptions()
 
@@ -188,7 +183,6 @@ def prompt_cost(
     *,
     text_tokens: int,
     options: AnswerOptions = REFERENCE,
-    flops_per_second: float | None = None,
     reused_frames: int = 0,
 ) -> PromptCost:
     """Cost of one prompt.
@@ -198,7 +192,6 @@ def prompt_cost(
         media: Images and videos of the prompt.
         text_tokens: Tokens of the rest.
         options: Budget of images and videos.
-        flops_per_second: Rate to predict times with.
         reused_frames: Video frames that share the features of others.
     """
     several = sum(item.kind == "image" for item in media) > 1
@@ -207,9 +200,6 @@ def prompt_cost(
     image_tokens = sum(item.image_tokens for item in inputs)
     tokens = image_tokens + text_tokens + sum(_times_tokens(shape, item, options) for item in media)
     flops = {"encode": shape.encode_flops(tiles - reused_frames), "prefill": shape.prefill_flops(tokens)}
-    seconds = None
-    if flops_per_second is not None:
-        seconds = {stage: count / flops_per_second for stage, count in flops.items()}
     return PromptCost(
         inputs=inputs,
         tiles=tiles,
@@ -218,7 +208,7 @@ def prompt_cost(
         context_length=shape.backbone.context_length,
         kv_bytes=tokens * shape.kv_bytes_per_token,
         flops=flops,
-        seconds=seconds,
+        seconds=None,
         reused_frames=reused_frames,
     )
 
@@ -252,15 +242,3 @@ def _times_tokens(shape: Shape, item: Media, options: AnswerOptions) -> int:
     taken = frames_taken(shape, item, options)
     text = f"\n{time_instruction(taken, item.probe.frames, item.probe.fps)}"
     return len(re.findall(r"[ .]?[^\W\d]+|.", text, re.DOTALL))
-
-
-def machine_rate() -> float:
-    """Floating-point operations a second that a stage can reach on this machine: one matmul, timed."""
-    side = 1024
-    matrix = np.ones((side, side), np.float32)
-    matrix @ matrix  # the first matmul starts the threads
-    repeats, started = 0, time.perf_counter()
-    while repeats < 4 or time.perf_counter() - started < 0.2:
-        matrix @ matrix
-        repeats += 1
-    return EFFICIENCY * repeats * 2 * side**3 / (time.perf_counter() - started)

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from onevision.bundle import BACKBONE, PREFILL
+from onevision.bundle import BACKBONE, PREFILL, Bundle
 from onevision.errors import ImageError, VideoError
 from onevision.models.shapes import PublishedSize, published_config
+from onevision.native.device import Device, default_threads, load_average
 from onevision.native.llama import can_offload
 from onevision.planning.budget import Forecast, Forecaster, video_size
-from onevision.planning.cost import Media, Shape, machine_rate
-from onevision.planning.speed import needed_profile, profile_path, read_profile
+from onevision.planning.cost import Media, Shape
+from onevision.planning.estimate import Precisions, estimate_profile
+from onevision.planning.speed import SpeedProfile, needed_profile, profile_path, read_profile
 from onevision.runtime.anyres import squash
 from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message
+from onevision.runtime.options import AnswerOptions, Prefill
 from onevision.runtime.pages import paged
 from onevision.runtime.prefill.policy import PrefillBackend, choose_backend
 from onevision.runtime.prepare import Preparer
 from onevision.runtime.tokenizer import open_tokenizer
 from onevision.runtime.video import FrameChoice, read_video, share_frames
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.bundle import Bundle
-    from onevision.native.device import Device
-    from onevision.runtime.options import AnswerOptions, Prefill
-
 #: Tokens of the training format around a question, system prompt included.
 _TEMPLATE_TOKENS = 22
 #: Characters of English text to a token, where there is no tokenizer.
 _CHARACTERS_PER_TOKEN = 4
+
+#: Where times come from: they were measured with the bundle, or are estimated.
+TimeSource = Literal["measured", "estimated"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,19 @@ class PromptPlan:
         forecast: With the budget that was asked for, or that keeps to the target.
         budgets: Others, for a single image or video, from the largest down.
         backend: Prefill backend; None without a bundle, where the text's tokens are estimated.
-        warning: Why the target is missed.
+        speed: Whether the times were measured with the bundle, or are estimates from its shape, its
+            precisions and this machine's speed; None: there are none, for a GPU.
+        warnings: Why the target is missed, and that the machine is busy.
+        folder: Of the bundle.
     """
 
     model: str
     forecast: Forecast
     budgets: tuple[Forecast, ...]
     backend: PrefillBackend | None
-    warning: str | None = None
-    folder: Path | None = None  # of the bundle
+    speed: TimeSource | None
+    warnings: tuple[str, ...] = ()
+    folder: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``onevision plan --json`` prints."""
@@ -66,7 +70,8 @@ class PromptPlan:
             "device": {"prefill": self.backend},
             "budget": self.forecast.options.budget(self.forecast.ttft),
             "budgets": [row.to_dict() for row in self.budgets],
-            "warnings": [self.warning] if self.warning else [],
+            "speed": self.speed,
+            "warnings": list(self.warnings),
         }
 
 
@@ -79,6 +84,7 @@ def plan_bundle(
     prefill: Prefill = "auto",
     device: Device = "auto",
     threads: int | None = None,
+    profile: SpeedProfile | None = None,
 ) -> PromptPlan:
     """Plan a prompt for a bundle, which is not loaded.
 
@@ -90,15 +96,15 @@ def plan_bundle(
         prefill: As the bundle would be loaded with, like the two after it.
         device: Decides on the speed profile.
         threads: Decides on the speed profile.
+        profile: Speed profile; None: what `onevision bench` has measured, or an estimate.
 
     Raises:
         UsageError: A ``ttft_target``, and the speed of the bundle was not measured on this machine.
         VideoError: A video cannot be read.
     """
-    if options.ttft_target is None:
-        profile = read_profile(profile_path(bundle, device, threads))
-    else:
+    if options.ttft_target is not None:
         profile = needed_profile(bundle, device, threads)
+    profile = profile or read_profile(profile_path(bundle, device, threads))
     manifest = bundle.manifest
     question = Message("user", (*[ImagePart(b"")] * len(media), prompt))
     with open_tokenizer(bundle.path(BACKBONE)) as tokenizer:
@@ -106,44 +112,65 @@ def plan_bundle(
     offloaded = device != "cpu" and can_offload()
     backend = partial(choose_backend, prefill, has_graph=PREFILL in manifest.files, offloaded=offloaded)
     shape = Shape.of(manifest)
-    rate = None if profile else machine_rate()
-    forecaster = Forecaster(shape, media, tokens, backend, profile, rate)
-    budget, warning = options, None
+    speed: TimeSource | None = "measured" if profile else None
+    if profile is None and not offloaded:
+        profile, speed = estimate_profile(shape, Precisions.of(manifest), threads), "estimated"
+    forecaster = Forecaster(shape, media, tokens, backend, profile)
+    budget, warnings = options, _busy()
     if options.ttft_target is not None:
         forecast, warning = forecaster.choose(options, options.ttft_target)
-        budget = forecast.options
+        budget, warnings = forecast.options, (*filter(None, [warning]), *warnings)
     forecast = forecaster.forecast(budget, reused_frames=_reused_frames(media, budget, shape))
     used = backend(forecast.cost.prompt_tokens)
-    return PromptPlan(manifest.name, forecast, forecaster.table(options), used, warning, bundle.folder)
+    table = forecaster.table(options)
+    return PromptPlan(manifest.name, forecast, table, used, speed, warnings, bundle.folder)
 
 
 def plan_published(
-    size: PublishedSize, media: Sequence[Media], prompt: str, options: AnswerOptions
+    size: PublishedSize,
+    media: Sequence[Media],
+    prompt: str,
+    options: AnswerOptions,
+    threads: int | None = None,
 ) -> PromptPlan:
-    """Plan a prompt for a published model, without its bundle; the tokens of the text are estimated.
+    """Plan a prompt for a published model, as ``export`` writes it; the tokens of the text are estimated.
 
     Raises:
         VideoError: A video cannot be read.
     """
     shape = Shape.of_config(published_config(size))
     tokens = _TEMPLATE_TOKENS + -(-len(prompt) // _CHARACTERS_PER_TOKEN)
-    forecaster = Forecaster(shape, media, tokens, lambda _: "llama", None, machine_rate())
+    backend = partial(choose_backend, "auto", has_graph=True, offloaded=False)
+    forecaster = Forecaster(shape, media, tokens, backend, estimate_profile(shape, Precisions(), threads))
     forecast = forecaster.forecast(options, reused_frames=_reused_frames(media, options, shape))
-    return PromptPlan(size, forecast, forecaster.table(options), None)
+    return PromptPlan(size, forecast, forecaster.table(options), None, "estimated", _busy())
 
 
-def media_sizes(path: str, options: AnswerOptions) -> list[Media]:
+def _busy() -> tuple[str, ...]:
+    """A warning if more work waits for this machine's cores than there are cores."""
+    load, cores = load_average(), default_threads()
+    if load is None or load <= cores:
+        return ()
+    longer = (load + cores) / cores
+    return (f"the machine is busy (load {load:.1f} on {cores} cores): up to {longer:.1f} x longer meanwhile",)
+
+
+def media_sizes(path: str, options: AnswerOptions, warn: Callable[[str], None]) -> list[Media]:
     """Sizes of a file's images, one for each page that the options name, or else of a video.
+
+    ``warn`` receives warnings about images.
 
     Raises:
         ImageError: Neither.
     """
     try:
         sizes = [
-            read_image(path, exif=options.exif, page=part.page).size
+            read_image(path, exif=options.exif, page=part.page, warn=warn).size
             for part in paged(ImagePart(path), options)
         ]
     except ImageError as not_an_image:
+        if options.page is not None:
+            raise
         try:
             return [video_size(path)]
         except VideoError:

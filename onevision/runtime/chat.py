@@ -116,14 +116,19 @@ class Chat:
         self._next += given
         return tuple(warnings)
 
-    def add_video(self, source: VideoSource) -> tuple[str, ...]:
+    def add_video(self, source: VideoSource, **own: Any) -> tuple[str, ...]:  # noqa: ANN401
         """Show a video with the next question; returns warnings about the file.
+
+        Args:
+            source: See :func:`onevision.runtime.video.read_video`.
+            **own: Options for this video alone, see :class:`onevision.runtime.messages.VideoPart`.
 
         Raises:
             VideoError: It cannot be used.
         """
-        video = self._pipeline.preparer.read_video(source, self._options)
-        self._next.append(Given(VideoPart(video), _saved("video", source)))
+        video = self._pipeline.preparer.read_video(source, VideoPart(source, own).options(self._options))
+        saved = _saved("video", source)
+        self._next.append(Given(VideoPart(replace(video, warnings=())), saved and {**saved, **own}))
         return video.warnings
 
     def ask(self, prompt: str, on_progress: OnProgress | None = None) -> Answer:
@@ -213,7 +218,7 @@ class Chat:
                 if isinstance(part, ImagePart):
                     saved.add_image(part.source, part.page)
                 elif isinstance(part, VideoPart):
-                    saved.add_video(part.source)
+                    saved.add_video(part.source, **part.own)
             saved.turns.append(Turn(tuple(saved._next), texts[0], str(answer.content[0])))
             saved._next = []
         self.turns, self._next, self._kept, self.dropped = saved.turns, [], {}, 0

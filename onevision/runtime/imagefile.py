@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from onevision.errors import ImageError
-from onevision.runtime.jpeg import read_cut_jpeg
+from onevision.runtime.jpeg import ends_in_zeros, read_cut_jpeg
 from onevision.runtime.kinds import identify
 from onevision.runtime.pdf import open_pdf
 
@@ -118,14 +118,19 @@ def decode(image: Image.Image, name: str, warn: Callable[[str], None]) -> Image.
     check_size(image.width, image.height, name)
     # A TIFF parses its tags once more when it is decoded.
     with pillow_errors(name), quiet() if image.format == "TIFF" else nullcontext():
+        file = getattr(image, "fp", None) if image.format in ("JPEG", "MPO") else None
+        file = None if file is None or file.closed else file
+        cut = file is not None and ends_in_zeros(file)
         try:
             image.load()
         except OSError:
-            file = getattr(image, "fp", None)
-            if image.format not in ("JPEG", "MPO") or file is None:
+            if file is None:
                 raise
+            cut = True
+        if file is not None and cut:
             file.seek(0)
-            return read_cut_jpeg(file.read(), name, warn)
+            with quiet():
+                return read_cut_jpeg(file.read(), name, warn)
     return image
 
 

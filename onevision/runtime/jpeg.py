@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import BinaryIO
 
 from PIL import Image, ImageChops
 
@@ -12,9 +13,22 @@ from onevision.errors import ImageError
 
 _SCAN = b"\xff\xda"
 _END = b"\xff\xd9"
+_ZEROS = 64  # bytes; a decoder takes them for pixels
 _LEAST_SCANS = 2  # complete ones of a progressive JPEG: all colors, and the coarse shapes of the brightness
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _OTHER = bytes(at * at % 251 for at in range(5000))  # any bits, for more blocks than one
+
+
+def ends_in_zeros(file: BinaryIO) -> bool:
+    """Whether the rest of a JPEG file was never written, as after a download into a file of the full size."""
+    place = file.tell()
+    file.seek(max(0, file.seek(0, io.SEEK_END) - _ZEROS))
+    zeros = not any(file.read())
+    if zeros:
+        file.seek(0)
+        zeros = not file.read().rstrip(b"\0").endswith(_END)
+    file.seek(place)
+    return zeros
 
 
 def read_cut_jpeg(data: bytes, name: str, warn: Callable[[str], None]) -> Image.Image:
@@ -31,7 +45,7 @@ def read_cut_jpeg(data: bytes, name: str, warn: Callable[[str], None]) -> Image.
         ImageError: Less is there.
         OSError: The data are damaged otherwise.
     """
-    data = data.rstrip(b"\xff")  # half of a marker
+    data = data.rstrip(b"\0").rstrip(b"\xff")  # a download's empty rest, and half of a marker
     file = io.BytesIO(data + _END)
     image = Image.open(file, formats=("JPEG",))
     later_scans = data.count(_SCAN, file.tell())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from urllib.parse import unquote, unquote_to_bytes
 from urllib.request import url2pathname
 
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.options import Detail
+from onevision.runtime.options import AnswerOptions, Detail, make_options
 from onevision.runtime.schema import requested_schema
 from onevision.typed import read_json
 
@@ -43,9 +43,16 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class VideoPart:
-    """A video: see :func:`onevision.runtime.video.read_video`."""
+    """A video: see :func:`onevision.runtime.video.read_video`; ``own`` are options for it alone, by name."""
 
     source: VideoSource
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self, options: AnswerOptions) -> AnswerOptions:
+        """Options for this video: its own where the given ones say nothing."""
+        usual = AnswerOptions()
+        own = {name: self.own[name] for name in self.own if getattr(options, name) == getattr(usual, name)}
+        return replace(options, **own)
 
 
 Part = str | ImagePart | VideoPart
@@ -59,6 +66,9 @@ class Message:
     content: tuple[Part, ...]
 
 
+#: Options of an answer that a video part may have for itself.
+_VIDEO_OPTIONS = ("frames", "fps", "from_time", "to_time", "frames_by")
+
 #: Keys of a chat request that are options of an answer, with the option's name.
 _REQUEST_OPTIONS = {
     "max_tokens": "max_tokens",
@@ -71,11 +81,7 @@ _REQUEST_OPTIONS = {
     "repetition_penalty": "repetition_penalty",
     "seed": "seed",
     "stop": "stop",
-    "frames": "frames",
-    "fps": "fps",
-    "from_time": "from_time",
-    "to_time": "to_time",
-    "frames_by": "frames_by",
+    **{name: name for name in _VIDEO_OPTIONS},
     "max_tiles": "max_tiles",
     "detail": "detail",
     "logprobs": "logprobs",
@@ -186,7 +192,8 @@ def parse_messages(
     * ``{"type": "image_url", "image_url": {"url": …, "detail": …} | "…"}``, or ``input_image``;
     * ``{"type": "image", "image" | "url" | "path" | "base64": …}``, with ``"page": 2`` for one of several;
     * ``{"type": "video", "video" | "url" | "path": …}``, ``{"type": "video_url", "video_url": …}``: a file, a
-      folder of frames, or a list of them.
+      folder of frames, or a list of them, with ``frames``, ``fps``, ``from_time``, ``to_time`` or
+      ``frames_by`` for this video alone.
 
     Ollama's form has ``"images": [base64, …]`` beside a text content; its images stand before the text. An
     image is a path, a ``file://`` or ``data:`` URI, or an object that :func:`read_image` takes.
@@ -312,7 +319,7 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         return str(part["text"])
     is_image = kind in _IMAGE_KEYS
     keys = _IMAGE_KEYS[kind] if is_image else _VIDEO_KEYS[kind]
-    _only(part, ("type", *keys, *(("detail", "page") if is_image else ())), where)
+    _only(part, ("type", *keys, *(("detail", "page") if is_image else _VIDEO_OPTIONS)), where)
     found = [key for key in keys if part.get(key) is not None]
     if not found:
         raise PromptError(f"{where} has no {' or '.join(map(repr, keys))}")
@@ -326,11 +333,21 @@ def _part(part: object, where: str, reading: Reading) -> Part:
         if value is None:
             raise PromptError(f"{where}.{found[0]} has no 'url'")
     if not is_image:
-        if isinstance(value, list):  # frames, as in the messages of transformers
-            return VideoPart([_referenced(frame, where, reading) for frame in value])
-        return VideoPart(_referenced(value, where, reading))
+        return _video_part(value, part, where, reading)
     source = _decoded(value, where) if found[0] == "base64" else _referenced(value, where, reading)
     return _image_part(source, detail, part.get("page"), where)
+
+
+def _video_part(value: Any, part: Mapping[str, Any], where: str, reading: Reading) -> VideoPart:  # noqa: ANN401
+    own = {name: part[name] for name in _VIDEO_OPTIONS if part.get(name) is not None}
+    try:
+        options = make_options(own)
+    except UsageError as error:
+        raise PromptError(f"{where}: {error.message}", hint=error.hint) from error
+    own = {name: getattr(options, name) for name in own}
+    if isinstance(value, list):  # frames, as in the messages of transformers
+        return VideoPart([_referenced(frame, where, reading) for frame in value], own)
+    return VideoPart(_referenced(value, where, reading), own)
 
 
 def _image_part(source: Any, detail: Any, page: Any, where: str) -> ImagePart:  # noqa: ANN401

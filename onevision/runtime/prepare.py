@@ -327,7 +327,7 @@ class Preparer:
         newline, spec, defaults = self._newline, self.anyres, self._manifest.video
         # Frames are cut as they are decoded, so that only tiles are kept: both count as reading.
         with timer("read"):
-            video = self.read_video(part.source, options, defaults.frames_within(left))
+            video = self.read_video(part.source, part.options(options), defaults.frames_within(left))
         tiles, reused = video.tiles, 0
         if options.dedup is not None:
             with timer("preprocess"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from onevision import OneVision
 from onevision.errors import PromptError, VideoError
 from onevision.runtime.container import decode_all, decode_near, probe_video
 from onevision.runtime.video import FrameChoice, Video, choose_frames, read_video, sample_positions
@@ -187,3 +189,15 @@ def test_a_video_in_a_cache(times):
     again = Video.from_bytes(memoryview(video.to_bytes("a.mp4")), "b.mp4")
     assert np.array_equal(again.tiles, tiles)
     assert vars(again) | {"tiles": 0} == vars(video) | {"tiles": 0, "warnings": ("b.mp4 is cut off",)}
+
+
+def test_a_video_of_a_message_has_options_of_its_own(toy_bundle: Path, clip: Path):
+    parts = [
+        {"type": "video", "video": str(clip), "frames": 3},
+        {"type": "video", "video": str(clip), "fps": 10, "from_time": 1, "to_time": "0:01.45"},
+        {"type": "video", "video": str(clip)},
+    ]
+    messages = [{"role": "user", "content": [*parts, "What moves?"]}]
+    with OneVision.load(toy_bundle, device="cpu", threads=1) as model:
+        assert model.generate(messages=messages, max_tokens=1).usage.tiles == 3 + 5 + 24
+        assert model.generate(messages=messages, max_tokens=1, frames=2).usage.tiles == 2 + 2 + 2

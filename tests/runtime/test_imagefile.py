@@ -107,6 +107,24 @@ def test_a_cut_jpeg_is_turned_like_a_whole_one():
     assert np.array_equal(read(data[:-2])[0], read_image(data))
 
 
+@pytest.mark.parametrize("length", [0.0, 0.2, 0.5, 3.0])
+@pytest.mark.parametrize("part", [0.3, 0.7, 0.9])
+def test_a_rest_of_zeros_is_missing(part, length):
+    data = encoded(PHOTO, "JPEG", quality=90)
+    cut = data[: int(part * len(data))]
+    zeros = bytes(int(length * len(data)))
+    if part < 0.5:
+        with pytest.raises(ImageError, match=r"is cut off: \d\d of 214 rows are there"):
+            read(cut + zeros)
+        return
+    image, (warning,) = read(cut + zeros)
+    expected, (same,) = read(cut)
+    assert np.array_equal(image, expected)
+    assert same.partition(" bytes ")[2] == warning.partition(" bytes ")[2]
+    assert np.array_equal(read(data + zeros)[0], read_image(data))
+    assert read(data + zeros)[1] == []
+
+
 def test_a_cut_mpo_shows_its_first_image():
     data = encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO])
     whole = np.asarray(read_image(data))

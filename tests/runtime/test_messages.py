@@ -23,6 +23,7 @@ from onevision.runtime.messages import (
     parse_messages,
     parse_request,
 )
+from onevision.runtime.options import AnswerOptions
 
 
 def png() -> bytes:
@@ -112,6 +113,10 @@ def test_detail(detail: str) -> None:
 )
 def test_every_form_of_a_video(part: dict[str, Any]) -> None:
     assert only(part) == VideoPart("a.mp4")
+    part = only({**part, "fps": 2, "frames": 4, "from_time": "1:30", "to_time": None, "frames_by": "time"})
+    assert part == VideoPart("a.mp4", {"fps": 2, "frames": 4, "from_time": 90.0, "frames_by": "time"})
+    options = part.options(AnswerOptions(fps=1, max_tokens=7))
+    assert (options.fps, options.frames, options.from_time, options.max_tokens) == (1, 4, 90, 7)
 
 
 @pytest.mark.parametrize("kind", ["text", "input_text"])
@@ -199,7 +204,13 @@ def test_a_request_body() -> None:
         (user({"type": "text"}), "has no 'text'"),
         (user({"type": "text", "text": 3}), "text must be a string"),
         (user({"type": "video", "frames": []}), "has no 'video'"),
-        (user({"type": "video", "video": "a.mp4", "fps": 2}), "unknown key 'fps'"),
+        (user({"type": "video", "video": "a.mp4", "speed": 2}), "unknown key 'speed'"),
+        (user({"type": "video", "video": "a.mp4", "fps": 0}), "content.*: fps is 0, it must be more than 0"),
+        (user({"type": "video", "video": "a.mp4", "frames": "8"}), "frames is '8'"),
+        (user({"type": "video", "video": "a.mp4", "to_time": "1:75"}), "to_time is '1:75'"),
+        (user({"type": "video", "video": "a.mp4", "from_time": 2, "to_time": 1}), "from_time is 2 s, after"),
+        (user({"type": "video_url", "video_url": "a.mp4", "frames_by": "x"}), "frames_by is 'x'"),
+        (user({"type": "image", "image": "a.png", "fps": 2}), "unknown key 'fps'"),
         (user({"type": ["image"], "image": "a.png"}), "has the type"),
         ([{"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}, *user("x")], "only user"),
         ([*user("x"), {"role": "system", "content": "y"}, *user("z")], "only the first"),
