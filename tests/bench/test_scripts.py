@@ -27,6 +27,12 @@ def test_cache(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert all(one["first"] > 0 and one["second"] > 0 for one in found.values())
 
 
+def test_video(capsys: pytest.CaptureFixture[str]):
+    found = json.loads(run("video", capsys, minutes=0.1, frames=2, gop=30, rounds=1))
+    assert found["frames"] == 180
+    assert found["ratio"] == pytest.approx(found["read"] / found["decoded whole"], rel=0.05)
+
+
 def test_backbones(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):
     options: dict[str, Any] = {"types": "f16,q8_0", "tokens": 40, "rounds": 1, "threads": 1}
     lines = run("backbones", capsys, toy_bundle / BACKBONE, **options).splitlines()
