@@ -194,6 +194,17 @@ def test_pages_are_images(cli: Cli, model: OneVision, photo: Path, tmp_path: Pat
         assert answer["warnings"] == ([] if page else [warning])
 
 
+def test_a_plan_names_pages_that_are_left_out(cli: Cli, tmp_path: Path) -> None:
+    page = Image.new("RGB", (80, 60))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    warning = "a.tif has 2 pages, of which the first is used: see --page"
+    assert warning in parsed(cli("plan", "a.tif", "--json")[1])["warnings"]
+    assert f"warning: {warning}\n" in cli("plan", "a.tif")[2]
+    both = parsed(cli("plan", "a.tif", "--page", "all", "--json")[1])
+    assert warning not in both["warnings"]
+    assert len(both["inputs"]) == 2
+
+
 def test_two_videos(cli: Cli, model: OneVision, clip: Path) -> None:
     expected = model.generate("What is it?", videos=[clip, clip], frames=3, max_tokens=TOKENS)
     one = model.generate("What is it?", video=clip, frames=3, max_tokens=TOKENS)
@@ -287,7 +298,8 @@ def test_chat_on_a_terminal(toy_bundle: Path, photo: Path) -> None:
     chat = [sys.executable, "-m", "onevision", "chat", "-n", "4", "-m", str(toy_bundle)]
     out, err = in_terminal(chat, f"/help\n/image {photo}\nWhat is it?\n/stats\n")
     assert out.strip()
-    assert re.search(r"/image FILE +add an image to the next question\r", re.sub(r"\x1b\[[0-9;]*m", "", err))
+    err = re.sub(r"\x1b\[[0-9;]*m", "", err)
+    assert re.search(r"/image FILE +add an image to the next question\r", err)
     assert "loading the model" in err
     assert re.search(r"encoding tiles.*31/31", err)
     assert re.search(r"reading the prompt.* (\d+)/\1", err)
