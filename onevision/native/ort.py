@@ -141,6 +141,6 @@ def first_line(error: BaseException) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """ONNX Runtime's own reason, without codes and places: ``[ONNXRuntimeError] : 1 : FAIL : file.cc:9 F …``."""
+    """ONNX Runtime's own reason, without codes and source lines."""
     reason = first_line(error).rpartition(" : ")[2].rpartition(" failed:")[2].rstrip(".")
     return re.sub(r".*\.cc:\d+ \w+ ", "", reason)
