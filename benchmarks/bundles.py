@@ -23,7 +23,7 @@ def main(folder: Path, size: str = "0.5b") -> None:
     gate = ("--limit", 4, "--force")
     commands = (
         ("synth", "--size", size, checkpoint),
-        ("export", "--source", checkpoint, "--backbone", "f16", "--prefill", "onnx", "-o", floats),
+        ("export", "--source", checkpoint, "--vision", "fp32", "--backbone", "f16", "-o", floats),
         ("quant", "apply", floats, fast, "--vision", "int8", "--backbone", "q4_0", *gate),
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -368,18 +368,21 @@ def plan(
             "--ttft-target needs a bundle on this machine", hint="name one: -m FOLDER, not --size"
         )
     items: list[Media] = []
+    warnings: list[str] = []
     for item in [media] if isinstance(media, (str, Path)) else media:
         if isinstance(item, tuple):
             items.append(Media(f"{item[0]}x{item[1]}", "image", *item))
         else:
-            items += media_sizes(str(item), options)
+            items += media_sizes(str(item), options, warnings.append)
     if size is not None and size != "tiny":
-        return plan_published(size, items, prompt, options, threads)
+        found = plan_published(size, items, prompt, options, threads)
+        return replace(found, warnings=(*warnings, *found.warnings))
     opened = open_bundle(named_bundle(None if size else bundle))
     profile = None if options.ttft_target else small_profile(opened, device, threads)
-    return plan_bundle(
+    found = plan_bundle(
         opened, items, prompt, options, prefill=prefill, device=device, threads=threads, profile=profile
     )
+    return replace(found, warnings=(*warnings, *found.warnings))
 
 
 def benchmark(

@@ -774,7 +774,30 @@ CACHE = (
     Bad("no such command", "cache purge", "purge", 2),
 )
 
+MODELS = (
+    Bad("a size with a typo", "run Hi -m 0.6b", "there is no size '0.6b'", 2),
+    Bad("a size that is not published", "run Hi -m 13b", "there is no size '13b'", 2),
+    Bad("an unknown variant", "chat -m 7b-xl", "there is no size '7b-xl'", 2),
+    Bad("a variant of the tiny model", "run Hi -m tiny-si", "no bundle at tiny-si"),
+    Bad("a path that no Hub id is", "verify -m a/b/c", "no bundle at a/b/c"),
+    Bad("a Hub's address", "run Hi -m https://huggingface.co/someone/thing", "no bundle at https://"),
+    Bad("a folder that is not there", "eval -m ./0.5b", "no bundle at ./0.5b"),
+    Bad("a folder in a folder that is", "plan -m d/llava", "no bundle at d/llava", make=folder("d")),
+    Bad("a parent's folder", "run Hi -m ../llava", "no bundle at ../llava"),
+    Bad("an empty name", "inspect -m ''", "no bundle at"),
+    Bad("a name with a line break", "run Hi -m 'a\nb'", "no bundle at"),
+    Bad("a name that is too long", f"run Hi -m {'x' * 5000}", "no bundle at xxx"),
+    Bad("an unknown size for quant", "quant apply 0.6b out", "there is no size '0.6b'", 2),
+    Bad("an unknown bundle for bench", "bench -m nowhere", "no bundle at nowhere"),
+    Bad("nothing to remove", "rm", "missing argument", 2),
+    Bad("to remove what is not there", "rm 0.5b --yes", "no bundle '0.5b' in the cache"),
+    Bad("to remove a folder", "rm {bundle} --yes", "no bundle .* in the cache"),
+    Bad("to remove by a path", "rm ../models --yes", "no bundle '../models' in the cache"),
+    Bad("an argument of list", "list 0.5b", "unexpected extra argument", 2),
+)
+
 GROUPS = {
+    "model": MODELS,
     "picture": PICTURES,
     "video": VIDEOS,
     "prompt": PROMPTS,

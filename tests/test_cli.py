@@ -194,6 +194,17 @@ def test_pages_are_images(cli: Cli, model: OneVision, photo: Path, tmp_path: Pat
         assert answer["warnings"] == ([] if page else [warning])
 
 
+def test_a_plan_names_pages_that_are_left_out(cli: Cli, tmp_path: Path) -> None:
+    page = Image.new("RGB", (80, 60))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    warning = "a.tif has 2 pages, of which the first is used: see --page"
+    assert warning in parsed(cli("plan", "a.tif", "--json")[1])["warnings"]
+    assert f"warning: {warning}\n" in cli("plan", "a.tif")[2]
+    both = parsed(cli("plan", "a.tif", "--page", "all", "--json")[1])
+    assert warning not in both["warnings"]
+    assert len(both["inputs"]) == 2
+
+
 def test_two_videos(cli: Cli, model: OneVision, clip: Path) -> None:
     expected = model.generate("What is it?", videos=[clip, clip], frames=3, max_tokens=TOKENS)
     one = model.generate("What is it?", video=clip, frames=3, max_tokens=TOKENS)

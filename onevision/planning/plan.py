@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,18 +155,22 @@ def _busy() -> tuple[str, ...]:
     return (f"the machine is busy (load {load:.1f} on {cores} cores): up to {longer:.1f} x longer meanwhile",)
 
 
-def media_sizes(path: str, options: AnswerOptions) -> list[Media]:
+def media_sizes(path: str, options: AnswerOptions, warn: Callable[[str], None]) -> list[Media]:
     """Sizes of a file's images, one for each page that the options name, or else of a video.
+
+    ``warn`` receives warnings about images.
 
     Raises:
         ImageError: Neither.
     """
     try:
         sizes = [
-            read_image(path, exif=options.exif, page=part.page).size
+            read_image(path, exif=options.exif, page=part.page, warn=warn).size
             for part in paged(ImagePart(path), options)
         ]
     except ImageError as not_an_image:
+        if options.page is not None:
+            raise
         try:
             return [video_size(path)]
         except VideoError:

@@ -21,8 +21,16 @@ def run(name: str, capsys: pytest.CaptureFixture[str], *arguments: Any, **option
 
 def test_cache(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):
     found = json.loads(run("cache", capsys, toy_bundle, rounds=1, threads=1))
+    slow_disk = found.pop("a disk that takes a second, over none")
+    assert slow_disk["clock"] > 0
     assert list(found) == ["in memory", "new process, --cache DIR"]
     assert all(one["first"] > 0 and one["second"] > 0 for one in found.values())
+
+
+def test_video(capsys: pytest.CaptureFixture[str]):
+    found = json.loads(run("video", capsys, minutes=0.1, frames=2, gop=30, rounds=1))
+    assert found["frames"] == 180
+    assert found["ratio"] == pytest.approx(found["read"] / found["decoded whole"], rel=0.05)
 
 
 def test_backbones(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):

@@ -20,12 +20,13 @@ from onevision.errors import GenerationError, PromptError, UsageError
 from onevision.eval.evaluate import evaluate
 from onevision.runtime.choices import LETTER_INSTRUCTION, with_letters
 from onevision.runtime.engine import OneVision
-from onevision.runtime.grammar import Constraint, compile_grammar
+from onevision.runtime.grammar import Constraint, _byte_tokens, compile_grammar
 from onevision.runtime.messages import Message, conversation_of, parse_request
 from onevision.runtime.options import make_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from random import Random
 
 QUESTION = "What color is the star?"
 SCHEMA = {
@@ -39,6 +40,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 ANYTHING = "(?s:.*)"
+END = 256  # of the tokenizer with a token per byte
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +75,38 @@ def test_an_answer_is_valid_json_of_the_schema(model: OneVision, temperature: fl
     Draft202012Validator(SCHEMA).validate(json.loads(answer.text))
 
 
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "forms.py"))
+
+
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_schemas_have_no_invalid_answer(model: OneVision, seed: int):
-    check = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "forms.py"))["check_schemas"]
-    counts = check(model, 1, seed, max_tokens=60)
+    counts = SCRIPT["check_schemas"](model, 1, seed, max_tokens=60)
     assert counts["invalid"] == 0
     assert counts["whole"] + counts["cut"] == 4 or counts["refused"] == 1
+
+
+@settings(max_examples=100)
+@given(random=st.randoms(use_true_random=False))
+def test_random_walks_through_random_schemas_end_in_valid_answers(random: Random):
+    """A model may say anything that is allowed: bytes are drawn, closing ones more often."""
+    schema = SCRIPT["random_schema"](random)
+    try:
+        source = compile_grammar("json_schema", json.dumps(schema))
+    except UsageError:
+        return
+    state, written = Constraint(_byte_tokens(), source), bytearray()
+    while not state.complete and len(written) < 300:
+        allowed = state.allowed().tolist()
+        closing = [byte for byte in allowed if byte in {*b'"}],'}]
+        if END in allowed and (len(allowed) == 1 or random.random() < 0.5):
+            break
+        byte = random.choice(closing if closing and random.random() < 0.4 else allowed)
+        if byte != END:
+            written.append(byte)
+            state.accept(byte)
+    if len(written) < 300:
+        Draft202012Validator(schema).validate(json.loads(written.decode()))
 
 
 def test_a_cut_answer_is_a_beginning_and_says_so(model: OneVision):
