@@ -46,7 +46,9 @@ def explain(error: TyperException) -> tuple[str, str]:
                 found = match.groupdict() | {
                     "choices": (match.groupdict().get("choices") or "").replace("'", "")
                 }
-                value = found["value"] if "in the range" in pattern else repr(found["value"])
+                value = (
+                    found["value"].removesuffix(".0") if "in the range" in pattern else repr(found["value"])
+                )
                 message = f"{name} is {value}, it must be {wanted.format(**found)}"
                 if found["choices"] and (close := closest(found["value"], found["choices"].split(", "))):
                     hint = f"did you mean {close}?"

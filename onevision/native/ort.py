@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,5 +141,6 @@ def first_line(error: BaseException) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """ONNX Runtime's own reason, without its codes: ``[ONNXRuntimeError] : 1 : FAIL : …``."""
-    return first_line(error).rpartition(" : ")[2].rpartition(" failed:")[2].rstrip(".")
+    """ONNX Runtime's own reason, without codes and source lines."""
+    reason = first_line(error).rpartition(" : ")[2].rpartition(" failed:")[2].rstrip(".")
+    return re.sub(r".*\.cc:\d+ \w+ ", "", reason)
