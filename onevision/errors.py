@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _OTHER_NAMES = {
     "gpu": "cuda",
     "image": "images",
-    "videos": "video",
     "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "num_predict": "max_tokens",
@@ -46,9 +45,9 @@ _OTHER_NAMES = {
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like an unknown one, or None."""
-    names = {each.lower(): each for each in known}
-    close = get_close_matches(name.lower(), names, 1)
-    if (other := _OTHER_NAMES.get(name.lower())) in names.values():
+    names = {each.lower().lstrip("-/"): each for each in known}
+    close = get_close_matches(name.lower().lstrip("-/"), names, 1)
+    if (other := _OTHER_NAMES.get(name.lower())) in names:
         close = [str(other)]
     return names[close[0]] if close else None
 

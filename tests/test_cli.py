@@ -349,6 +349,46 @@ def test_traceback_only_when_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert cli("inspect", "no")[2].startswith(plain)
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "hint"),
+    [
+        ("exprt", 2, "did you mean export?"),
+        ("bench comprae a b", 2, "did you mean compare?"),
+        ("run Hi --maxtokens 3", 2, "did you mean --max-tokens?"),
+        ("run Hi --device gpu", 2, "did you mean cuda?"),
+        ("export --size 0.6b", 2, "did you mean 0.5b?"),
+        ("export --backbone q4_k", 2, "did you mean q4_k_s?"),
+        ("eval --family color", 2, "did you mean colour?"),
+        ("bench --scenario photo-480", 2, "did you mean photo-480p?"),
+        ("verify folder", 2, "name a bundle with -m: onevision verify -m folder"),
+        ("run Hi a.png", 2, "give images with -i, one -i for each: onevision run … -i a.png -i b.png"),
+        ("chat --frobnicate", 2, "onevision chat --help"),
+        ("bench compare no.json no.json", 1, None),
+        ("run Hi -i no.png", 1, "relative paths start at "),
+    ],
+)
+def test_errors_have_a_hint_and_are_json_too(words: str, status: int, hint: str | None, cli: Cli) -> None:
+    code, out, err = cli(*words.split())
+    assert (code, out) == (status, "")
+    shown = re.search(r"^error: (.*)\n(?:hint: (.*)\n)?\Z", err, re.MULTILINE)
+    assert shown
+    assert shown[2] is None if hint is None else shown[2].startswith(hint)
+    code, out, err = cli(*words.split(), "--json")
+    error = parsed(out)
+    if words.startswith("chat"):  # has no --json: the first unknown option is told
+        assert (code, error["error"]["status"]) == (2, 2)
+    else:
+        expected = {"message": shown[1], "hint": shown[2], "status": status}
+        assert error == {"error": expected, "onevision": __version__}
+        assert (code, err.splitlines()[-1]) == (status, shown[0].splitlines()[-1])
+
+
+def test_help_and_version_as_commands(cli: Cli) -> None:
+    assert cli("help", "run") == cli("run", "--help")
+    assert cli("help") == cli("--help")
+    assert cli("version") == cli("--version")
+
+
 def test_interrupt(cli: Cli, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

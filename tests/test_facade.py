@@ -108,3 +108,14 @@ def test_export_and_load(toy_checkpoint: Path, tmp_path: Path) -> None:
         onevision.export(toy_checkpoint, tmp_path / "bundle")
     with pytest.raises(UsageError, match="for the quality gate"):
         onevision.export(toy_checkpoint, tmp_path / "other", vision="fp32", limit=3)
+
+
+def test_a_folder_is_not_an_opened_bundle() -> None:
+    with pytest.raises(UsageError) as caught:
+        onevision.OneVision("folder")  # type: ignore[arg-type]
+    assert caught.value.hint == "onevision.load('folder')"
+
+
+def test_one_image_needs_no_list(photo: Path) -> None:
+    one, several = onevision.plan(str(photo)), onevision.plan([photo])
+    assert one.forecast.cost.inputs == several.forecast.cost.inputs

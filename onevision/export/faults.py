@@ -6,15 +6,12 @@ it a checkpoint.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from onevision.export.adapter import CONFIG, is_adapter
 from onevision.export.tensors import EMBEDDING, HEAD, canonical_name
 from onevision.typed import read_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 #: Prefixes and infixes that wrappers add to a model's names, and who adds them.
 _WRAPPERS = {

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,10 +22,7 @@ from onevision.progress import Progress
 from onevision.proof.golden import ReferenceCase, save_golden
 from onevision.proof.reference import Reference, fits_in_memory, golden_cases
 from onevision.proof.verify import Report
-from onevision.runtime.images import read_image
-
-if TYPE_CHECKING:
-    from onevision.runtime.images import ImageSource
+from onevision.runtime.images import ImageSource, read_image
 
 #: Question of ``verify --reference --image``.
 PROMPT = "What is in this picture?"

@@ -6,13 +6,11 @@ In: a file that anybody may have written. Out: values of the type and range aske
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 from onevision import typed
 from onevision.errors import CheckpointError, UnsupportedCheckpointError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DAMAGED_HINT = "compare the file with the published one, or fetch the checkpoint again"
 SCOPE_HINT = "only LLaVA-OneVision can be exported: SigLIP tower, two-layer GELU projector, Qwen2, AnyRes"

@@ -6,36 +6,30 @@ that it takes. Budgets are tried from what the user allows downwards; the larges
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onevision.errors import UsageError
 from onevision.planning.cost import Media, PromptCost, Shape, frames_taken, prompt_cost
-from onevision.planning.speed import needed_profile
+from onevision.planning.speed import SpeedProfile, needed_profile
 from onevision.runtime import generate
+from onevision.runtime.answer import Answer, OnProgress
 from onevision.runtime.anyres import choose_tiling
 from onevision.runtime.clock import StageClock
 from onevision.runtime.container import probe_video
 from onevision.runtime.frames import Frames, given_video
-from onevision.runtime.messages import ImagePart, Message, VideoPart
+from onevision.runtime.messages import ImagePart, Message, Part, VideoPart
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.pages import paged_messages, read_part
-from onevision.runtime.video import Video
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
-
-    from onevision.planning.speed import SpeedProfile
-    from onevision.runtime.answer import Answer, OnProgress
-    from onevision.runtime.messages import Part
-    from onevision.runtime.pipeline import Pipeline
-    from onevision.runtime.prefill.policy import PrefillBackend
-    from onevision.runtime.video import VideoSource
+from onevision.runtime.pipeline import Pipeline
+from onevision.runtime.prefill.policy import PrefillBackend
+from onevision.runtime.video import Video, VideoSource
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,17 @@ memory, and rough times. Counts of tiles and visual tokens are exact: a run make
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from onevision.bundle import BACKBONE, BackboneInfo, VideoInfo, VisionInfo
+from onevision.bundle import BACKBONE, BackboneInfo, Manifest, VideoInfo, VisionInfo
 from onevision.models.shapes import ModelConfig, backbone_info, video_info, vision_info
 from onevision.runtime.anyres import AnyRes, choose_tiling
+from onevision.runtime.container import VideoProbe
 from onevision.runtime.options import AnswerOptions
 from onevision.runtime.prompt import time_instruction
 from onevision.runtime.video import FrameChoice, choose_frames
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onevision.bundle import Manifest
-    from onevision.runtime.container import VideoProbe
 
 #: Bytes of a key or a value in llama.cpp's cache (f16), unless the backbone is f32.
 KV_BYTES = 2

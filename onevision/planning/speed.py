@@ -9,27 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from onevision._version import __version__
+from onevision.bundle import Bundle
 from onevision.errors import ExportError, UsageError
 from onevision.files import cache_folder, os_errors, whole_file
-from onevision.native.device import cpu_name, default_threads
+from onevision.native.device import Device, cpu_name, default_threads
 from onevision.native.llama import can_offload
 from onevision.native.ort import has_cuda
+from onevision.runtime.prefill.policy import PrefillBackend
 from onevision.typed import build, read_json
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from onevision.bundle import Bundle
-    from onevision.native.device import Device
-    from onevision.runtime.prefill.policy import PrefillBackend
 
 
 @dataclass(frozen=True)

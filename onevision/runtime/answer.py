@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from onevision.runtime.clock import Stage
-
-if TYPE_CHECKING:
-    from onevision.runtime.options import AnswerOptions
+from onevision.runtime.options import AnswerOptions
 
 FinishReason = Literal["stop", "length"]
 

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onevision.errors import PromptError, UsageError
 from onevision.files import whole_file
+from onevision.runtime.answer import Answer, AnswerStream, OnProgress
 from onevision.runtime.clock import StageClock
 from onevision.runtime.generate import complete
+from onevision.runtime.images import ImageSource
 from onevision.runtime.messages import ImagePart, Message, VideoPart, read_messages
 from onevision.runtime.options import make_options
 from onevision.runtime.pages import paged, read_part
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
-
-    from onevision.runtime.answer import Answer, AnswerStream, OnProgress
-    from onevision.runtime.images import ImageSource
-    from onevision.runtime.pipeline import Pipeline
-    from onevision.runtime.prepare import KeptVisuals
-    from onevision.runtime.video import VideoSource
-
+from onevision.runtime.pipeline import Pipeline
+from onevision.runtime.prepare import KeptVisuals
+from onevision.runtime.video import VideoSource
 
 #: A larger part of the context is not reserved for an answer: earlier turns are worth more.
 _ANSWER_SHARE = 4
@@ -183,10 +179,7 @@ class Chat:
             if any(item.saved is None for item in turn.given):
                 raise UsageError("an image or video of the conversation came from no file")
             content = [*(item.saved for item in turn.given), {"type": "text", "text": turn.prompt}]
-            messages += [
-                {"role": "user", "content": content},
-                {"role": "assistant", "content": turn.answer},
-            ]
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": turn.answer}]
         data = (json.dumps(messages, ensure_ascii=False, indent=1) + "\n").encode()
         with whole_file(Path(path), len(data)) as part:
             part.write_bytes(data)

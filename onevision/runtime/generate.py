@@ -7,27 +7,31 @@ hold is refused before anything is encoded.
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from onevision.errors import PromptError, UsageError
-from onevision.runtime.answer import Answer, ChoiceScore, Devices, FinishReason, OnProgress, Timings
+from onevision.runtime.answer import (
+    Answer,
+    ChoiceScore,
+    Devices,
+    FinishReason,
+    OnProgress,
+    Timings,
+    TokenLogprob,
+)
 from onevision.runtime.choices import score
+from onevision.runtime.clock import StageClock
 from onevision.runtime.logprobs import log_softmax, token_logprob
+from onevision.runtime.messages import Message
+from onevision.runtime.options import AnswerOptions
+from onevision.runtime.pipeline import Pipeline
+from onevision.runtime.prepare import PreparedPrompt
 from onevision.runtime.sampler import Sampler
 from onevision.runtime.text import TextStream
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-
-    from onevision.runtime.answer import TokenLogprob
-    from onevision.runtime.clock import StageClock
-    from onevision.runtime.messages import Message
-    from onevision.runtime.options import AnswerOptions
-    from onevision.runtime.pipeline import Pipeline
-    from onevision.runtime.prepare import PreparedPrompt
 
 #: Seconds that the end of an answer waits for its cache to be written, so that its warnings can say if not.
 _PATIENCE = 1.0

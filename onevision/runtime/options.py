@@ -399,9 +399,8 @@ def make_options(options: Mapping[str, Any]) -> AnswerOptions:
     known = AnswerOptions.__dataclass_fields__
     if unknown := set(options) - set(known):
         name = sorted(unknown)[0]
-        close = suggest(name, ("images", "video", "videos", "messages", *known))
-        names = f" Known: {', '.join(sorted(known))}" if close.startswith("did") else ""
-        raise UsageError(f"unknown option {name!r}", hint=close + names)
+        names = ("images", "video", "videos", "messages", *known)
+        raise UsageError(f"unknown option {name!r}", hint=suggest(name, names))
     stop, page = options.get("stop"), options.get("page")
     given: dict[str, Any] = {
         name: _seconds(name, options[name])

@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onevision.arrays import parse_array
-from onevision.bundle import pooled_side
+from onevision.bundle import NewlinePosition, Pooling, pooled_side
 from onevision.errors import BundleError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from onevision.bundle import NewlinePosition, Pooling
-    from onevision.runtime.anyres import AnyRes
+from onevision.runtime.anyres import AnyRes
 
 
 def read_newline(path: Path, hidden: int) -> NDArray[np.float32]:

@@ -6,42 +6,35 @@ the prompt. Each stage is a method, for callers that want no answer: quantizatio
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onevision.bundle import BACKBONE, NEWLINE, PREFILL, VISION, VISION_DATA
+import numpy as np
+import numpy.typing as npt
+
+from onevision.bundle import BACKBONE, NEWLINE, PREFILL, VISION, VISION_DATA, Bundle
 from onevision.extras import installed_version
-from onevision.native.device import check_device, flash_attention_costs_prefill
+from onevision.native.device import Device, check_device, flash_attention_costs_prefill
 from onevision.native.llama import can_offload
 from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
+from onevision.runtime.answer import OnProgress
 from onevision.runtime.backbone import Backbone
 from onevision.runtime.cache import Cache
 from onevision.runtime.choices import with_letters
 from onevision.runtime.clock import StageClock
+from onevision.runtime.messages import Message
+from onevision.runtime.options import AnswerOptions, Prefill
 from onevision.runtime.pack import read_newline
 from onevision.runtime.prefill.policy import PrefillRunner
 from onevision.runtime.prefill.reuse import PrefixReuse
-from onevision.runtime.prepare import Preparer
+from onevision.runtime.prepare import KeptVisuals, PreparedPrompt, Preparer
 from onevision.runtime.sampler import Sampler
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from onevision.bundle import Bundle
-    from onevision.native.device import Device
-    from onevision.runtime.answer import OnProgress
-    from onevision.runtime.messages import Message
-    from onevision.runtime.options import AnswerOptions, Prefill
-    from onevision.runtime.prepare import KeptVisuals, PreparedPrompt
-    from onevision.runtime.vision import VisionEncoder
-
+from onevision.runtime.vision import VisionEncoder
 
 _FLOATS = ("f32", "f16", "bf16")  # precisions that promise the reference's logits
 

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import llama_cpp as api  # after native.llama, which sets its threads up
 import numpy as np
+import numpy.typing as npt
 
 from onevision.native.llama import free_with
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-
-    from onevision.runtime.backbone import Backbone
-    from onevision.runtime.grammar import Constraint
-    from onevision.runtime.options import AnswerOptions
+from onevision.runtime.backbone import Backbone
+from onevision.runtime.grammar import Constraint
+from onevision.runtime.options import AnswerOptions
 
 #: Tokens that the repetition penalty looks back at: as long as any answer.
 _PENALTY_WINDOW = 2**15

@@ -6,18 +6,16 @@ In: text. Out: token ids, and for each id the bytes of its text.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import llama_cpp as api  # after native.llama, which sets its threads up
 
 from onevision.errors import GenerationError, PromptError
 from onevision.native.llama import LlamaModel, last_llama_error
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 class GgufTokenizer:

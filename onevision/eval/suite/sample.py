@@ -11,16 +11,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onevision.runtime.choices import LETTER_INSTRUCTION
-
-if TYPE_CHECKING:
-    from onevision.runtime.images import ImageSource
-    from onevision.runtime.video import VideoSource
+from onevision.runtime.images import ImageSource
+from onevision.runtime.video import VideoSource
 
 InputKind = Literal["image", "images", "video", "text"]
 Split = Literal["train", "test"]
