@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from onevision.cli import _run
-from tests.bad import bundles, checkpoints, requests
+from tests.bad import bundles, checkpoints, options, requests
 from tests.bad.made import (
     EMPTY_PDF,
     GIF_BOMB,
@@ -149,7 +149,7 @@ PICTURES = (
     Bad("an unreadable name", "run Hi -i \udcff.jpg -m {bundle}", "does not exist"),
     Bad("a name with a null byte", "run Hi -i a\0b.jpg -m {bundle}", "is not a path"),
     Bad("a name that is too long", f"run Hi -i {'a' * 5000}.jpg -m {{bundle}}", "is not a path"),
-    Bad("an empty name", "run Hi -i '' -m {bundle}", "is a folder|does not exist"),
+    Bad("an empty name", "run Hi -i '' -m {bundle}", "-i is empty", 2),
     Bad("the second of two", "run Hi -i {photo} -i no.jpg -m {bundle}", "no.jpg does not exist"),
 )
 
@@ -810,6 +810,7 @@ GROUPS = {
     "inspect": INSPECT,
     "demo": DEMO,
     "request": requests.ROWS,
+    "value": options.ROWS,
     "honest bundle": bundles.ROWS,
     "checkpoint": checkpoints.ROWS,
     "cache": CACHE,

@@ -64,9 +64,7 @@ def small_profile(bundle: Bundle, device: Device, threads: int | None) -> SpeedP
 
 
 def measure_profile(
-    model: OneVision,
-    on_step: Callable[[str], object] = lambda _: None,
-    lengths: Sequence[int] = _LENGTHS,
+    model: OneVision, on_step: Callable[[str], object] = lambda _: None, lengths: Sequence[int] = _LENGTHS
 ) -> SpeedProfile:
     """Measure the speed profile of a bundle; its cache, if it has one, should be empty.
 
@@ -125,10 +123,7 @@ def _video(pipeline: Pipeline) -> float | None:
 
 
 def _prefill(
-    pipeline: Pipeline,
-    embeddings: npt.NDArray[np.float32],
-    backend: PrefillBackend,
-    wanted: Sequence[int],
+    pipeline: Pipeline, embeddings: npt.NDArray[np.float32], backend: PrefillBackend, wanted: Sequence[int]
 ) -> PrefillSpeed:
     least = LEAST if backend == "onnx" else 1
     most = pipeline.backbone.context_length - 1

@@ -49,8 +49,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     _debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Show a traceback with an error, as ONEVISION_DEBUG=1 does."),
+        bool, typer.Option("--debug", help="Show a traceback with an error, as ONEVISION_DEBUG=1 does.")
     ] = False,
     _version: Annotated[
         bool,

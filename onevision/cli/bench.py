@@ -88,9 +88,7 @@ Isolate = Annotated[
 ]
 Synthesized = Annotated[
     SynthSize | None,
-    typer.Option(
-        help="Instead of a bundle: a 0.5b or 7b with random weights, made once into the cache.",
-    ),
+    typer.Option(help="Instead of a bundle: a 0.5b or 7b with random weights, made once into the cache."),
 ]
 Vision = Annotated[
     EncoderPrecision | None,

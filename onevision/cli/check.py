@@ -64,8 +64,7 @@ def verify(
         ),
     ] = None,
     write: Annotated[
-        bool,
-        typer.Option("--write", help="Store the reference vectors and a passed result in the bundle."),
+        bool, typer.Option("--write", help="Store the reference vectors and a passed result in the bundle.")
     ] = False,
     device: Device = "auto",
     threads: Threads = None,

@@ -112,8 +112,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, warnings or statistics.")]
 
 
+_PATHS = ("FILE", "FOLDER", "DIR", "PLACE")
+
+
 class Command(TyperCommand):
     """A command whose help lists its options in groups, and its arguments without Python types."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        """Parse; an empty path, as of an unset variable, is not taken for the working folder."""
+        for flag, value in zip(["", *args], args, strict=False):
+            name, sign, text = value.partition("=")
+            name = name if sign and not text else flag if not value else ""
+            if any(name in param.opts and getattr(param, "metavar", "") in _PATHS for param in self.params):
+                raise UsageError(f"{name} is empty", hint="name a file or folder")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Write a section per group; options without a group come last."""

@@ -63,9 +63,7 @@ def plan(
     size: Annotated[
         Literal["tiny", PublishedSize] | None,
         typer.Option(
-            metavar="NAME",
-            help="Instead of a bundle: tiny, 0.5b, 7b or 72b.",
-            rich_help_panel=INPUT,
+            metavar="NAME", help="Instead of a bundle: tiny, 0.5b, 7b or 72b.", rich_help_panel=INPUT
         ),
     ] = None,
     *,

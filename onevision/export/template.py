@@ -48,12 +48,7 @@ class PromptFormat:
 
 
 def choose_template(
-    folder: Path,
-    form: CheckpointFormat,
-    choice: TemplateChoice,
-    *,
-    repo: str | None,
-    tokens: Collection[str],
+    folder: Path, form: CheckpointFormat, choice: TemplateChoice, *, repo: str | None, tokens: Collection[str]
 ) -> PromptFormat:
     """Prompt format of a checkpoint's bundle.
 

@@ -165,8 +165,7 @@ def _read_source(folder: Path) -> _Source:
             settings.expect("tokenizer_class", "Qwen2Tokenizer")
         return _Source(_ids(read_json(vocabulary), vocabulary), _read_merges(merges), extra, vocabulary)
     raise CheckpointError(
-        f"{folder} has no tokenizer",
-        hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt",
+        f"{folder} has no tokenizer", hint="a checkpoint needs tokenizer.json, or vocab.json and merges.txt"
     )
 
 

@@ -37,11 +37,7 @@ _RECOUNT = 64  # writes after which the folder is counted again: other processes
 
 
 #: What entries are, by the beginning of their keys.
-KINDS = {
-    "features": "image features",
-    "frames": "video frames",
-    "prefix": "keys and values of prompts",
-}
+KINDS = {"features": "image features", "frames": "video frames", "prefix": "keys and values of prompts"}
 
 
 def entry_key(kind: str, *facts: object) -> str:

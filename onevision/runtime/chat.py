@@ -179,10 +179,7 @@ class Chat:
             if any(item.saved is None for item in turn.given):
                 raise UsageError("an image or video of the conversation came from no file")
             content = [*(item.saved for item in turn.given), {"type": "text", "text": turn.prompt}]
-            messages += [
-                {"role": "user", "content": content},
-                {"role": "assistant", "content": turn.answer},
-            ]
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": turn.answer}]
         data = (json.dumps(messages, ensure_ascii=False, indent=1) + "\n").encode()
         with whole_file(Path(path), len(data)) as part:
             part.write_bytes(data)

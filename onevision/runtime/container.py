@@ -50,11 +50,7 @@ _OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
 _HEAD = 512  # bytes that tell what kind of file it is
 _ANIMATIONS = ("a GIF image", "a PNG image")  # the two that FFmpeg reads as animations
 
-_TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
-}
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
 class VideoBytes(bytes):

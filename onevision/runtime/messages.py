@@ -101,11 +101,7 @@ _IMAGE_KEYS = {
     "image_url": ("image_url",),
     "input_image": ("image_url",),
 }
-_VIDEO_KEYS = {
-    "video": ("video", "url", "path"),
-    "video_url": ("video_url",),
-    "input_video": ("video_url",),
-}
+_VIDEO_KEYS = {"video": ("video", "url", "path"), "video_url": ("video_url",), "input_video": ("video_url",)}
 _TEXT_KEYS = {"text": ("text",), "input_text": ("text",), "output_text": ("text",)}
 _KINDS = (*_TEXT_KEYS, *_IMAGE_KEYS, *_VIDEO_KEYS)
 

@@ -20,7 +20,7 @@ def run(name: str, capsys: pytest.CaptureFixture[str], *arguments: Any, **option
 
 
 def test_cache(toy_bundle: Path, capsys: pytest.CaptureFixture[str]):
-    found = json.loads(run("cache", capsys, toy_bundle, rounds=1, threads=1))
+    found = json.loads(run("cache", capsys, toy_bundle, rounds=1, pairs=2, threads=1))
     slow_disk = found.pop("a disk that takes a second, over none")
     assert slow_disk["clock"] > 0
     assert list(found) == ["in memory", "new process, --cache DIR"]
