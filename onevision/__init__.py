@@ -352,7 +352,9 @@ def plan(
         threads: CPU threads; None for all cores.
 
     Raises:
-        UsageError: ``ttft_target`` for a bundle whose speed was not measured, or for a size.
+        UsageError: ``ttft_target`` for a bundle whose speed was not measured, or for a size; both a size and
+            a bundle; or ``prefill="onnx"`` for a bundle without the graph.
+        DeviceError: ``cuda``, and llama.cpp was built without it.
         ImageError, VideoError: A file cannot be read.
     """
     from onevision.bench.calibrate import small_profile
@@ -362,6 +364,8 @@ def plan(
     from onevision.planning.plan import media_sizes, plan_bundle, plan_published
     from onevision.runtime.options import AnswerOptions
 
+    if size is not None and bundle is not None:
+        raise UsageError("a size and a bundle exclude each other", hint="leave --size or -m out")
     options = options or AnswerOptions()
     if options.ttft_target is not None and size is not None:
         raise UsageError(

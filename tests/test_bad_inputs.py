@@ -735,6 +735,7 @@ PLAN = (
     Bad("two budgets", "plan {photo} --detail low --max-tiles 3", "exclude each other", 2),
     Bad("a speed not measured", "plan {photo} --ttft-target 5s -m {bundle}", "was not measured yet", 2),
     Bad("the speed of no bundle", "plan {photo} --ttft-target 5s --size 7b", "needs a bundle", 2),
+    Bad("no prefill graph", "plan {photo} -m {bundle} --prefill onnx", "has no prefill graph", 2),
     Bad("bundle missing", "plan {photo} -m no", "no bundle at no"),
     Bad(
         "bundle with no GGUF",
@@ -775,6 +776,7 @@ CACHE = (
 )
 
 MODELS = (
+    Bad("a size and a bundle", "plan --size 0.5b -m {bundle}", "--size and -m exclude each other", 2),
     Bad("a size with a typo", "run Hi -m 0.6b", "there is no size '0.6b'", 2),
     Bad("a size that is not published", "run Hi -m 13b", "there is no size '13b'", 2),
     Bad("an unknown variant", "chat -m 7b-xl", "there is no size '7b-xl'", 2),

@@ -66,8 +66,7 @@ def require_cuda() -> None:
         DeviceError: One or both are not; the message names all that is missing.
     """
     from onevision.native import ort
-    from onevision.native.llama import can_offload
-    from onevision.runtime.backbone import CUDA_HINT
+    from onevision.native.llama import CUDA_HINT, can_offload
 
     missing = {} if ort.has_cuda() else {"ONNX Runtime's CUDA provider": ort.CUDA_HINT}
     missing |= {} if can_offload() else {"llama.cpp built with CUDA": CUDA_HINT}

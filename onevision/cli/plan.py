@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal
 
@@ -81,6 +82,8 @@ def plan(
     import onevision
     from onevision.cli.costs import print_plan
 
+    if size and model not in (None, os.environ.get("ONEVISION_MODEL")):
+        raise UsageError("--size and -m exclude each other", hint="leave one of them out")
     media = [*(files or ()), *map(_parse_size, image_size or ())]
     found = onevision.plan(
         media,

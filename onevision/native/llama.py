@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import finalize
 
-from onevision.errors import BundleError
+from onevision.errors import BundleError, DeviceError
 
 T = TypeVar("T")
 
@@ -26,6 +26,8 @@ T = TypeVar("T")
 # library reads the variable once, when it is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+CUDA_HINT = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python'
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
@@ -63,6 +65,18 @@ def can_offload() -> bool:
 
     silence_llama()
     return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def offloads(device: str) -> bool:
+    """Whether the language model goes to a GPU.
+
+    Raises:
+        DeviceError: ``cuda``, and llama.cpp was built without it.
+    """
+    offload = can_offload()
+    if device == "cuda" and not offload:
+        raise DeviceError("llama.cpp was built without CUDA", hint=CUDA_HINT)
+    return offload and device != "cpu"
 
 
 def last_llama_error() -> str | None:

@@ -14,7 +14,7 @@ from onevision.bundle import BACKBONE, PREFILL, Bundle
 from onevision.errors import ImageError, VideoError
 from onevision.models.shapes import PublishedSize, published_config
 from onevision.native.device import Device, default_threads, load_average
-from onevision.native.llama import can_offload
+from onevision.native.llama import offloads
 from onevision.planning.budget import Forecast, Forecaster, video_size
 from onevision.planning.cost import Media, Shape
 from onevision.planning.estimate import Precisions, estimate_profile
@@ -24,7 +24,7 @@ from onevision.runtime.images import read_image
 from onevision.runtime.messages import ImagePart, Message
 from onevision.runtime.options import AnswerOptions, Prefill
 from onevision.runtime.pages import paged
-from onevision.runtime.prefill.policy import PrefillBackend, choose_backend
+from onevision.runtime.prefill.policy import PrefillBackend, choose_backend, require_graph
 from onevision.runtime.prepare import Preparer
 from onevision.runtime.tokenizer import open_tokenizer
 from onevision.runtime.video import FrameChoice, read_video, share_frames
@@ -99,9 +99,12 @@ def plan_bundle(
         profile: Speed profile; None: what `onevision bench` has measured, or an estimate.
 
     Raises:
-        UsageError: A ``ttft_target``, and the speed of the bundle was not measured on this machine.
+        UsageError: A ``ttft_target``, and the speed of the bundle was not measured on this machine; or see
+            :func:`~onevision.runtime.prefill.policy.require_graph`.
+        DeviceError: ``cuda``, and llama.cpp was built without it.
         VideoError: A video cannot be read.
     """
+    require_graph(bundle, prefill)
     if options.ttft_target is not None:
         profile = needed_profile(bundle, device, threads)
     profile = profile or read_profile(profile_path(bundle, device, threads))
@@ -109,7 +112,7 @@ def plan_bundle(
     question = Message("user", (*[ImagePart(b"")] * len(media), prompt))
     with open_tokenizer(bundle.path(BACKBONE)) as tokenizer:
         tokens = Preparer(manifest, tokenizer, np.zeros(0, np.float32)).text_tokens([question], options)
-    offloaded = device != "cpu" and can_offload()
+    offloaded = offloads(device)
     backend = partial(choose_backend, prefill, has_graph=PREFILL in manifest.files, offloaded=offloaded)
     shape = Shape.of(manifest)
     speed: TimeSource | None = "measured" if profile else None

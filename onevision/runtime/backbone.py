@@ -17,9 +17,9 @@ import llama_cpp as api  # after native.llama, which sets its threads up
 import numpy as np
 import numpy.typing as npt
 
-from onevision.errors import DeviceError, GenerationError, PromptError
+from onevision.errors import GenerationError, PromptError
 from onevision.native.device import Device, default_threads
-from onevision.native.llama import LlamaModel, call_apart, can_offload, free_with, last_llama_error
+from onevision.native.llama import LlamaModel, call_apart, free_with, last_llama_error, offloads
 from onevision.runtime.tokenizer import GgufTokenizer
 
 #: Tokens per call of llama_decode. More are not faster on a CPU, and Ctrl-C waits for the end of a call.
@@ -27,7 +27,6 @@ CHUNK = 512
 #: Contexts are made in multiples of this, so that one serves prompts of nearly the same length.
 CONTEXT_STEP = 256
 
-CUDA_HINT = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python'
 
 CacheType = Literal["f32", "f16"]
 
@@ -66,14 +65,11 @@ class Backbone:
         cache_type: CacheType = "f16",
         flash_attention: bool = True,
     ) -> None:
-        offload = can_offload()
-        if device == "cuda" and not offload:
-            raise DeviceError("llama.cpp was built without CUDA", hint=CUDA_HINT)
         self._context: Any = None
         self._capacity = 0
         self._observer: Any = None
         self.used = 0
-        self.offloaded = offload and device != "cpu"
+        self.offloaded = offloads(device)
         self.threads = threads or default_threads()
         self.cache_type: CacheType = cache_type
         self.flash_attention = flash_attention

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onevision.bundle import BACKBONE, NEWLINE, PREFILL, VISION, VISION_DATA, Bundle
 from onevision.extras import installed_version
 from onevision.native.device import Device, check_device, flash_attention_costs_prefill
-from onevision.native.llama import can_offload
+from onevision.native.llama import offloads
 from onevision.native.ort import has_cuda
 from onevision.runtime import anyres
 from onevision.runtime.answer import OnProgress
@@ -297,7 +297,7 @@ def _prefill_is_slowed(bundle: Bundle, device: Device, prefill: Prefill) -> bool
     """Whether llama.cpp prefills long prompts, on a processor where its flash attention is slower."""
     if PREFILL in bundle.manifest.files and prefill != "llama":
         return False
-    return flash_attention_costs_prefill() and (device == "cpu" or not can_offload())
+    return flash_attention_costs_prefill() and not offloads(device)
 
 
 def _ort_versions() -> tuple[str | None, ...]:

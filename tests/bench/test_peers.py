@@ -107,7 +107,7 @@ def test_the_checkpoint_is_found_where_the_bundle_came_from(
     assert find_checkpoint(manifest, None, ("llama",)) is None
     assert find_checkpoint(manifest, toy_checkpoint, names) == toy_checkpoint
     assert find_checkpoint(open_bundle(tiny_bundle).manifest, None, names) == SHIPPED["tiny", "ov"]
-    with pytest.raises(UsageError, match="no checkpoint"):
+    with pytest.raises(UsageError, match="not a checkpoint"):
         find_checkpoint(manifest, tmp_path, names)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="needs the checkpoint") as caught:
@@ -307,7 +307,7 @@ def test_a_bench_against_others(
     ("words", "message"),
     [
         (["--against", "vllm"], "unknown peer 'vllm'"),
-        (["--against", "transformers", "--checkpoint", "nowhere"], "nowhere is no checkpoint"),
+        (["--against", "transformers", "--checkpoint", "nowhere"], "nowhere is not a checkpoint"),
     ],
 )
 def test_mistakes(words: list[str], message: str, toy_bundle: Path, capfd: pytest.CaptureFixture[str]):

@@ -106,7 +106,7 @@ def test_a_large_bundle_is_estimated_by_its_precisions(
 
 def test_a_gpu_is_not_estimated(toy_bundle: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onevision.bench.calibrate._SMALL_BYTES", 0)
-    monkeypatch.setattr(plan, "can_offload", lambda: True)
+    monkeypatch.setattr(plan, "offloads", lambda _: True)
     found = onevision.plan([photo], bundle=toy_bundle)
     assert (found.speed, found.forecast.ttft, found.forecast.cost.seconds) == (None, None, None)
 

@@ -75,11 +75,11 @@ def find_checkpoint(manifest: Manifest, given: Path | None, peers: Sequence[str]
     Raises:
         UsageError: It is needed and cannot be found.
     """
+    if given is not None and not (given / "config.json").is_file():
+        raise UsageError(f"{given} is not a checkpoint: it has no config.json")
     if not any(name in GROUPS["transformers"] and not _missing(name) for name in peers):
         return None
     if given is not None:
-        if not (given / "config.json").is_file():
-            raise UsageError(f"{given} is no checkpoint: it has no config.json")
         return given
     if shipped := SHIPPED.get((manifest.size or "", manifest.variant or "")):
         return shipped

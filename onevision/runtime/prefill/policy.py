@@ -37,6 +37,19 @@ _SAMPLE = "The quick brown fox jumps over the lazy dog, 0123456789 times."
 _LEAST_COSINE = 0.9
 
 
+def require_graph(bundle: Bundle, choice: Prefill) -> None:
+    """Check that a bundle has a prefill graph if it was asked for by name.
+
+    Raises:
+        UsageError: ``onnx``, and there is none.
+    """
+    if choice == "onnx" and PREFILL not in bundle.manifest.files:
+        raise UsageError(
+            f"the bundle {bundle.folder} has no prefill graph",
+            hint="export it with --prefill onnx, or use --prefill llama",
+        )
+
+
 def choose_backend(choice: Prefill, tokens: int, *, has_graph: bool, offloaded: bool) -> PrefillBackend:
     """Backend for a prompt of so many tokens; the last token is never the graph's.
 
@@ -71,16 +84,11 @@ class PrefillRunner:
     ) -> None:
         if choice not in get_args(Prefill):
             raise UsageError(f"unknown prefill {choice!r}", hint=suggest(choice, get_args(Prefill)))
-        has_graph = PREFILL in bundle.manifest.files
-        if choice == "onnx" and not has_graph:
-            raise UsageError(
-                f"the bundle {bundle.folder} has no prefill graph",
-                hint="export it with --prefill onnx, or use --prefill llama",
-            )
+        require_graph(bundle, choice)
         self.warnings: tuple[str, ...] = ()
         self._bundle, self._backbone, self._threads = bundle, backbone, threads
         self._choice: Prefill = choice
-        self._usable = has_graph
+        self._usable = PREFILL in bundle.manifest.files
         self._loaded: tuple[PrefillGraph, GgufFile, StateLayout] | None = None
 
     def backend(self, tokens: int, choice: Prefill | None = None) -> PrefillBackend:
