@@ -195,7 +195,7 @@ def export(
     from onevision.extras import require
     from onevision.progress import LogProgress
     from onevision.quant.candidates import GateConfig
-    from onevision.quant.search import export_quantized, needs_gate
+    from onevision.quant.search import choose_gate, export_quantized
 
     require("export", "the export")
     if source is None and size is None:
@@ -207,28 +207,14 @@ def export(
     )
     target = Path(output or resolved.bundle_name)
     check_target(target, force=force)
-    proven = not needs_gate("fp32", backbone)
-    quick = vision is None and proven and questions is None and limit is None and exporter == "onevision"
-    if vision is None:
-        vision = "fp32" if exporter == "optimum" else "auto" if proven else "int8"
-    gated = needs_gate(vision, backbone)
     config = GateConfig(
-        () if quick else _path(questions),
+        _path(questions),
         limit,
         _path(calibration),
         imatrix=imatrix if isinstance(imatrix, bool) else _path(imatrix),
         threads=threads,
     )
-    if not gated and any(each is not None for each in (calibration, imatrix, questions, limit)):
-        raise UsageError(
-            "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
-            hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
-        )
-    if exporter == "optimum" and (gated or vision != "fp32"):
-        raise UsageError(
-            "--exporter optimum writes fp32, which cannot be quantized afterwards",
-            hint="leave out --exporter, or --vision and a --backbone coarser than q8_0",
-        )
+    precision, gate = choose_gate(vision, backbone, exporter, config)
     config.check()
     shown = progress is not None and sys.stderr.isatty()
     progress = progress or LogProgress()
@@ -240,26 +226,25 @@ def export(
     )
     if adapter is not None:
         fetched = replace(fetched, adapter=Path(adapter))
-    names: dict[str, Any] = {
-        "prefill": prefill,
-        "exporter": exporter,
-        "size": size,
-        "template": template,
-        "threads": threads,
-        "force": force,
-    }
-    names["variant"] = (variant or "ov") if size else None
-    if gated:
-        options = ExportOptions(**names)
-        done = export_quantized(fetched, target, options, config, progress, vision=vision, backbone=backbone)
-        if quick:
-            progress.note(
-                f"fast precisions: {done.candidate.name}; int8 is taken if its image features pass on "
-                "calibration tiles and it is smaller than fp16; --vision, --backbone, --prefill choose others"
-            )
-        return done
-    precisions: dict[str, Any] = {"vision": vision, "backbone": backbone}
-    return build(fetched, target, ExportOptions(**precisions, **names), progress)
+    options = ExportOptions(
+        prefill=prefill,
+        exporter=exporter,
+        size=size,
+        variant=(variant or "ov") if size else None,
+        template=template,
+        threads=threads,
+        force=force,
+    )
+    if gate is None:
+        precisions: dict[str, Any] = {"vision": precision, "backbone": backbone}
+        return build(fetched, target, replace(options, **precisions), progress)
+    done = export_quantized(fetched, target, options, gate, progress, vision=precision, backbone=backbone)
+    if gate.questions == ():
+        progress.note(
+            f"fast precisions: {done.candidate.name}; int8 is taken if its image features pass on "
+            "calibration tiles and it is smaller than fp16; --vision, --backbone, --prefill choose others"
+        )
+    return done
 
 
 def verify(

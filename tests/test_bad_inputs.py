@@ -771,6 +771,7 @@ CACHE = (
     Bad("nothing to clear there", "cache clear --cache no", "there is no cache no", 2),
     Bad("a file", "cache clear --cache {photo}", "is not a folder", 2),
     Bad("a negative age", "cache clear --older-than -1", "--older-than is -1, it must be 0", 2),
+    Bad("an age of nothing", "cache clear --older-than nan", "--older-than is nan, it must be 0", 2),
     Bad("an age in words", "cache clear --older-than week", "--older-than is 'week'", 2),
     Bad("no such command", "cache purge", "purge", 2),
 )

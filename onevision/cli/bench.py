@@ -29,6 +29,7 @@ from onevision.cli.options import (
     bundle_folder,
     examples,
 )
+from onevision.cli.usage import not_nan
 from onevision.errors import UsageError
 from onevision.models.shapes import SynthSize
 from onevision.precisions import BackbonePrecision, EncoderPrecision
@@ -77,6 +78,7 @@ Seconds = Annotated[
     float | None,
     typer.Option(
         min=0,
+        callback=not_nan,
         metavar="S",
         help="Time budget: no new round starts if it would end after S seconds (at least two rounds run).  "
         f"[default: {_QUICK_SECONDS:.0f} with --quick, else {_SECONDS:.0f}]",

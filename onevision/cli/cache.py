@@ -13,6 +13,7 @@ import typer
 
 from onevision.cli.console import print_json, print_table
 from onevision.cli.options import Json, add_command
+from onevision.cli.usage import not_nan
 from onevision.errors import UsageError
 from onevision.files import cache_folder, readable
 
@@ -52,7 +53,13 @@ def clear(
     cache: Folder = None,
     older_than: Annotated[
         float | None,
-        typer.Option(min=0, metavar="DAYS", help="Only what was not used for DAYS.", show_default=False),
+        typer.Option(
+            min=0,
+            callback=not_nan,
+            metavar="DAYS",
+            help="Only what was not used for DAYS.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,6 +31,13 @@ _PYDANTIC = {
 }
 
 
+def not_nan(value: float | None) -> float | None:
+    """Callback of options with a range: Typer before 0.29 takes nan to be in every range."""
+    if value is not None and isnan(value):
+        raise typer.BadParameter("nan is not in the range x>=0")
+    return value
+
+
 def explain(error: TyperException) -> tuple[str, str]:
     """Message and hint for an error of the parser."""
     context = getattr(error, "ctx", None)
@@ -46,10 +54,10 @@ def explain(error: TyperException) -> tuple[str, str]:
                 found = match.groupdict() | {
                     "choices": (match.groupdict().get("choices") or "").replace("'", "")
                 }
-                value = (
-                    found["value"].removesuffix(".0") if "in the range" in pattern else repr(found["value"])
-                )
+                in_range = "in the range" in pattern
+                value = found["value"] if in_range else repr(found["value"])
                 message = f"{name} is {value}, it must be {wanted.format(**found)}"
+                message = re.sub(r"(\d)\.0\b", r"\1", message) if in_range else message
                 if found["choices"] and (close := closest(found["value"], found["choices"].split(", "))):
                     hint = f"did you mean {close}?"
     elif context and (match := re.match(r"no such (command|option):? '?([^ '.]+)", message)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onevision.bundle import BACKBONE, VISION, VISION_DATA, Bundle, open_bundle, write_bundle
-from onevision.errors import ExportError, QuantError
+from onevision.errors import ExportError, QuantError, UsageError
 from onevision.eval.questions import Questions
 from onevision.export.backbone import own_type
 from onevision.export.build import ExportOptions, export
@@ -30,7 +30,13 @@ from onevision.native.quantize import (
     predicted_bits,
     report,
 )
-from onevision.precisions import BackboneChoice, BackbonePrecision, EncoderChoice, EncoderPrecision
+from onevision.precisions import (
+    BackboneChoice,
+    BackbonePrecision,
+    EncoderChoice,
+    EncoderPrecision,
+    Exporter,
+)
 from onevision.progress import LogProgress, Progress
 from onevision.proof.verify import LOGITS_TOLERANCE, Report
 from onevision.quant.candidates import Candidate, GateConfig, Quantizer, check_source, precisions_of
@@ -78,6 +84,41 @@ class Quantized:
 def needs_gate(vision: str, backbone: str) -> bool:
     """Whether an export with these precisions goes through the gate; ``verify`` alone proves the rest."""
     return vision in ("int8", "auto") or backbone not in LOGITS_TOLERANCE
+
+
+def choose_gate(
+    vision: EncoderChoice | None, backbone: BackboneChoice, exporter: Exporter, config: GateConfig
+) -> tuple[EncoderChoice, GateConfig | None]:
+    """Encoder precision of an export, and what its bundle is measured with; None if it needs no gate.
+
+    Args:
+        vision: None: the smallest whose features of the calibration tiles pass; no question is asked, unless
+            a coarser backbone, questions or a limit call for it.
+        backbone: Precision of the language model.
+        exporter: Writer of the encoder's graph.
+        config: What the user asked for.
+
+    Raises:
+        UsageError: Options that exclude each other.
+    """
+    quick = vision is None and exporter == "onevision" and not needs_gate("fp32", backbone)
+    if vision is None:
+        vision = "auto" if quick else "fp32" if exporter == "optimum" else "int8"
+    gated = needs_gate(vision, backbone)
+    if exporter == "optimum" and (gated or vision != "fp32"):
+        raise UsageError(
+            "--exporter optimum writes fp32, which cannot be quantized afterwards",
+            hint="leave out --exporter, or --vision and a --backbone coarser than q8_0",
+        )
+    if gated:
+        asked = config.questions is not None or config.limit is not None
+        return vision, config if asked or not quick else replace(config, questions=())
+    if (config.questions, config.limit, config.calibration, config.imatrix) != (None,) * 4:
+        raise UsageError(
+            "--calibration, --imatrix, --no-imatrix, --questions and --limit are for the quality gate",
+            hint="with --vision int8 or auto, or a --backbone coarser than q8_0",
+        )
+    return vision, None
 
 
 def quantize(
