@@ -17,7 +17,7 @@ from warnings import catch_warnings, filterwarnings
 import numpy as np
 
 from onevision.bench.compare import compare
-from onevision.bench.report import changes, duration, heading, limits, percent, spread, tables, warnings
+from onevision.bench.report import changes, duration, heading, limits, loaded, percent, tables, warnings
 from onevision.bench.result import Measured, Result, samples, typical
 from onevision.bench.scenarios import LONG_SUFFIX
 from onevision.errors import UsageError
@@ -133,12 +133,20 @@ def _page(labeled: Sequence[Series], svgs: dict[str, str]) -> str:
         }
         for one in labeled
     ]
-    if len(labeled) == 2:
-        comparison = compare(labeled[0].result, labeled[1].result)
-        table, note = changes(comparison), comparison.note
-        sections.insert(0, {"title": "Changes", "tables": [table], "notes": [note]})
+    between = [_changes(labeled[0], labeled[1])] if len(labeled) == 2 else []
     charts = [(*CHARTS[name], svg) for name, svg in svgs.items()]
-    return render("bench.html", facts=list(map(_facts, labeled)), charts=charts, sections=sections)
+    facts = list(map(_facts, labeled))
+    return render("bench.html", facts=facts, changes=between, charts=charts, sections=sections)
+
+
+def _changes(before: Series, after: Series) -> dict[str, Any]:
+    """The section of two results: what ``bench compare`` prints, also where it refuses."""
+    try:
+        comparison = compare(before.result, after.result)
+    except UsageError as error:
+        return {"title": "Changes", "tables": [], "notes": [str(error)]}
+    title = f"Changes from {before.label} to {after.label}"
+    return {"title": title, "tables": [changes(comparison)], "notes": [comparison.note]}
 
 
 def _facts(one: Series) -> dict[str, str]:
@@ -147,15 +155,17 @@ def _facts(one: Series) -> dict[str, str]:
     cores = (result.machine.get("cores") or {}).get("physical")
     memory = (result.machine.get("memory_bytes") or {}).get("total")
     hardware = [f"{cores} cores" if cores else "", f"{readable(memory)} of memory" if memory else ""]
+    counts = sorted({len(each.runs) for each in one.measured})
+    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     processes = "a fresh process per scenario" if result.isolated else "one process"
     facts = {
         "Result": one.label,
         "Measured": heading(result),
         "Machine": ", ".join(filter(None, hardware)),
         "Versions": _versions(result),
-        "Runs": f"{result.runs} of each, {processes}{', interrupted' if result.interrupted else ''}",
+        "Runs": f"{runs} of each scenario, {processes}{', interrupted' if result.interrupted else ''}",
         "Bundle": f"{readable(result.model.bytes)}, manifest {result.model.sha256[:16]}",
-        "Load": f"{duration(load.cold_ms)} cold, {spread(load.warm_ms)} warm" if load else "",
+        "Load": loaded(load) if load else "",
     }
     return {name: text for name, text in facts.items() if text}
 

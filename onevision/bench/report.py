@@ -11,6 +11,7 @@ from typing import Any, cast
 from onevision.bench.compare import PEAK, BenchComparison, StageRatio, not_compared, ratios
 from onevision.bench.peers import LLAMA
 from onevision.bench.result import (
+    Load,
     Measured,
     Result,
     Summary,
@@ -209,12 +210,12 @@ def against(result: Result) -> BenchTable:
 
 def changes(comparison: BenchComparison) -> BenchTable:
     """Stages before and after, with verdicts."""
-    columns = ("scenario", "stage", "before", "after", "ratio", "interval", "verdict")
+    columns = ("scenario", "stage", "verdict", "before", "after", "ratio", "interval")
     lines = []
     for one in comparison.changes:
         name = one.scenario if one.engine == OURS else f"{one.scenario} {one.engine}"
         cells = (duration(one.base), duration(one.value), f"{one.ratio:.2f}", _interval(one))
-        lines.append((name, one.stage, *cells, one.verdict))
+        lines.append((name, one.stage, one.verdict, *cells))
     return BenchTable(columns, tuple(lines))
 
 
@@ -270,6 +271,12 @@ def heading(result: Result) -> str:
     return (
         f"{model.name}, {model.vision} + {model.backbone}; {result.device}, {result.threads} threads, {cpu}"
     )
+
+
+def loaded(load: Load) -> str:
+    """Times to load the bundle."""
+    cold = f"{duration(load.cold_ms)} cold, " if load.cold_ms else ""
+    return f"{cold}{spread(load.warm_ms)} warm"
 
 
 def _name(result: Result, measured: Measured) -> str:

@@ -230,8 +230,7 @@ def _print(result: Result, form: str) -> None:
         console = stdout()
         console.print(report.heading(result), style="bold")
         if load := result.load:
-            cold = f"{report.duration(load.cold_ms)} cold, " if load.cold_ms else ""
-            console.print(f"loaded in {cold}{report.spread(load.warm_ms)} warm")
+            console.print(f"loaded in {report.loaded(load)}")
         for table in report.tables(result):
             print()
             print_table(table.columns, table.rows)

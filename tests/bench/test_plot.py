@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from onevision.bench.plot import CHARTS, OTHER, STAGE_COLORS, by_engine, label_results
+from onevision.bench.compare import compare
+from onevision.bench.plot import (
+    CHARTS,
+    OTHER,
+    STAGE_COLORS,
+    Series,
+    _figure,
+    by_engine,
+    draw_latency,
+    label_results,
+)
 from onevision.bench.result import Run, typical, write_result
 from onevision.cli import _run
 from onevision.errors import UsageError
@@ -73,6 +84,95 @@ def test_it_goes_beside_the_result(
     assert _run(["bench", "plot", "one.json"]) == 0
     assert "one-plots" in capfd.readouterr().out
     assert (tmp_path / "one-plots" / "index.html").is_file()
+
+
+class Cells(HTMLParser):
+    """Cells of the tables of a page, row by row."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.rows: list[tuple[str, ...]] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object):
+        self.inside = tag in {"th", "td"}
+        if tag == "tr":
+            self.rows.append(())
+
+    def handle_endtag(self, tag: str):
+        self.inside = False
+
+    def handle_data(self, data: str):
+        if self.inside:
+            self.rows[-1] = (*self.rows[-1], data)
+
+
+def plotted(folder: Path, before: Result, after: Result) -> str:
+    """The page of two results."""
+    write_result(folder / "before.json", before)
+    write_result(folder / "after.json", after)
+    files = [str(folder / "before.json"), str(folder / "after.json")]
+    assert _run(["bench", "plot", *files, "--output", str(folder / "plots")]) == 0
+    return (folder / "plots" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("count", "slower", "pace", "verdict", "status"),
+    [
+        (5, 2.0, 1.0, "slower", 1),
+        (5, 1.0, 1.0, "no difference", 0),
+        (5, 0.5, 1.0, "faster", 0),
+        (2, 5.2, 1.0, "inconclusive", 2),
+        (5, 2.0, 2.0, "inconclusive", 2),
+    ],
+)
+def test_the_page_and_compare_agree(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    count: int, slower: float, pace: float, verdict: str, status: int,
+):  # fmt: skip
+    pair = [
+        made_result(made_measured(noisy_runs(np.random.default_rng(seed), count=count, **factors)))
+        for seed, factors in enumerate(({}, {"decode": slower, "pace": pace}))
+    ]
+    page = plotted(tmp_path, pair[0], pair[1])
+    capfd.readouterr()
+    files = [str(tmp_path / "before.json"), str(tmp_path / "after.json")]
+    assert _run(["bench", "compare", *files, "--json"]) == status
+    told = json.loads(capfd.readouterr().out)["changes"]
+    header, *rows = Cells(page).rows
+    rows = rows[: [row[1] for row in rows].index("tiles")]
+    assert header == ("scenario", "stage", "verdict", "before", "after", "ratio", "interval")
+    assert [(row[1], row[2], row[5]) for row in rows] == [
+        (one["stage"], one["verdict"], f"{one['ratio']:.2f}") for one in told
+    ]
+    assert ("decode", verdict) in {row[1:3] for row in rows}
+    assert compare(*pair).note in page
+    assert page.count(f"{count} of each scenario") == 2
+
+
+def test_runs_are_counted_and_not_what_was_asked_for(tmp_path: Path):
+    short = replace(measured("video", 8), runs=noisy_runs(RANDOM, count=2))
+    before = made_result(measured("photo", 2), measured("video", 8))
+    after = replace(made_result(measured("photo", 2), short), interrupted=True)
+    page = plotted(tmp_path, before, after)
+    assert "5 of each scenario, one process<" in page
+    assert "2 to 5 of each scenario, one process, interrupted<" in page
+
+
+def test_results_with_nothing_in_common_are_drawn_and_that_is_said(tmp_path: Path):
+    page = plotted(tmp_path, made_result(measured("photo", 2)), made_result(measured("video", 8)))
+    assert "the two results have no scenario in common" in page
+    assert page.count("<svg") == len(CHARTS)
+
+
+def test_the_axis_of_tiles_has_whole_numbers_and_small_times_are_ms():
+    small = made_result(*(measured(f"{tiles}", tiles) for tiles in (1, 2)))
+    with _figure() as figure:
+        draw_latency(figure, by_engine([Series("", small, small.measured)]))
+        axes = figure.axes[0]
+        assert {float(at) % 1 for at in axes.get_xticks()} == {0.0}
+        assert axes.get_ylabel().startswith("ms")
 
 
 def test_every_stage_has_a_colour_of_its_own():
