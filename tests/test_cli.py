@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from rich.cells import cell_len
 
 from onevision import OneVision, __version__
 from onevision.cli import _run, app
+from onevision.cli.console import AnswerWriter
 from onevision.export.hub import resolve
 from onevision.models import SHIPPED
 from onevision.proof.golden import load_golden, save_golden
@@ -306,12 +310,31 @@ def test_chat_on_a_terminal(toy_bundle: Path, photo: Path) -> None:
     assert "known before" in err
 
 
-def in_terminal(command: Sequence[str], stdin: str = "") -> tuple[str, str]:
-    """Stdout through a pipe, and what a terminal of 120 columns gets as stderr."""
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_an_answer_on_a_terminal_breaks_between_words(command: str, toy_bundle: Path) -> None:
+    """The bytes of a pipe are the answer's; a terminal has lines of at most 16 columns."""
+    text = "Explorers explore every place, then write about it."
+    asked = [sys.executable, "-m", "onevision", command, *(["Hi"] if command == "run" else [])]
+    asked += ["-m", str(toy_bundle), "--regex", re.escape(text), "-q"]
+    assert in_terminal(asked, "Hi\n", columns=16)[0] == f"{text}\n"
+    shown = in_terminal(asked, "Hi\n", columns=16, both=True)[1]
+    assert shown.split("\r\n") == ["Explorers", "explore every", "place, then", "write about it.", ""]
+
+
+def in_terminal(
+    command: Sequence[str], stdin: str = "", *, columns: int = 120, both: bool = False
+) -> tuple[str, str]:
+    """Stdout through a pipe, and what a terminal gets as stderr, or as both."""
     master, slave = os.openpty()
-    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=slave, text=True, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=slave if both else subprocess.PIPE,
+        stderr=slave,
+        text=True,
+        env=environment,
     ) as process:
         os.close(slave)
         assert process.stdin is not None
@@ -331,6 +354,68 @@ def in_terminal(command: Sequence[str], stdin: str = "") -> tuple[str, str]:
     os.close(master)
     assert process.returncode == 0
     return out, seen.decode()
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what it gets."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def written(pieces: Sequence[str], columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Pieces as a terminal gets them."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout", screen := Screen())
+    with AnswerWriter() as writer:
+        for piece in pieces:
+            writer.write(piece)
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("to explore a place", ["to explore", "a place"]),
+        ("explore it  now", ["explore it", "now"]),  # ends at the edge
+        ("one\n\n  two three", ["one", "", "  two", "three"]),
+        ("0123456789 \nab \n", ["0123456789", "ab"]),
+        ("ab 0123456789abcdefg h ijk", ["ab 0123456789abcdefg", "h ijk"]),  # the terminal's own break
+        ("a\tb c d e f", ["a    b c d", "e f"]),
+        ("红色的大圆。在左边", ["红色的大", "圆。在左边"]),  # no line begins with 。
+        ("日本語とenglish", ["日本語と", "english"]),
+        ("나는 한국어 안다", ["나는", "한국어", "안다"]),
+        ("a 😀😀 😀😀 b", ["a 😀😀", "😀😀 b"]),
+        ("😀" * 7 + " ab", ["😀" * 7 + " ab"]),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_lines_of_an_answer(text: str, lines: list[str], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten columns, and pieces of any size."""
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    assert written(pieces, 10, monkeypatch) == "\n".join(lines)
+
+
+def test_only_the_last_word_of_an_answer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.setattr("sys.stdout", screen := Screen())
+    with AnswerWriter() as writer:
+        for piece, shown in (("a re", "a"), ("d", "a"), (" b", "a red"), ("0123456789", "a red b0123456789")):
+            writer.write(piece)
+            assert screen.getvalue() == shown
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.text("aé \n红。😀", max_size=8)), columns=st.integers(2, 12))
+def test_nothing_but_spaces_of_an_answer_changes(
+    pieces: list[str], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        shown = written(pieces, columns, patch)
+        assert written(["".join(pieces)], columns, patch) == shown
+    assert "".join(shown.split()) == "".join("".join(pieces).split())
+    short = [line for line in shown.split("\n") if all(cell_len(word) <= columns for word in line.split())]
+    assert all(cell_len(line) <= columns for line in short)
 
 
 # Errors.

@@ -13,7 +13,14 @@ from urllib.request import url2pathname
 
 import typer
 
-from onevision.cli.console import AnswerProgress, print_error, print_facts, print_warning, stderr
+from onevision.cli.console import (
+    AnswerProgress,
+    AnswerWriter,
+    print_error,
+    print_facts,
+    print_warning,
+    stderr,
+)
 from onevision.cli.options import (
     TINY_NOTE,
     CacheFolder,
@@ -159,11 +166,11 @@ def _answer(talk: Chat, prompt: str, *, quiet: bool) -> Answer:
     with (
         AnswerProgress("preparing", quiet=quiet) as progress,
         closing(talk.stream(prompt, progress)) as stream,
+        AnswerWriter() as writer,
     ):
         for piece in stream:
             progress.stop()
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            writer.write(piece)
     sys.stdout.write("\n")
     if quiet:
         return stream.answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 #: Exit status after Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
+
+#: Letters between which a line may break: Chinese and Japanese, but not Korean, which has spaces.
+_CJK = "\u2e80-\ua4cf\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff"
+#: Ends of lines, and words (a CJK letter, with what may not begin a line) with the spaces before them.
+_PARTS = re.compile(rf"\s*?\n|[^\S\n]*(?:[{_CJK}][、。，．：；！？）」』】》〉]*|[^\s{_CJK}]+)|[^\S\n]+")
 
 
 def duration(text: str | None, option: str) -> float | None:
@@ -196,6 +202,58 @@ class ConsoleProgress:
     def note(self, text: str) -> None:
         """Print a line between steps."""
         self._console.print(f"  {text}", style="dim", soft_wrap=True)
+
+
+class AnswerWriter:
+    """An answer on stdout, piece by piece; on a terminal, a line ends between words.
+
+    A word is shown when it is whole. One that is longer than a line breaks at the terminal's edge.
+    """
+
+    def __init__(self) -> None:
+        self._columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        self._column = 0  # cells that are taken in the line
+        self._held = ""  # the last part, which may go on
+        self._shown = 0  # characters of it that are written, since it is longer than a line
+
+    def write(self, piece: str) -> None:
+        """Write what is known to be whole."""
+        if self._columns is None:
+            print(piece, end="", flush=True)
+            return
+        from rich.cells import cell_len
+
+        *parts, self._held = _PARTS.findall(self._held + piece.replace("\t", "    ")) or [""]
+        for part in parts:
+            self._place(part, self._columns)
+        if cell_len(self._held.lstrip()) > self._columns:
+            self._place(self._held, self._columns)
+            self._shown = len(self._held)
+
+    def _place(self, part: str, columns: int) -> None:
+        """Write a part in this line or the next, or over the edge."""
+        from rich.cells import cell_len
+
+        word = part.lstrip()
+        if part.endswith("\n"):
+            part, self._column = "\n", 0
+        elif self._column + cell_len(part) <= columns:
+            self._column += cell_len(part)
+        elif cell_len(word) <= columns:
+            part, self._column = f"\n{word}", cell_len(word)
+        else:
+            part = part[self._shown :]
+            for cells in map(cell_len, part):
+                self._column = cells + (self._column if self._column + cells <= columns else 0)
+        self._shown = 0
+        print(part, end="", flush=True)
+
+    def __enter__(self) -> AnswerWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._columns is not None:
+            self._place(self._held.rstrip(), self._columns)
 
 
 _STAGES = {"encode": "encoding tiles", "prefill": "reading the prompt"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onevision.cli.console import AnswerProgress, print_json, print_warning, stderr
+from onevision.cli.console import AnswerProgress, AnswerWriter, print_json, print_warning, stderr
 from onevision.cli.options import (
     INPUT,
     CacheFolder,
@@ -97,12 +97,12 @@ def run(
             folder, device=device, threads=threads, check=check, prefill=prefill, cache=cache
         ) as loaded,
         closing(loaded.stream(**question, on_progress=progress, **vars(options))) as stream,
+        AnswerWriter() as writer,
     ):
         for piece in stream:
             progress.stop()
             if not as_json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+                writer.write(piece)
         answer = stream.answer
     if as_json:
         print_json({"bundle": str(loaded.bundle.folder), **answer.to_dict()})

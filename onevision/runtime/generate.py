@@ -106,7 +106,7 @@ def complete(
             "gpu" if backbone.offloaded else "cpu",
         ),
         options,
-        (*prepared.warnings, *pipeline.warnings),
+        (*prepared.warnings, *pipeline.warnings, *_cut_form(text.finish, options, room)),
         logprobs=text.logprobs if options.logprobs else None,
         choices=text.choices,
     )
@@ -187,6 +187,15 @@ def _choose(
     pipeline.keep(prepared, known)
     finish: FinishReason = "stop" if whole else "length"
     return _Written(text, tuple(tokens), finish, ttft, scored[chosen][1][:room], choices)
+
+
+def _cut_form(finish: FinishReason, options: AnswerOptions, room: int) -> tuple[str, ...]:
+    """Warning about an answer in a form that was cut after ``room`` tokens, since it would be parsed."""
+    if finish == "stop" or not (options.form or options.choices):
+        return ()
+    what = "its JSON" if options.json_schema is not None else "it"
+    reason = "raise --max-tokens" if room == options.max_tokens else "the context is full"
+    return (f"the answer was cut at {room:,} tokens, so {what} may be incomplete: {reason}",)
 
 
 def _room(prepared: PreparedPrompt, options: AnswerOptions, context: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
@@ -114,9 +115,13 @@ def test_a_cut_answer_is_a_beginning_and_says_so(model: OneVision):
     for length in range(1, len(whole.token_ids)):
         cut = model.generate(QUESTION, json_schema=SCHEMA, max_tokens=length)
         assert (cut.token_ids, cut.finish_reason) == (whole.token_ids[:length], "length")
+        assert cut.warnings == (
+            f"the answer was cut at {length} tokens, so its JSON may be incomplete: raise --max-tokens",
+        )
         assert whole.text.startswith(cut.text)
     exact = model.generate(QUESTION, json_schema=SCHEMA, max_tokens=len(whole.token_ids))
-    assert (exact.text, exact.finish_reason) == (whole.text, "stop")
+    assert (exact.text, exact.finish_reason, exact.warnings) == (whole.text, "stop", ())
+    assert model.generate(QUESTION, max_tokens=1).warnings == ()
 
 
 def test_a_form_that_takes_anything_changes_nothing(model: OneVision):
@@ -343,7 +348,11 @@ def test_a_context_without_room_for_the_choices_is_said(model: OneVision, tiny_b
         assert small.generate(QUESTION, choices="red,green").finish_reason == "stop"
         with pytest.raises(PromptError, match="more than the model's context"):
             small.generate(QUESTION, choices=["a very long choice of many words", "red"])
-        assert small.generate(QUESTION, regex="[a-z]{50}").finish_reason == "length"
+        cut = small.generate(QUESTION, regex="[a-z]{50}")
+        assert cut.finish_reason == "length"
+        assert cut.warnings == (
+            "the answer was cut at 3 tokens, so it may be incomplete: the context is full",
+        )
 
 
 def test_a_schema_and_a_grammar_may_be_files(tmp_path: Path):
@@ -387,6 +396,19 @@ def test_an_evaluation_may_have_choices(tiny_bundle: Path):
     done = evaluate(tiny_bundle, families=["shape"], limit=2, options=make_options({"choices": "red,green"}))
     assert {record.text for record in done.records} <= {"red", "green"}
     assert done.to_dict()["choices"] == ("red", "green")
+
+
+def test_a_command_warns_of_json_that_is_cut(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    warning = "the answer was cut at 2 tokens, so its JSON may be incomplete: raise --max-tokens"
+    form = ["-m", str(tiny_bundle), "--json-schema", json.dumps(SCHEMA), "-n", "2"]
+    assert _run(["run", QUESTION, *form, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["warnings"], err) == ([warning], f"warning: {warning}\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION))
+    assert _run(["chat", *form]) == 0
+    assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
 def test_a_command_prints_probabilities(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]):
