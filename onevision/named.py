@@ -137,7 +137,7 @@ def _export(repo: str, target: Path, progress: Progress) -> None:
 
 
 def _called(repo: str) -> str:
-    """What a repository is called on the command line: its size, or its id."""
+    """Name of a repository on the command line: its size, or its id."""
     ours = {repositories(*model)[0]: name for name, model in PUBLISHED.items()}
     return ours.get(repo, repo)
 

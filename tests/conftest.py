@@ -130,9 +130,9 @@ def tiny_bundle() -> Path:
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default synthetic checkpoint: 56-pixel tiles of 16 patches, hidden size 128."""
-    from onevision.export.synth import SynthSpec, synthesise
+    from onevision.export.synth import SynthSpec, synthesize
 
-    return synthesise(tmp_path_factory.mktemp("toy") / "checkpoint", SynthSpec())
+    return synthesize(tmp_path_factory.mktemp("toy") / "checkpoint", SynthSpec())
 
 
 @pytest.fixture(scope="session")
@@ -144,9 +144,9 @@ def toy_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def untied_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy whose head is not its embedding."""
-    from onevision.export.synth import SynthSpec, synthesise
+    from onevision.export.synth import SynthSpec, synthesize
 
-    return synthesise(tmp_path_factory.mktemp("untied") / "checkpoint", SynthSpec(tied=False, seed=1))
+    return synthesize(tmp_path_factory.mktemp("untied") / "checkpoint", SynthSpec(tied=False, seed=1))
 
 
 @pytest.fixture(scope="session")

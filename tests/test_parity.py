@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from onevision import OneVision
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.runtime.messages import conversation_of
 from onevision.runtime.options import AnswerOptions
 from tests.conftest import make_bundle
@@ -217,9 +217,9 @@ class Pair:
 @pytest.fixture(scope="module", params=SHAPES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     spec, folder = SHAPES[request.param], tmp_path_factory.mktemp("shape")
-    checkpoint = twin = synthesise(folder / "checkpoint", spec)
+    checkpoint = twin = synthesize(folder / "checkpoint", spec)
     if spec.naming in ("lmms-lab", "hf-5"):
-        twin = synthesise(folder / "twin", replace(spec, naming="hf", shards=1))
+        twin = synthesize(folder / "twin", replace(spec, naming="hf", shards=1))
     oracle = Oracle(twin, checkpoint, spec.vocab)
     bundle = make_bundle(checkpoint, folder / "bundle", backbone="f32")
     with OneVision.load(bundle, device="cpu", threads=1) as model:

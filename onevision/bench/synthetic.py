@@ -94,7 +94,7 @@ def needed_bytes(spec: SynthSpec, wanted: Synthetic) -> int:
 def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path, progress: Progress) -> None:
     from onevision.export.build import ExportOptions, export
     from onevision.export.hub import FetchedCheckpoint
-    from onevision.export.synth import synthesise
+    from onevision.export.synth import synthesize
 
     options = ExportOptions(
         vision="fp32" if wanted.vision == "int8" else wanted.vision,
@@ -113,7 +113,7 @@ def _make(spec: SynthSpec, wanted: Synthetic, threads: int | None, target: Path,
     ):
         checkpoint = Path(scratch, f"synthetic-{wanted.size}")
         with progress.step("checkpoint with random weights") as advance:
-            synthesise(checkpoint, spec, advance=advance)
+            synthesize(checkpoint, spec, advance=advance)
         floats = Path(scratch, "bundle") if wanted.vision == "int8" else target
         exported = export(FetchedCheckpoint(checkpoint, None, None), floats, options, progress)
         shutil.rmtree(checkpoint)

@@ -260,10 +260,10 @@ def synth(
     quiet: Quiet = False,
 ) -> None:
     """Make a checkpoint with random weights. For benchmarks and tests without a download."""
-    from onevision.export.synth import synthesise
+    from onevision.export.synth import synthesize
 
     with ConsoleProgress(quiet=quiet).step("checkpoint with random weights") as advance:
-        synthesise(out, spec, advance=advance)
+        synthesize(out, spec, advance=advance)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     show(as_json, {"checkpoint": str(out), "bytes": size}, print, out)
     print_next(f"onevision export --source {quote(str(out))}", quiet=quiet or as_json)

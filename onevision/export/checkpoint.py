@@ -215,7 +215,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _read_headers(folder: Path) -> list[StoredTensor]:
-    """What the files of a checkpoint say they hold; an index must agree with them."""
+    """Tensors named in the headers of a checkpoint's files; an index must agree with them."""
     files = weight_files(folder)
     found = [stored for path in files for stored in read_header(path)]
     if files[0].name != SINGLE_FILE:
@@ -261,17 +261,21 @@ def _check(folder: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]
     ]
     faults = {"missing": missing, "unexpected": extra, "of the wrong shape": wrong}
     if any(faults.values()):
-        told = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+        wrong_names = "; ".join(
+            f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names
+        )
         hint = tensor_hint(missing, extra, misshapen)
-        raise CheckpointError(f"{folder} has not the tensors that config.json asks for: {told}", hint=hint)
+        raise CheckpointError(
+            f"{folder} does not have the tensors that config.json asks for: {wrong_names}", hint=hint
+        )
     by_type: dict[str, list[str]] = defaultdict(list)
     for name in shapes:
         if name in stored and stored[name].dtype not in _BYTES:
             by_type[stored[name].dtype].append(name)
     if by_type:
-        told = "; ".join(f"{len(names)} as {dtype}: {_some(names)}" for dtype, names in by_type.items())
-        hint = "only F32, F16 and BF16 can be exported: take the original instead of a quantised checkpoint"
-        raise UnsupportedCheckpointError(f"{folder} stores tensors in other types: {told}", hint=hint)
+        others = "; ".join(f"{len(names)} as {dtype}: {_some(names)}" for dtype, names in by_type.items())
+        hint = "only F32, F16 and BF16 can be exported: take the original instead of a quantized checkpoint"
+        raise UnsupportedCheckpointError(f"{folder} stores tensors in other types: {others}", hint=hint)
 
 
 def _check_same_head(embedding: StoredTensor, head: StoredTensor) -> None:

@@ -74,12 +74,12 @@ class Tokenizer:
     pad_id: int
     im_start_id: int
     im_end_id: int
-    image_id: int | None  # None: lmms-lab tokenizers have no such token, and nobody needs its id
+    image_id: int | None  # None: lmms-lab tokenizers have no such token, and its id is not needed
     video_id: int | None
 
     @property
     def never_sampled(self) -> tuple[int, ...]:
-        """Ids that no answer may hold: rows without a token, and the places of pictures and videos."""
+        """Ids that no answer may hold: rows without a token, and the places of images and videos."""
         unused = [index for index, kind in enumerate(self.types) if kind is TokenType.UNUSED]
         return tuple(index for index in (self.image_id, self.video_id, *unused) if index is not None)
 
@@ -92,7 +92,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Source:
-    """What the files say, before it is laid out."""
+    """Content of the tokenizer's files, before the ids are laid out."""
 
     vocabulary: dict[str, int]
     merges: tuple[str, ...]

@@ -27,7 +27,7 @@ REFERENCE = AnswerOptions()
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a model depends on."""
+    """Those facts about a model that its cost depends on."""
 
     vision: VisionInfo
     backbone: BackboneInfo

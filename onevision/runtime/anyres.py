@@ -160,7 +160,7 @@ class Tiling:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """What the vision encoder sees of one image."""
+    """Input of the vision encoder for one image."""
 
     pixels: NDArray[np.uint8]  # [T, S, S, 3]: the base view, then the grid row by row
     size: tuple[int, int]  # (height, width) of the image, in pixels

@@ -113,7 +113,7 @@ def complete(
 
 
 class _Written(NamedTuple):
-    """What was written after a prompt, and milliseconds from the call to its first token."""
+    """Text and tokens that follow a prompt, and milliseconds from the call to the first of them."""
 
     text: str
     tokens: tuple[int, ...]

@@ -365,7 +365,7 @@ class AnswerOptions:
             compile_grammar(*self.form)
 
     def budget(self, predicted_ttft: float | None = None) -> dict[str, Any]:
-        """What may be spent on images and videos, as JSON has it.
+        """The budget for images and videos, in the form of the JSON output.
 
         Args:
             predicted_ttft: Seconds to the first token with it.

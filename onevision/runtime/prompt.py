@@ -71,7 +71,7 @@ def render(
 
 
 def time_instruction(positions: Sequence[int], total: int, fps: float) -> str:
-    """What LLaVA-Video's prompts say about the frames of a video (``train.py``, ``add_time_instruction``).
+    """Sentence of LLaVA-Video's prompts about the frames of a video (``train.py``, ``add_time_instruction``).
 
     Args:
         positions: Places of the chosen frames among all, from 0.

@@ -72,7 +72,7 @@ class VisionEncoder:
         """Image features of tiles.
 
         Args:
-            pixel_values: Normalised tiles, float32 [T, 3, S, S].
+            pixel_values: Normalized tiles, float32 [T, 3, S, S].
             on_tile: Called after each batch with the number of tiles done, and T.
             batch: Tiles per call of the session; None for what suits the device.
 

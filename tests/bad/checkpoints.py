@@ -111,7 +111,7 @@ CONFIGS = tuple(
         ("text_config__eos_token_id", 10**9, "eos_token_id is 1000000000"),
         ("text_config__layer_types", ["sliding_attention"] * 2, "text_config.layer_types"),
         ("text_config", [], "text_config is not a JSON object"),
-        ("text_config", ..., "has not the tensors"),
+        ("text_config", ..., "does not have the tensors"),
         ("vision_config", None, "must be multiples of 384"),
         ("vision_config__image_size", 57, "must be multiples of 57"),
         ("vision_config__patch_size", 100, "patch_size is 100"),

@@ -219,9 +219,9 @@ def lmms_lab(**changes: object) -> Make:
     """A small checkpoint in lmms-lab naming with another config."""
 
     def make(place: Place) -> None:
-        from onevision.export.synth import SynthSpec, synthesise
+        from onevision.export.synth import SynthSpec, synthesize
 
-        made = synthesise(place.cwd / "ck", SynthSpec(naming="lmms-lab", layers=1, vision_layers=1))
+        made = synthesize(place.cwd / "ck", SynthSpec(naming="lmms-lab", layers=1, vision_layers=1))
         json_edit(made / "config.json", dict(changes))
 
     return make
@@ -259,8 +259,8 @@ def other_checkpoint(**spec: object) -> Make:
     """A checkpoint of another shape, "other"."""
 
     def make(place: Place) -> None:
-        from onevision.export.synth import SynthSpec, synthesise
+        from onevision.export.synth import SynthSpec, synthesize
 
-        synthesise(place.cwd / "other", SynthSpec(**spec))
+        synthesize(place.cwd / "other", SynthSpec(**spec))
 
     return make

@@ -178,9 +178,9 @@ def test_another_checkpoint_is_refused(bundle: Bundle, setup: TargetSetup, untie
 
 
 def test_a_checkpoint_that_transformers_does_not_read(bundle: Bundle, setup: TargetSetup, tmp_path: Path):
-    from onevision.export.synth import SynthSpec, synthesise
+    from onevision.export.synth import SynthSpec, synthesize
 
-    other = synthesise(tmp_path / "checkpoint", SynthSpec(naming="lmms-lab"))
+    other = synthesize(tmp_path / "checkpoint", SynthSpec(naming="lmms-lab"))
     with pytest.raises(CheckpointError, match="lmms-lab"):
         TransformersTarget("transformers-fp32", bundle, replace(setup, checkpoint=other))
 

@@ -20,7 +20,7 @@ from onevision import files as disk
 from onevision.errors import BundleError, ExportError
 from onevision.export.backbone import export_backbone, write_gguf
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.tokenizer import CHAT_TEMPLATE
 from onevision.native.gguf import GgufFile
 from onevision.native.llama import last_llama_error
@@ -36,7 +36,7 @@ WIDE = SynthSpec(layers=1, hidden=896, heads=14, kv_heads=2, intermediate=1024, 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide")
-    synthesise(folder / "checkpoint", WIDE)
+    synthesize(folder / "checkpoint", WIDE)
     with Checkpoint.open(folder / "checkpoint") as checkpoint:
         write_gguf(checkpoint, folder / "bf16.gguf", dtype="bf16", name="wide")
         yield checkpoint, folder / "bf16.gguf"
@@ -44,7 +44,7 @@ def wide(tmp_path_factory):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    synthesise(tmp_path / "checkpoint", SMALL)
+    synthesize(tmp_path / "checkpoint", SMALL)
     with Checkpoint.open(tmp_path / "checkpoint") as opened:
         yield opened
 
@@ -65,14 +65,14 @@ def relative_error(values, reference):
     ids=["tied", "untied-f32", "sharded", "hf-5", "wide"],
 )
 def test_logits_equal_transformers(tmp_path, spec):
-    synthesise(tmp_path / "reference", replace(spec, naming="hf"))
+    synthesize(tmp_path / "reference", replace(spec, naming="hf"))
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
         tmp_path / "reference", dtype=torch.float32
     )
     ids = torch.randint(0, 590, (1, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         reference = model(input_ids=ids).logits[0, -1].numpy()
-    synthesise(tmp_path / "checkpoint", spec)
+    synthesize(tmp_path / "checkpoint", spec)
     with Checkpoint.open(tmp_path / "checkpoint") as checkpoint:
         for precision, tolerance in {"f32": 1e-5, "f16": 5e-3, "q8_0": 0.1}.items():
             export_backbone(checkpoint, tmp_path / "model.gguf", precision, name="test")
@@ -221,7 +221,7 @@ def test_a_k_quant_that_does_not_fit_is_told(wide, tmp_path):
 
 
 def test_a_k_quant_that_fits_has_no_fallbacks(tmp_path):
-    synthesise(tmp_path / "checkpoint", replace(SMALL, hidden=256))
+    synthesize(tmp_path / "checkpoint", replace(SMALL, hidden=256))
     with Checkpoint.open(tmp_path / "checkpoint") as checkpoint:
         for precision in ("q4_k_m", "q4_0"):
             made = export_backbone(checkpoint, tmp_path / "model.gguf", precision, name="test")
@@ -230,7 +230,7 @@ def test_a_k_quant_that_fits_has_no_fallbacks(tmp_path):
 
 
 def test_rows_that_fit_no_block_stay_f16(tmp_path):
-    synthesise(tmp_path / "checkpoint", replace(SMALL, hidden=80, heads=4))
+    synthesize(tmp_path / "checkpoint", replace(SMALL, hidden=80, heads=4))
     with Checkpoint.open(tmp_path / "checkpoint") as checkpoint:
         made = export_backbone(checkpoint, tmp_path / "model.gguf", "q8_0", name="test")
     assert made.fallbacks["blk.*.attn_q.weight"] == ("f16",)
@@ -240,7 +240,7 @@ def test_rows_that_fit_no_block_stay_f16(tmp_path):
 @pytest.mark.parametrize("hidden", [128, 80])
 def test_q8_0_is_llama_cpps(tmp_path, hidden):
     """The same tensors, bit for bit, and the same types where rows fit no block."""
-    synthesise(tmp_path / "checkpoint", replace(SMALL, hidden=hidden, heads=4, dtype="f32"))
+    synthesize(tmp_path / "checkpoint", replace(SMALL, hidden=hidden, heads=4, dtype="f32"))
     with Checkpoint.open(tmp_path / "checkpoint") as checkpoint:
         write_gguf(checkpoint, tmp_path / "floats.gguf", dtype="f32", name="test")
         ours = write_gguf(checkpoint, tmp_path / "ours.gguf", dtype="q8_0", name="test")
@@ -267,7 +267,7 @@ def test_nothing_reaches_the_terminal(capfd, wide, tmp_path):
 
 
 def test_values_beyond_f16_are_refused(tmp_path):
-    folder = synthesise(tmp_path / "checkpoint", SMALL)
+    folder = synthesize(tmp_path / "checkpoint", SMALL)
     tensors = load_file(folder / "model.safetensors")
     tensors["language_model.model.layers.1.mlp.up_proj.weight"][3, 5] = 1e5
     save_file(tensors, folder / "model.safetensors")
@@ -377,7 +377,7 @@ def test_report_reads_what_is_there(wide):
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     """195 MB of weights in tensors of at most 4 MB, in five shards, are converted within 40 MB."""
     spec = SynthSpec(layers=36, hidden=512, heads=8, kv_heads=8, intermediate=1024, vocab=4096, shards=5)
-    synthesise(tmp_path / "checkpoint", spec)
+    synthesize(tmp_path / "checkpoint", spec)
     code = f"""
         import re
         from pathlib import Path

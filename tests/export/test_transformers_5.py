@@ -16,7 +16,7 @@ import pytest
 
 from onevision.bundle import GOLDEN, open_bundle
 from onevision.export.config import read_config
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.tokenizer import read_tokenizer
 from tests.conftest import make_bundle
 from tests.export.conftest import edit_json
@@ -54,8 +54,8 @@ def as_transformers_5(folder: Path) -> Path:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_it_reads_as_before_and_exports(tied: bool, tmp_path: Path) -> None:
-    plain = synthesise(tmp_path / "plain", SynthSpec(tied=tied))
-    saved = as_transformers_5(synthesise(tmp_path / "saved", SynthSpec(tied=tied, naming="hf-5")))
+    plain = synthesize(tmp_path / "plain", SynthSpec(tied=tied))
+    saved = as_transformers_5(synthesize(tmp_path / "saved", SynthSpec(tied=tied, naming="hf-5")))
     config, before = read_config(saved), read_config(plain)
     assert (config.vision, config.text, config.grid_pinpoints) == (
         before.vision,
@@ -123,7 +123,7 @@ def run(*command: str | Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_transformers_5_saves_exports(python: Path, tied: bool, tmp_path: Path) -> None:
-    source = synthesise(tmp_path / "source", SynthSpec(tied=tied, dtype="f32"))
+    source = synthesize(tmp_path / "source", SynthSpec(tied=tied, dtype="f32"))
     run(python, "-c", SAVE, source, tmp_path / "saved")
     for name in ("loaded", "fresh"):
         bundle = open_bundle(make_bundle(tmp_path / "saved" / name, tmp_path / name, backbone="f32"))

@@ -13,7 +13,7 @@ import pytest
 from onevision.errors import BundleError, ExportError
 from onevision.export.backbone import write_gguf
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.native.gguf import GgufFile
 from onevision.native.llama import silence_llama
 from onevision.native.quantize import FILE_TYPES, RECIPES, predicted_bits, quantize_gguf
@@ -30,7 +30,7 @@ MIXED = [name for name in RECIPES if name not in FILE_TYPES]
 
 
 def make_source(folder: Path, spec: SynthSpec) -> Path:
-    synthesise(folder / "checkpoint", spec)
+    synthesize(folder / "checkpoint", spec)
     with Checkpoint.open(folder / "checkpoint") as checkpoint:
         write_gguf(checkpoint, folder / "f32.gguf", dtype="f32", name="test")
     return folder / "f32.gguf"

@@ -11,7 +11,7 @@ import pytest
 
 from onevision.errors import ExportError
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.vision import export_vision, siglip_of
 from onevision.graphs.siglip import TOWER, Siglip, write_siglip
 from onevision.runtime.vision import VisionEncoder
@@ -29,7 +29,7 @@ from onevision.proof.optimum import TOLERANCE, optimum_error, write_optimum
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_features_are_those_of_optimum(name: str, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(synthesise(tmp_path / "checkpoint", SHAPES[name]))
+    checkpoint = Checkpoint.open(synthesize(tmp_path / "checkpoint", SHAPES[name]))
     export_vision(checkpoint, tmp_path / "vision.onnx")
     assert 0 < optimum_error(tmp_path / "vision.onnx", siglip_of(checkpoint)) <= TOLERANCE
     left = {path.name for path in tmp_path.iterdir()}
@@ -38,7 +38,7 @@ def test_features_are_those_of_optimum(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_features_of_the_published_size_are_those_of_optimum(tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(synthesise(tmp_path / "checkpoint", SynthSpec.preset("0.5b", "hf")))
+    checkpoint = Checkpoint.open(synthesize(tmp_path / "checkpoint", SynthSpec.preset("0.5b", "hf")))
     export_vision(checkpoint, tmp_path / "vision.onnx")
     assert optimum_error(tmp_path / "vision.onnx", siglip_of(checkpoint)) <= TOLERANCE
 

@@ -15,7 +15,7 @@ import torch
 
 from onevision import OneVision
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.tokenizer import read_tokenizer
 from onevision.proof.golden import GREEDY_STEPS, VISUAL_ID, ReferenceCase
 from onevision.proof.reference import Reference, fits_in_memory, golden_cases, synthetic_image
@@ -58,8 +58,8 @@ def assert_same(one: ReferenceCase, other: ReferenceCase) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_all_naming_schemes_are_the_same_model(tmp_path: Path, naming: Naming, tied: bool):
     spec = SynthSpec(tied=tied, seed=3)
-    plain = synthesise(tmp_path / "hf", spec)
-    renamed = synthesise(tmp_path / "renamed", replace(spec, naming=naming, shards=2))
+    plain = synthesize(tmp_path / "hf", spec)
+    renamed = synthesize(tmp_path / "renamed", replace(spec, naming=naming, shards=2))
     if naming == "lmms-lab":  # its tokenizer is another, and the ids of the prompt with it
         for file in (
             "tokenizer.json",

@@ -18,7 +18,7 @@ from onevision.eval.questions import tiny_suite
 from onevision.eval.suite import FAMILIES
 from onevision.export.build import ExportOptions
 from onevision.export.hub import FetchedCheckpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.quant import candidates as candidates_module
 from onevision.quant import imatrix as imatrix_module
 from onevision.quant import search as search_module
@@ -160,7 +160,7 @@ def test_an_encoder_sees_each_image_once(
 def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy that is smaller in int8 than in fp16; the plain one is mostly embeddings, which stay fp32."""
     folder = tmp_path_factory.mktemp("wide")
-    checkpoint = synthesise(folder / "checkpoint", SynthSpec(vision_intermediate=512))
+    checkpoint = synthesize(folder / "checkpoint", SynthSpec(vision_intermediate=512))
     return make_bundle(checkpoint, folder / "bundle", backbone="f32")
 
 

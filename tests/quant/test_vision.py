@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from onevision.errors import ExportError, QuantError
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.vision import export_vision, siglip_of
 from onevision.graphs import kernels
 from onevision.graphs.kernels import KEY_LEVELS, Attention, Kernels, Linear, quantize_columns
@@ -399,7 +399,7 @@ def test_all_matrices_are_bytes_but_the_embeddings(quantized: VisionQuant) -> No
 
 def test_a_quarter_of_the_size(tmp_path: Path) -> None:
     shape = SynthSpec(vision_hidden=192, vision_intermediate=768, vision_layers=3, image_size=70, hidden=256)
-    export_vision(Checkpoint.open(synthesise(tmp_path / "checkpoint", shape)), tmp_path / "vision.onnx")
+    export_vision(Checkpoint.open(synthesize(tmp_path / "checkpoint", shape)), tmp_path / "vision.onnx")
     report = quantize(tmp_path / "vision.onnx", tmp_path / "int8.onnx")
     assert report.features.cosine >= 0.999
     embeddings = 4 * 192 * (3 * 14 * 14 + 25)

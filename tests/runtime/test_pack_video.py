@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from onevision.bundle import NewlinePosition, Pooling, VideoInfo, open_bundle, pooled_side
 from onevision.eval.ask import EvalSettings, ReferenceModel
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.metrics import relative_error
 from onevision.planning.budget import video_size
 from onevision.planning.cost import Shape, prompt_cost
@@ -108,7 +108,7 @@ def test_pooling_of_an_odd_side_leaves_the_last_row_out():
 def llava_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of a toy with the keys of LLaVA-Video."""
     folder = tmp_path_factory.mktemp("llava-video")
-    checkpoint = synthesise(folder / "checkpoint", SynthSpec(naming="lmms-lab"))
+    checkpoint = synthesize(folder / "checkpoint", SynthSpec(naming="lmms-lab"))
     own = {"mm_newline_position": "grid", "add_time_instruction": True}
     edit_json(checkpoint / "config.json", lambda config: config.update(own))
     return make_bundle(checkpoint, folder / "bundle", backbone="f32")
@@ -157,7 +157,7 @@ def test_the_bundle_is_proven_and_says_by_what(model: OneVision):
 @pytest.mark.parametrize("pooling", ["average", "max"])
 @pytest.mark.parametrize("position", ["frame", "no_token"])
 def test_other_packings_are_proven_too(position: str, pooling: str, tmp_path: Path):
-    checkpoint = synthesise(tmp_path / "checkpoint", SynthSpec(naming="lmms-lab", layers=1, vision_layers=1))
+    checkpoint = synthesize(tmp_path / "checkpoint", SynthSpec(naming="lmms-lab", layers=1, vision_layers=1))
     own = {"mm_newline_position": position, "mm_spatial_pool_mode": pooling}
     edit_json(checkpoint / "config.json", lambda config: config.update(own))
     manifest = open_bundle(make_bundle(checkpoint, tmp_path / "bundle", backbone="f32")).manifest

@@ -15,7 +15,7 @@ from onevision import OneVision
 from onevision.bundle import BACKBONE, PREFILL, PREFILL_DATA
 from onevision.errors import BundleError, GenerationError, UsageError
 from onevision.export.checkpoint import Checkpoint
-from onevision.export.synth import SynthSpec, synthesise
+from onevision.export.synth import SynthSpec, synthesize
 from onevision.export.tensors import TEXT_PREFIX
 from onevision.graphs.qwen2 import write_prefill
 from onevision.native import device as device_module
@@ -110,7 +110,7 @@ def test_int8_comes_close(small: Path, photo: Path):
 def test_every_number_of_heads(tmp_path: Path, heads: int, kv_heads: int, theta: float):
     from tests.export.conftest import edit_json
 
-    folder = synthesise(tmp_path / "checkpoint", SynthSpec(heads=heads, kv_heads=kv_heads))
+    folder = synthesize(tmp_path / "checkpoint", SynthSpec(heads=heads, kv_heads=kv_heads))
     edit_json(folder / "config.json", lambda config: config["text_config"].update(rope_theta=theta))
     bundle = make_bundle(folder, tmp_path / "bundle", backbone="f32", prefill="fp32")
     tokens = []
@@ -253,7 +253,7 @@ def test_another_graph_is_an_error(exact: Path, tmp_path: Path):
 
 
 def test_a_graph_of_another_model_is_not_used(exact: Path, tmp_path: Path):
-    other = synthesise(tmp_path / "other", SynthSpec(seed=5))
+    other = synthesize(tmp_path / "other", SynthSpec(seed=5))
     copy = shutil.copytree(exact, tmp_path / "copy")
     with Checkpoint.open(other) as checkpoint:
         write_graph(checkpoint, tmp_path / PREFILL, "fp32")

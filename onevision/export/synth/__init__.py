@@ -24,12 +24,12 @@ from onevision.export.tensors import expected_tensors, optional_tensors, stored_
 from onevision.files import disk_space, is_vacant, whole_folder
 from onevision.progress import Advance
 
-__all__ = ["SynthSpec", "synthesise", "tensors_of", "weights_of"]
+__all__ = ["SynthSpec", "synthesize", "tensors_of", "weights_of"]
 
 _BACKBONE = ("model.language_model.", "lm_head.")
 
 
-def synthesise(out: Path, spec: SynthSpec, *, advance: Advance | None = None) -> Path:
+def synthesize(out: Path, spec: SynthSpec, *, advance: Advance | None = None) -> Path:
     """Write a checkpoint with random weights. Same spec, same bytes.
 
     Memory: one shard, and its largest tensor once more in float32.
