@@ -2,8 +2,8 @@
 
     python benchmarks/bundles.py FOLDER [--size 0.5b]
 
-Makes FOLDER/checkpoint, FOLDER/floats (fp32, f16, int8 prefill graph), and FOLDER/fast (int8, q4_0, the same
-graph), and prints the seconds and the peak memory of each command as JSON (Linux and macOS).
+Makes FOLDER/checkpoint, FOLDER/floats (fp32, f16, int8 prefill graph), FOLDER/default (as `export` writes it)
+and FOLDER/fast (int8, q4_0, the same graph), and prints the seconds and the peak memory of each command as JSON (Linux and macOS).
 """
 
 import json
@@ -24,6 +24,7 @@ def main(folder: Path, size: str = "0.5b") -> None:
     commands = (
         ("synth", "--size", size, checkpoint),
         ("export", "--source", checkpoint, "--vision", "fp32", "--backbone", "f16", "-o", floats),
+        ("export", "--source", checkpoint, "-o", folder / "default"),
         ("quant", "apply", floats, fast, "--vision", "int8", "--backbone", "q4_0", *gate),
     )
     folder.mkdir(parents=True, exist_ok=True)
