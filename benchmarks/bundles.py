@@ -3,8 +3,8 @@
     python benchmarks/bundles.py FOLDER [--size 0.5b]
 
 Makes FOLDER/checkpoint, FOLDER/floats (fp32, f16, int8 prefill graph), FOLDER/default (as `export` writes it)
-and FOLDER/fast (int8, q4_0, the same graph), and prints the seconds and the peak memory of each command as JSON
-(Linux and macOS).
+and FOLDER/fast (int8, q4_0, the same graph), and prints the seconds and the peak memory of each command as
+JSON (Linux and macOS).
 """
 
 import json
