@@ -6,7 +6,6 @@ contents). :func:`write_bundle` writes a temporary folder beside the target and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from onevision.errors import BundleError, OneVisionError, UsageError
-from onevision.files import is_vacant, whole_folder
+from onevision.files import is_vacant, sha256_of, whole_folder
 from onevision.typed import build, parse_json
 
 if TYPE_CHECKING:
@@ -280,15 +279,6 @@ def open_bundle(folder: str | os.PathLike[str], *, check: bool = False) -> Bundl
             f"bundle {root} is damaged: {'; '.join(damage)}", hint="copy or export the bundle again"
         )
     return bundle
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's contents."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def files_of(paths: Iterable[Path], precisions: Mapping[str, str]) -> dict[str, FileInfo]:

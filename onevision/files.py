@@ -6,6 +6,7 @@ interrupted program or a power cut leaves the old file or the new one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -25,6 +26,12 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("onevision", appauthor=False)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's contents, which are not held in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def readable(size: int) -> str:

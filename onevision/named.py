@@ -13,13 +13,12 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from onevision.bundle import MANIFEST, Bundle, open_bundle
-from onevision.errors import BundleError, DownloadError, UsageError
+from onevision.errors import BundleError, DownloadError, UsageError, closest
 from onevision.export.cached import cached_bundle
 from onevision.extras import missing, require
 from onevision.files import cache_folder
@@ -79,8 +78,8 @@ def _sizes() -> str:
 
 
 def _similar(name: str, known: Iterable[str]) -> str | None:
-    close = get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]}?" if close else None
+    close = closest(name, known)
+    return f"did you mean {close}?" if close else None
 
 
 def _bundles_beside(name: str) -> list[str]:

@@ -31,10 +31,10 @@ from onevision.bundle import (
     check_target,
     files_of,
     open_bundle,
-    sha256_of,
     write_bundle,
 )
 from onevision.errors import BundleError, OneVisionError, UsageError
+from onevision.files import sha256_of
 from tests.conftest import replace_file
 
 if TYPE_CHECKING:

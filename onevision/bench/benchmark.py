@@ -24,8 +24,9 @@ from onevision.bench.result import SCHEMA_VERSION, Load, Measured, ModelFacts, R
 from onevision.bench.roofline import work
 from onevision.bench.scenarios import Scenario
 from onevision.bench.target import OURS, BundleTarget, Target
-from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle, sha256_of
+from onevision.bundle import BACKBONE, MANIFEST, VISION, Bundle
 from onevision.errors import OneVisionError
+from onevision.files import sha256_of
 from onevision.native.device import Device, default_threads
 from onevision.native.doctor import examine
 from onevision.progress import Progress

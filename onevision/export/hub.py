@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, cast, get_args
 
-from onevision.bundle import sha256_of
 from onevision.errors import (
     CheckpointError,
     DownloadError,
@@ -25,7 +24,7 @@ from onevision.errors import (
 from onevision.export.checkpoint import PICKLE_HINT, PICKLES, SINGLE_FILE, weight_files
 from onevision.export.config import read_config
 from onevision.export.hub_errors import StalledError, UnavailableError, UnreachableError, retried
-from onevision.files import readable
+from onevision.files import readable, sha256_of
 from onevision.models import SHIPPED
 from onevision.models.shapes import PublishedSize, Variant, repositories
 

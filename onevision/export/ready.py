@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onevision.bundle import MANIFEST, NAMES, open_bundle, sha256_of
+from onevision.bundle import MANIFEST, NAMES, open_bundle
 from onevision.errors import BundleError, DownloadError
 from onevision.export.hub import check_disk_space, snapshot
 from onevision.export.hub_errors import retried
+from onevision.files import sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -20,7 +20,7 @@ import numpy as np
 from onevision._version import __version__
 from onevision.bundle import Bundle
 from onevision.eval.questions import TinySuite
-from onevision.files import scratch_folder, whole_file
+from onevision.files import scratch_folder, sha256_of, whole_file
 from onevision.precisions import BackbonePrecision, EncoderPrecision
 from onevision.progress import LogProgress, Progress
 from onevision.quant.calibration import files_in
@@ -142,7 +142,7 @@ def sweep_id(source: Bundle, config: GateConfig) -> str:
     asked = questions if isinstance(questions, TinySuite) else [(each.id, each.prompt) for each in questions]
     folder, imatrix = config.calibration, config.imatrix
     images = None if folder is None else [(path.name, path.stat().st_size) for path in files_in(folder)]
-    weights = hashlib.sha256(imatrix.read_bytes()).hexdigest() if isinstance(imatrix, Path) else None
+    weights = sha256_of(imatrix) if isinstance(imatrix, Path) else None
     facts = (__version__, source.manifest.to_json(), asked, images, weights, config.thresholds)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 

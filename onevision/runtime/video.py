@@ -7,7 +7,6 @@ decoded, see :mod:`onevision.runtime.container`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from bisect import bisect_right
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from onevision.errors import PromptError, UsageError, VideoError
 from onevision.extras import installed_version
+from onevision.files import sha256_of
 from onevision.runtime.cache import entry_key
 from onevision.runtime.container import (
     Prepare,
@@ -258,8 +258,7 @@ def video_key(source: str | os.PathLike[str], choice: FrameChoice, side: int) ->
     """
     path = existing_file(source, VideoError)
     try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = sha256_of(path)
     except OSError as error:
         raise VideoError(f"{path} cannot be opened: {error.strerror}") from error
     return entry_key("frames", content, replace(choice, most=None), side, installed_version("av"))
